@@ -1,0 +1,552 @@
+"""The embedded corpus `grammar`: newswire-like English drawn from a probabilistic grammar with hidden attributes.
+
+A sentence is drawn in two steps: the attributes a ~ P(a), then a derivation of `START` with the productions that a
+allows. The grammar is checked at construction to have exactly one derivation for each sentence, hence every sentence
+determines its attributes, and log p(x) and the entropy of x are exact. All logarithms are natural (nats).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from latent_ebm_text.errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+_MAX_CHECKED_STATES = 100_000
+_Stack = tuple[str | int, ...]  # what is still to be derived: a word, or the index of a nonterminal in `_nodes`
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A hidden attribute: weights of its values, replaced by `given[v]` where the earlier attribute `parent` is v."""
+
+    name: str
+    weights: Mapping[str, float]
+    parent: str | None = None
+    given: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Production:
+    """`lhs -> rhs` with a relative weight, usable only `when` each named attribute has (one of) the given value(s).
+
+    A symbol in upper case is a nonterminal, any other symbol is a word; `rhs` may be empty.
+    """
+
+    lhs: str
+    rhs: tuple[str, ...]
+    weight: float = 1.0
+    when: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+
+    def allows(self, attributes: Mapping[str, str]) -> bool:
+        """Whether this production may be used under these attributes."""
+        return all(attributes[a] == v if isinstance(v, str) else attributes[a] in v for a, v in self.when.items())
+
+
+@dataclass(frozen=True)
+class GrammarSentence:
+    """A sentence, its exact log-probability in nats (the end of the sentence included) and its hidden attributes."""
+
+    text: str
+    log_prob: float
+    attributes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A categorical distribution over `options`; `bounds` are the cumulative probabilities but for the last."""
+
+    options: list[_Stack]
+    probs: list[float]
+    logs: list[float]
+    bounds: list[float]
+    entropy: float  # nats
+
+    @classmethod
+    def of(cls, options: list[_Stack], weights: Sequence[float]) -> _Choice:
+        total = math.fsum(weights)
+        probs = [weight / total for weight in weights]
+        logs = [math.log(p) for p in probs]
+        entropy = -math.fsum(p * log for p, log in zip(probs, logs, strict=True))
+        return cls(options, probs, logs, list(accumulate(probs))[:-1], entropy)
+
+    def mean(self, values: Mapping[int, float], word: float) -> float:
+        """Expected sum over the symbols of an option: `values[i]` for nonterminal i, `word` for a word."""
+        totals = (sum(word if isinstance(s, str) else values[s] for s in option) for option in self.options)
+        return math.fsum(p * total for p, total in zip(self.probs, totals, strict=True))
+
+
+class ProbabilisticGrammar:
+    """A probability distribution over sentences: productions conditioned on attributes, without recursion.
+
+    Args:
+        attributes: the hidden attributes, a parent before its children (may be empty).
+        productions: the rules; at least one of `start` under every possible assignment of the attributes.
+        start: the nonterminal from which every sentence is derived.
+
+    Raises:
+        UsageError: the rules are incomplete, recursive, or give two derivations to one sentence.
+    """
+
+    def __init__(
+        self, attributes: Iterable[Attribute], productions: Iterable[Production], start: str = "START"
+    ) -> None:
+        self.attributes = tuple(attributes)
+        self.productions = tuple(productions)
+        self.start = start
+        self._rules = self._validated_rules()
+        self._relevant = {lhs: self._relevant_attributes(lhs) for lhs in self._rules}
+        self._nodes: list[_Choice] = []
+        self._entropy: dict[int, float] = {}
+        self._length: dict[int, float] = {}
+        self._moves_cache: dict[_Stack, dict[str | None, list[tuple[_Stack, float]]]] = {}
+        self._assignments, weights = self._enumerate_attributes()
+        ids: dict[tuple[str, ...], int | None] = {}
+        self._root = _Choice.of([(self._resolve(start, a, ids),) for a in self._assignments], weights)
+        self._check_unambiguous()
+
+    def sample(self, num_sentences: int, seed: int | Sequence[int] = 0) -> list[GrammarSentence]:
+        """Draw independent sentences; the first n do not depend on `num_sentences`, only on `seed` (PCG64)."""
+        _check_size("num_sentences", num_sentences)
+        if any(s < 0 for s in ([seed] if isinstance(seed, int) else seed)):
+            raise UsageError(f"seed is {seed}; give an integer that is not negative")
+        uniforms = _uniforms(np.random.Generator(np.random.PCG64(seed)))
+        return [self._sample_one(uniforms) for _ in range(num_sentences)]
+
+    def parse(self, text: str) -> GrammarSentence | None:
+        """The sentence with its log-probability and attributes, or None if `text` is not in the language.
+
+        A text is its sequence of words: the amount of white space between them does not matter.
+        """
+        frontier = {s: (log, i) for i, (s, log) in enumerate(zip(self._root.options, self._root.logs, strict=True))}
+        words: list[str] = text.split()
+        for word in (*words, None):
+            frontier = {
+                target: (log + step, index)
+                for stack, (log, index) in frontier.items()
+                for target, step in self._moves(stack).get(word, ())
+            }
+        if not frontier:
+            return None
+        ((log, index),) = frontier.values()  # the grammar is unambiguous
+        return GrammarSentence(" ".join(words), log, dict(self._assignments[index]))
+
+    def log_prob(self, text: str) -> float:
+        """Exact log-probability of `text` in nats, found by parsing it; -inf outside the language."""
+        sentence = self.parse(text)
+        return -math.inf if sentence is None else sentence.log_prob
+
+    def entropy(self) -> float:
+        """Exact entropy of a sentence in nats, its end included: the least mean NLL any model can have."""
+        return self._root.entropy + self._root.mean(self._entropy, word=0.0)
+
+    def attribute_entropy(self, name: str | None = None) -> float:
+        """Exact entropy in nats of all attributes together, or of the one called `name`."""
+        if name is None:
+            return self._root.entropy
+        return -math.fsum(p * math.log(p) for p in self.attribute_probs(name).values())
+
+    def attribute_probs(self, name: str) -> dict[str, float]:
+        """Exact marginal distribution of one attribute."""
+        if name not in {attribute.name for attribute in self.attributes}:
+            raise UsageError(f"no attribute {name!r}; choose one of {[a.name for a in self.attributes]}")
+        probs: dict[str, float] = {}
+        for assignment, p in zip(self._assignments, self._root.probs, strict=True):
+            probs[assignment[name]] = probs.get(assignment[name], 0.0) + p
+        return probs
+
+    def mean_length(self) -> float:
+        """Exact expected number of words of a sentence, its end not counted."""
+        return self._root.mean(self._length, word=1.0)
+
+    def entropy_rate(self) -> float:
+        """Entropy in nats per token, the end of the sentence counted as one token; exp() of it is a perplexity."""
+        return self.entropy() / (self.mean_length() + 1.0)
+
+    def vocabulary(self) -> list[str]:
+        """All words that some sentence contains, in alphabetical order."""
+        return sorted({s for node in self._nodes for rhs in node.options for s in rhs if isinstance(s, str)})
+
+    def enumerate(self) -> Iterator[tuple[str, float]]:
+        """Every sentence of the language once, with its probability; only for small grammars."""
+        todo = [((), stack, p) for stack, p in zip(self._root.options, self._root.probs, strict=True)]
+        pending: list[tuple[tuple[str, ...], _Stack, float]] = list(reversed(todo))
+        while pending:
+            words, stack, prob = pending.pop()
+            if not stack:
+                yield " ".join(words), prob
+            elif isinstance(stack[0], str):
+                pending.append(((*words, stack[0]), stack[1:], prob))
+            else:
+                node = self._nodes[stack[0]]
+                options = zip(node.options, node.probs, strict=True)
+                pending.extend((words, rhs + stack[1:], prob * p) for rhs, p in options)
+
+    def _sample_one(self, uniforms: Iterator[float]) -> GrammarSentence:
+        index = bisect_right(self._root.bounds, next(uniforms))
+        log, words, todo = self._root.logs[index], [], list(self._root.options[index])
+        while todo:
+            symbol = todo.pop()
+            if isinstance(symbol, str):
+                words.append(symbol)
+                continue
+            node = self._nodes[symbol]
+            choice = bisect_right(node.bounds, next(uniforms)) if node.bounds else 0
+            log += node.logs[choice]
+            todo.extend(reversed(node.options[choice]))
+        return GrammarSentence(" ".join(words), log, dict(self._assignments[index]))
+
+    def _validated_rules(self) -> dict[str, list[Production]]:
+        rules: dict[str, list[Production]] = {}
+        values = {a.name: set(a.weights).union(*a.given.values()) for a in self.attributes}
+        for rule in self.productions:
+            shown = f"the production {rule.lhs} -> {' '.join(rule.rhs)}"
+            if not rule.lhs.isupper():
+                raise UsageError(f"{shown} rewrites a word; write its left-hand side in upper case")
+            if not (rule.weight > 0 and math.isfinite(rule.weight)):
+                raise UsageError(f"{shown} has weight {rule.weight}; give a positive number or remove it")
+            for name, allowed in rule.when.items():
+                unknown = {allowed} if isinstance(allowed, str) else set(allowed)
+                if name not in values or unknown - values[name]:
+                    raise UsageError(f"{shown} needs {name}={allowed}, which no attribute defines; define it")
+            rules.setdefault(rule.lhs, []).append(rule)
+        missing = {s: None for s in (self.start, *(s for r in self.productions for s in r.rhs)) if s.isupper()}
+        if undefined := [symbol for symbol in missing if symbol not in rules]:
+            raise UsageError(f"undefined nonterminals {undefined}; add productions for them, or write words in lower case")
+        return rules
+
+    def _relevant_attributes(self, lhs: str) -> tuple[str, ...]:
+        """The attributes on which the distribution of what `lhs` derives depends."""
+        seen, todo = {lhs}, [lhs]
+        while todo:
+            new = {s for rule in self._rules[todo.pop()] for s in rule.rhs if s.isupper()} - seen
+            seen |= new
+            todo.extend(new)
+        used = {name for symbol in seen for rule in self._rules[symbol] for name in rule.when}
+        return tuple(attribute.name for attribute in self.attributes if attribute.name in used)
+
+    def _enumerate_attributes(self) -> tuple[list[dict[str, str]], list[float]]:
+        """Every assignment of the attributes with a positive probability, and that probability."""
+        joint: list[tuple[dict[str, str], float]] = [({}, 1.0)]
+        for attribute in self.attributes:
+            if any(attribute.name in assignment for assignment, _ in joint):
+                raise UsageError(f"attribute {attribute.name!r} is defined twice; rename one")
+            if attribute.parent is not None and any(attribute.parent not in assignment for assignment, _ in joint):
+                raise UsageError(f"attribute {attribute.name!r} depends on {attribute.parent!r}; define that one before")
+            for table in (attribute.weights, *attribute.given.values()):
+                if not table or any(not (w > 0 and math.isfinite(w)) for w in table.values()):
+                    raise UsageError(f"attribute {attribute.name!r}: give every value a positive weight, or omit it")
+            extended = []
+            for assignment, prob in joint:
+                parent_value = assignment.get(attribute.parent or "", "")
+                table = attribute.given.get(parent_value, attribute.weights)
+                total = math.fsum(table.values())
+                extended += [({**assignment, attribute.name: v}, prob * w / total) for v, w in table.items()]
+            joint = extended
+        return [assignment for assignment, _ in joint], [prob for _, prob in joint]
+
+    def _resolve(self, lhs: str, attributes: dict[str, str], ids: dict[tuple[str, ...], int | None]) -> int:
+        """Index of the node of `lhs` under these attributes, made (its children first) if it is new."""
+        key = (lhs, *(attributes[name] for name in self._relevant[lhs]))
+        if key in ids:
+            if (known := ids[key]) is None:
+                raise UsageError(f"the nonterminal {lhs} derives itself; recursion is not supported, unroll it")
+            return known
+        ids[key] = None
+        rules = [rule for rule in self._rules[lhs] if rule.allows(attributes)]
+        if not rules:
+            raise UsageError(f"no production of {lhs} is usable when {attributes}; add one")
+        options: list[_Stack] = [
+            tuple(self._resolve(s, attributes, ids) if s.isupper() else s for s in rule.rhs) for rule in rules
+        ]
+        node = _Choice.of(options, [rule.weight for rule in rules])
+        ids[key] = index = len(self._nodes)
+        self._nodes.append(node)
+        self._entropy[index] = node.entropy + node.mean(self._entropy, word=0.0)
+        self._length[index] = node.mean(self._length, word=1.0)
+        return index
+
+    def _moves(self, stack: _Stack) -> dict[str | None, list[tuple[_Stack, float]]]:
+        """Next word (None: the end) -> the stacks that remain after it, each with its log-probability in nats."""
+        if (found := self._moves_cache.get(stack)) is not None:
+            return found
+        moves: dict[str | None, list[tuple[_Stack, float]]] = {}
+        todo = [(stack, 0.0)]
+        while todo:
+            (stack_now, log), symbol = todo.pop(), None
+            if stack_now:
+                symbol, rest = stack_now[0], stack_now[1:]
+                if isinstance(symbol, int):
+                    node = self._nodes[symbol]
+                    todo += [(rhs + rest, log + step) for rhs, step in zip(node.options, node.logs, strict=True)]
+                    continue
+                stack_now = rest
+            moves.setdefault(symbol, []).append((stack_now, log))
+        self._moves_cache[stack] = moves
+        return moves
+
+    def _check_unambiguous(self) -> None:
+        """Follow all prefixes; two derivations share a sentence iff after some prefix they leave the same stack."""
+        queue = deque([(self._root.options, "")])
+        seen: set[frozenset[_Stack]] = set()
+        while queue:
+            stacks, prefix = queue.popleft()
+            distinct = frozenset(stacks)
+            if len(distinct) < len(stacks):
+                raise UsageError(
+                    f"the grammar is ambiguous: two derivations (or two assignments of the attributes) begin with "
+                    f"{prefix!r} and continue alike; remove one, or make the words differ"
+                )
+            if distinct in seen:
+                continue
+            seen.add(distinct)
+            if len(seen) > _MAX_CHECKED_STATES:
+                raise UsageError("the grammar is too large to prove that it is unambiguous; use fewer rules or attributes")
+            following: dict[str | None, list[_Stack]] = {}
+            for stack in stacks:
+                for word, targets in self._moves(stack).items():
+                    following.setdefault(word, []).extend(target for target, _ in targets)
+            for word, targets_of_word in following.items():
+                if word is not None:
+                    queue.append((targets_of_word, f"{prefix} {word}".strip()))
+                elif len(targets_of_word) > 1:
+                    raise UsageError(f"the grammar is ambiguous: {prefix!r} has two derivations; remove one")
+
+
+def rules(lhs: str, alternatives: str, **when: str | tuple[str, ...]) -> list[Production]:
+    """Productions from `"RHS [weight] | RHS | ..."` (weight 1 if not given), all under the same conditions."""
+    productions = []
+    for alternative in alternatives.split("|"):
+        match = re.fullmatch(r"([^\[\]]*)(?:\[([^\[\]]+)\]\s*)?", alternative)
+        if match is None:
+            raise UsageError(f"{lhs}: cannot read {alternative.strip()!r}; write symbols and then at most one [weight]")
+        productions.append(Production(lhs, tuple(match[1].split()), float(match[2] or 1), when))
+    return productions
+
+
+def lexicon(lhs: str, words: Iterable[str], **when: str | tuple[str, ...]) -> list[Production]:
+    """One production per word (or phrase), the first words being the more frequent ones (weight 1 / (rank + 3))."""
+    return [Production(lhs, tuple(word.split()), 1 / (rank + 3), when) for rank, word in enumerate(words)]
+
+
+def _check_size(name: str, value: int) -> None:
+    if value <= 0:
+        raise UsageError(f"{name} is {value}; give a positive number of sentences")
+
+
+def _uniforms(generator: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield from generator.random(4096).tolist()
+
+
+def _with_suffix(word: str, suffix: str) -> str:
+    """Regular English inflection with "s" or "ed"."""
+    if word.endswith("y") and word[-2] not in "aeiou":
+        return word[:-1] + ("ies" if suffix == "s" else "ied")
+    if suffix == "s":
+        return word + ("es" if word.endswith(("s", "sh", "ch", "x")) else "s")
+    return word + ("d" if word.endswith("e") else "ed")
+
+
+# ---- the newswire grammar -------------------------------------------------------------------------------------------
+
+_ATTRIBUTES = (
+    Attribute("topic", {"markets": 6, "politics": 5, "sports": 4, "weather": 3, "technology": 2}),
+    Attribute(
+        "tense",
+        {"past": 5, "present": 2, "future": 3},
+        "topic",
+        {"weather": {"past": 3, "present": 2, "future": 5}, "sports": {"past": 6, "present": 3, "future": 1}},
+    ),
+    Attribute("number", {"singular": 6, "plural": 4}),
+    Attribute(
+        "sentiment",
+        {"good": 1, "bad": 1, "neutral": 1},
+        "topic",
+        {
+            "markets": {"good": 4, "bad": 4, "neutral": 2},
+            "politics": {"good": 2, "bad": 3, "neutral": 5},
+            "weather": {"good": 2, "bad": 6, "neutral": 2},
+            "technology": {"good": 6, "bad": 2, "neutral": 2},
+        },
+    ),
+    Attribute("length", {"short": 3, "medium": 4, "long": 3}),
+)
+
+_STRUCTURE = (
+    ("START", "CLAUSE [2] | CLAUSE WHEN", {"length": "short"}),
+    ("START", "CLAUSE PLACE WHEN [3] | WHEN CLAUSE PLACE [2] | CLAUSE CAUSE [2] | CLAUSE PLACE CAUSE", {"length": "medium"}),
+    ("START", "CLAUSE PLACE WHEN LINK [3] | SOURCE CLAUSE PLACE WHEN CAUSE [2] | SOURCE CLAUSE LINK", {"length": "long"}),
+    ("CLAUSE", "SUBJECT TRANSITIVE OBJECT [3] | SUBJECT INTRANSITIVE ADVERB [2]", {}),
+    ("SUBJECT", "the NOUN [3] | the ADJECTIVE NOUN [3] | a ADJECTIVE NOUN [2] | one NOUN", {"number": "singular"}),
+    ("SUBJECT", "ADJECTIVE NOUN [3] | the ADJECTIVE NOUN [2] | COUNT NOUN [2]", {"number": "plural"}),
+    ("COUNT", "two [2] | three | several [3] | many [2]", {}),
+    ("OBJECT", "the THING [2] | the QUALITY THING [3] | another THING", {}),
+    ("QUALITY", "new [4] | main [2] | second | biggest | latest [2] | final", {}),
+    ("WHEN", "on DAY [4] | yesterday [2] | last PERIOD [2]", {"tense": "past"}),
+    ("WHEN", "today [3] | this PERIOD [2] | now", {"tense": "present"}),
+    ("WHEN", "on DAY [2] | tomorrow [3] | next PERIOD [3]", {"tense": "future"}),
+    ("DAY", "monday | tuesday | wednesday | thursday | friday | saturday | sunday", {}),
+    ("PERIOD", "week [4] | month [3] | spring | summer | autumn | winter", {}),
+    ("PLACE", "in CITY [3] | near CITY | in REGION COUNTRY [2]", {}),
+    ("CITY", "london [3] | paris [2] | tokyo [2] | berlin | madrid | chicago | boston | dublin | sydney | cairo", {}),
+    ("REGION", "northern | southern | eastern | western | central", {}),
+    ("COUNTRY", "france | germany | japan | china | india | canada | mexico | spain | italy | brazil", {}),
+    ("CAUSE", "amid TONE FACTOR [2] | after TONE FACTOR | despite CONTRAST FACTOR", {}),
+    ("CONTRAST", "BRIGHT", {"sentiment": "bad"}),
+    ("CONTRAST", "GRIM", {"sentiment": "good"}),
+    ("CONTRAST", "BRIGHT | GRIM", {"sentiment": "neutral"}),
+    ("TONE", "BRIGHT", {"sentiment": "good"}),
+    ("TONE", "GRIM", {"sentiment": "bad"}),
+    ("TONE", "mixed [2] | fresh | routine", {"sentiment": "neutral"}),
+    ("BRIGHT", "strong [3] | solid [2] | promising | impressive", {}),
+    ("GRIM", "weak [3] | poor [2] | disappointing | alarming", {}),
+    ("SOURCE", "PEOPLE said [3] | PEOPLE reported", {"tense": "past"}),
+    ("SOURCE", "PEOPLE say [2] | PEOPLE believe", {"tense": ("present", "future")}),
+    ("LINK", "as PEOPLE REACTION the FACTOR [2] | while PEOPLE REACTION TONE FACTOR", {}),
+    ("ADVERB", "strongly [2] | steadily [2] | smoothly | splendidly", {"sentiment": "good"}),
+    ("ADVERB", "badly [2] | sharply [2] | suddenly | painfully", {"sentiment": "bad"}),
+    ("ADVERB", "quietly [2] | slowly [2] | briefly | again", {"sentiment": "neutral"}),
+)
+
+_REACTIONS = {"good": "welcome praise celebrate", "bad": "fear criticise blame", "neutral": "study await discuss"}
+
+# topic -> lexical nonterminal -> words; a noun is given in the singular
+_LEXICON = {
+    "markets": {
+        "NOUN": "bank company fund broker insurer exporter retailer",
+        "ADJECTIVE": "big foreign regional private listed",
+        "THING": "dividend forecast portfolio payout loan share",
+        "FACTOR": "earnings demand trading inflation",
+        "PEOPLE": "analysts traders investors",
+    },
+    "politics": {
+        "NOUN": "minister senator party governor mayor committee lawmaker",
+        "ADJECTIVE": "senior liberal conservative local moderate",
+        "THING": "treaty budget bill reform pact law",
+        "FACTOR": "polling debate diplomacy turnout",
+        "PEOPLE": "voters officials diplomats",
+    },
+    "sports": {
+        "NOUN": "team player club striker coach champion goalkeeper",
+        "ADJECTIVE": "young national veteran talented visiting",
+        "THING": "title match trophy race series cup",
+        "FACTOR": "form preparation refereeing support",
+        "PEOPLE": "fans commentators rivals",
+    },
+    "weather": {
+        "NOUN": "storm wind shower hurricane blizzard breeze front",
+        "ADJECTIVE": "cold tropical late powerful rare",
+        "THING": "coast valley harbour village island highway",
+        "FACTOR": "visibility rainfall pressure humidity",
+        "PEOPLE": "forecasters residents farmers",
+    },
+    "technology": {
+        "NOUN": "startup developer chipmaker laboratory researcher programmer vendor",
+        "ADJECTIVE": "small global rival leading digital",
+        "THING": "chip phone robot browser platform satellite",
+        "FACTOR": "testing funding security feedback",
+        "PEOPLE": "engineers users reviewers",
+    },
+}
+
+# topic -> sentiment -> transitive verbs; intransitive verbs ("base/third person/past" where irregular)
+_VERBS = {
+    "markets": {
+        "good": "raise improve secure; recover grow/grows/grew",
+        "bad": "lose/loses/lost miss suspend; struggle sink/sinks/sank",
+        "neutral": "review publish value; wait trade",
+    },
+    "politics": {
+        "good": "defend win/wins/won secure; prevail advance",
+        "bad": "reject oppose block; resign stumble",
+        "neutral": "discuss review draft; testify speak/speaks/spoke",
+    },
+    "sports": {
+        "good": "win/wins/won dominate claim; recover improve",
+        "bad": "lose/loses/lost forfeit miss; struggle stumble",
+        "neutral": "enter watch discuss; train rest",
+    },
+    "weather": {
+        "good": "spare refresh cool; weaken fade",
+        "bad": "damage batter destroy; worsen intensify",
+        "neutral": "reach cross approach; move drift",
+    },
+    "technology": {
+        "good": "unveil launch improve; expand grow/grows/grew",
+        "bad": "delay recall suspend; fail struggle",
+        "neutral": "test review update; experiment wait",
+    },
+}
+
+
+def _verb_rules(lhs: str, verbs: str, **when: str) -> list[Production]:
+    forms = [verb.split("/") if "/" in verb else [verb, _with_suffix(verb, "s"), _with_suffix(verb, "ed")]
+             for verb in verbs.split()]
+    bases, thirds, pasts = zip(*forms, strict=True)
+    return [
+        *lexicon(lhs, pasts, tense="past", **when),
+        *lexicon(lhs, thirds, tense="present", number="singular", **when),
+        *lexicon(lhs, bases, tense="present", number="plural", **when),
+        *lexicon(lhs, [f"will {base}" for base in bases], tense="future", **when),
+    ]
+
+
+@cache
+def newswire_grammar() -> ProbabilisticGrammar:
+    """The grammar of the embedded corpus (built and checked once)."""
+    productions = [rule for lhs, alternatives, when in _STRUCTURE for rule in rules(lhs, alternatives, **when)]
+    for topic, lexical in _LEXICON.items():
+        for lhs, text in lexical.items():
+            if lhs == "NOUN":
+                plurals = [_with_suffix(noun, "s") for noun in text.split()]
+                productions += lexicon(lhs, text.split(), topic=topic, number="singular")
+                productions += lexicon(lhs, plurals, topic=topic, number="plural")
+            else:
+                productions += lexicon(lhs, text.split(), topic=topic)
+    for topic, cells in _VERBS.items():
+        for sentiment, verbs in cells.items():
+            for lhs, listed in zip(("TRANSITIVE", "INTRANSITIVE"), verbs.split(";"), strict=True):
+                productions += _verb_rules(lhs, listed, topic=topic, sentiment=sentiment)
+    for sentiment, verbs in _REACTIONS.items():
+        pasts = [_with_suffix(verb, "ed") for verb in verbs.split()]
+        productions += lexicon("REACTION", pasts, tense="past", sentiment=sentiment)
+        productions += lexicon("REACTION", verbs.split(), tense=("present", "future"), sentiment=sentiment)
+    return ProbabilisticGrammar(_ATTRIBUTES, productions)
+
+
+def grammar_dataset(
+    num_train: int = 8000, num_validation: int = 1000, num_test: int = 1000, seed: int = 0
+) -> DatasetDict:
+    """The embedded corpus as a DatasetDict: columns `text`, `log_prob` (float64, nats) and one per attribute.
+
+    All splits are independent draws from `newswire_grammar()`, so that a short sentence may occur in two of them. A
+    split depends on the seed and its own size alone, and a smaller one is the beginning of a larger one.
+    """
+    from datasets import Dataset, DatasetDict, Features, Value
+
+    grammar = newswire_grammar()
+    names = [attribute.name for attribute in grammar.attributes]
+    features = Features({"text": Value("string"), "log_prob": Value("float64")} | {n: Value("string") for n in names})
+    splits = {}
+    sizes = {"train": num_train, "validation": num_validation, "test": num_test}
+    for name, size in sizes.items():
+        _check_size(f"num_{name}", size)
+    for stream, (name, size) in enumerate(sizes.items()):
+        sentences = grammar.sample(size, (seed, stream))
+        columns: dict[str, list[str] | list[float]] = {n: [s.attributes[n] for s in sentences] for n in names}
+        columns |= {"text": [s.text for s in sentences], "log_prob": [s.log_prob for s in sentences]}
+        splits[name] = Dataset.from_dict(columns, features=features)
+    return DatasetDict(splits)

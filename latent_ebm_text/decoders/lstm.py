@@ -1,0 +1,210 @@
+"""A one-layer LSTM language model conditioned on a latent, the text decoder of the paper (section 4.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from latent_ebm_text.decoders.softmax import SoftmaxOutput
+
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+
+
+class LSTMDecoder(nn.Module):
+    """p(x | z): z sets the first hidden and cell state and joins the input of every step.
+
+    `inputs` are everywhere a dictionary with `input_ids` of shape `(batch, length)`, from the beginning-of-sentence
+    token to the end-of-sentence token and padded on the right, and `attention_mask` of the same shape. Every token
+    but the first is predicted; padding never changes a number.
+
+    Args:
+        vocab_size: Number of words.
+        latent_dim: Size of the latent.
+        embedding_size: Width of the word embedding.
+        hidden_size: Width of the LSTM.
+        output_rank: Rank of the output layer; `None` for full rank. A tied layer has the rank `embedding_size`.
+        tie_word_embeddings: Whether the output layer uses the word embedding as its matrix.
+        dropout: Dropout on embeddings and hidden states in training.
+        word_dropout: Probability that an input word is replaced by the unknown word in training.
+        unk_token_id: The unknown word.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        latent_dim: int,
+        *,
+        embedding_size: int,
+        hidden_size: int,
+        output_rank: int | None = None,
+        tie_word_embeddings: bool = False,
+        dropout: float = 0.0,
+        word_dropout: float = 0.0,
+        unk_token_id: int = 3,
+    ) -> None:
+        super().__init__()
+        self.latent_dim, self.embedding_size, self.hidden_size = latent_dim, embedding_size, hidden_size
+        self.word_dropout, self.unk_token_id = word_dropout, unk_token_id
+        self.embedding = nn.Embedding(vocab_size, embedding_size)
+        self.initial_hidden = nn.Linear(latent_dim, hidden_size)
+        self.initial_cell = nn.Linear(latent_dim, hidden_size)
+        self.lstm = nn.LSTM(embedding_size + latent_dim, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        rank = embedding_size if tie_word_embeddings else output_rank
+        self.output = SoftmaxOutput(hidden_size, vocab_size, rank, tied=tie_word_embeddings)
+
+    def initial_state(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden and cell state before the first word; `(batch, latent_dim)` to twice `(1, batch, hidden_size)`."""
+        return self.initial_hidden(latents).unsqueeze(0), self.initial_cell(latents).unsqueeze(0)
+
+    def hidden_states(
+        self, input_ids: Tensor, latents: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Runs the LSTM over `input_ids` of shape `(batch, length)`.
+
+        Returns:
+            Hidden states of shape `(length, batch, hidden_size)`, time first, and the state after the last word.
+        """
+        if self.training and self.word_dropout > 0:
+            dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.word_dropout
+            dropped[:, 0] = False  # the beginning of the sentence stays
+            input_ids = input_ids.masked_fill(dropped, self.unk_token_id)
+        words = self.dropout(self.embedding(input_ids.t()))  # (length, batch, embedding_size)
+        repeated = latents.to(words.dtype).expand(len(words), *latents.shape)
+        state = self.initial_state(latents) if state is None else state
+        hidden, state = self.lstm(torch.cat([words, repeated], dim=-1), state)
+        return self.dropout(hidden), state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of the next word; `(..., hidden_size)` to `(..., vocab_size)`."""
+        return self.output.logits(hidden, self._tied_weight())
+
+    def _tied_weight(self) -> Tensor | None:
+        return self.embedding.weight if self.output.weight is None else None
+
+    def log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """`log p(x | z)` in nats per sentence, the end counted; `(batch,)`, differentiable in weights and latents."""
+        input_ids, predicted = inputs["input_ids"], predicted_mask(inputs)
+        hidden, _ = self.hidden_states(input_ids[:, :-1], latents)
+        rows = predicted.t()  # (length - 1, batch)
+        values = self.output.log_prob(hidden[rows], input_ids[:, 1:].t()[rows], self._tied_weight())
+        per_token = torch.zeros(rows.shape, dtype=values.dtype, device=values.device).masked_scatter(rows, values)
+        return per_token.sum(dim=0)
+
+    def likelihood(self, inputs: dict[str, Tensor]) -> LSTMLikelihood:
+        """`log p(x | z)` as a function of z alone, see [`LSTMLikelihood`]."""
+        return LSTMLikelihood(self, inputs)
+
+    def score(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """`d log p(x | z) / d z` of shape `(batch, latent_dim)`, dropout off."""
+        return self.likelihood(inputs).score(latents)
+
+
+class LSTMLikelihood:
+    """`log p(x | z)` of a batch of sentences as a function of z, for the inner loop of posterior sampling.
+
+    Weights are frozen and dropout is off. The forward and backward passes through time are written out by hand: the
+    projections of the words are computed once per chain, no gradient of a weight is formed, and no array is allocated
+    in the loop over time.
+
+    Args:
+        decoder: The decoder.
+        inputs: `input_ids` and `attention_mask` of shape `(batch, length)`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, decoder: LSTMDecoder, inputs: dict[str, Tensor]) -> None:
+        self.decoder = decoder
+        lstm, width = decoder.lstm, decoder.embedding_size
+        input_ids, rows = inputs["input_ids"], predicted_mask(inputs).t()
+        words = decoder.embedding(input_ids[:, :-1].t())  # (time, batch, embedding_size)
+        bias = lstm.bias_ih_l0 + lstm.bias_hh_l0
+        #: Share of the gates' pre-activations that does not depend on z; (time, batch, 4 * hidden_size).
+        self._word_gates = nn.functional.linear(words, lstm.weight_ih_l0[:, :width], bias)
+        self._latent_weight = lstm.weight_ih_l0[:, width:]  # (4 * hidden_size, latent_dim)
+        self._rows = rows.reshape(-1).nonzero().squeeze(1)  # predicted places of the flattened (time, batch)
+        self._targets = input_ids[:, 1:].t().reshape(-1)[self._rows]
+        time, batch, size = *rows.shape, decoder.hidden_size
+        self._gates = torch.empty_like(self._word_gates)
+        self._hidden = words.new_empty(time + 1, batch, size)
+        self._cell = words.new_empty(time + 1, batch, size)
+        self._tanh_cell = words.new_empty(time, batch, size)
+        self._grad_hidden = words.new_zeros(time, batch, size)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """`log p(x | z)` in nats, `(batch, latent_dim)` to `(batch,)`, without a graph."""
+        return self.value_and_score(latents)[0]
+
+    def score(self, latents: Tensor) -> Tensor:
+        """`d log p(x | z) / d z`; `(batch, latent_dim)` to the same shape."""
+        return self._evaluate(latents, with_value=False)[1]
+
+    def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """`log p(x | z)` of shape `(batch,)` and its score of shape `(batch, latent_dim)`."""
+        value, score = self._evaluate(latents, with_value=True)
+        assert value is not None
+        return value, score
+
+    @torch.no_grad()
+    def _evaluate(self, latents: Tensor, with_value: bool) -> tuple[Tensor | None, Tensor]:
+        self._forward(latents)
+        hidden = self._hidden[1:].flatten(0, 1)[self._rows]  # (predicted tokens, hidden_size)
+        values, grad = self.decoder.output.score(hidden, self._targets, self.decoder._tied_weight(), with_value)
+        self._grad_hidden.flatten(0, 1).index_copy_(0, self._rows, grad)
+        value = None
+        if values is not None:
+            per_token = values.new_zeros(self._grad_hidden.shape[:2])
+            value = per_token.view(-1).index_copy_(0, self._rows, values).view_as(per_token).sum(dim=0)
+        return value, self._backward()
+
+    def _forward(self, latents: Tensor) -> None:
+        """Fills the gates (i, f, g, o after their non-linearities), cells and hidden states of every step."""
+        size, decoder = self.decoder.hidden_size, self.decoder
+        recurrent = decoder.lstm.weight_hh_l0.t()
+        gates, hidden, cell = self._gates, self._hidden, self._cell
+        torch.add(self._word_gates, latents @ self._latent_weight.t(), out=gates)
+        hidden[0] = decoder.initial_hidden(latents)
+        cell[0] = decoder.initial_cell(latents)
+        for t in range(len(gates)):
+            gate = gates[t].addmm_(hidden[t], recurrent)
+            gate[:, : 2 * size].sigmoid_()
+            gate[:, 2 * size : 3 * size].tanh_()
+            gate[:, 3 * size :].sigmoid_()
+            i, f, g, o = gate.chunk(4, dim=1)
+            torch.mul(f, cell[t], out=cell[t + 1]).addcmul_(i, g)
+            torch.tanh(cell[t + 1], out=self._tanh_cell[t])
+            torch.mul(o, self._tanh_cell[t], out=hidden[t + 1])
+
+    def _backward(self) -> Tensor:
+        """The gradient in z from `self._grad_hidden`, which holds the output layer's gradient of every step."""
+        decoder, gates, cell = self.decoder, self._gates, self._cell
+        recurrent = decoder.lstm.weight_hh_l0
+        batch, size = cell.shape[1:]
+        grad_gate, total = torch.empty_like(gates[0]), torch.zeros_like(gates[0])
+        grad_i, grad_f, grad_g, grad_o = grad_gate.chunk(4, dim=1)
+        carried = cell.new_zeros(batch, size)  # gradient in the hidden state, from the next step
+        grad_cell, scratch = cell.new_zeros(batch, size), cell.new_empty(batch, size)
+        for t in range(len(gates) - 1, -1, -1):
+            i, f, g, o = gates[t].chunk(4, dim=1)
+            grad_hidden = carried.add_(self._grad_hidden[t])
+            _sigmoid_backward(torch.mul(grad_hidden, self._tanh_cell[t], out=scratch), o, grad_input=grad_o)
+            _tanh_backward(torch.mul(grad_hidden, o, out=scratch), self._tanh_cell[t], grad_input=scratch)
+            grad_cell.add_(scratch)
+            _sigmoid_backward(torch.mul(grad_cell, g, out=scratch), i, grad_input=grad_i)
+            _sigmoid_backward(torch.mul(grad_cell, cell[t], out=scratch), f, grad_input=grad_f)
+            _tanh_backward(torch.mul(grad_cell, i, out=scratch), g, grad_input=grad_g)
+            grad_cell.mul_(f)
+            total.add_(grad_gate)
+            torch.mm(grad_gate, recurrent, out=carried)
+        score = total @ self._latent_weight
+        score.addmm_(carried, decoder.initial_hidden.weight)
+        return score.addmm_(grad_cell, decoder.initial_cell.weight)
+
+
+def predicted_mask(inputs: dict[str, Tensor]) -> Tensor:
+    """Which of the tokens after the first are predicted; `(batch, length - 1)` booleans."""
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return torch.ones_like(inputs["input_ids"][:, 1:], dtype=torch.bool)
+    return mask[:, 1:].bool()

@@ -1,0 +1,48 @@
+"""The posterior of a latent given data, p(z | x): a prior and a likelihood, seen as one log-density in z."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.samplers.base import ScoredLogDensity
+
+
+class LatentPosterior:
+    r"""`log p(z) + w log p(x | z)` up to a constant, for a batch of data.
+
+    The posterior energy of the paper (section 2.3) is `U(z; x) = E(z) - log p(x | z)`, which is `w = 1`. Another
+    likelihood weight gives the power posterior `p(z) p(x | z)^w`, the optimum of the variational free energy with its
+    divergence term scaled by `1 / w`: above 1 the latent is asked to carry more of the data, as in a beta-VAE with
+    beta = 1 / w.
+
+    Args:
+        prior: Log-density of the prior with its score.
+        likelihood: `log p(x | z)` as a function of z alone, with its score, one row per datum
+            (a decoder's `likelihood(...)` gives it).
+        likelihood_weight: `w`, positive.
+    """
+
+    def __init__(
+        self, prior: ScoredLogDensity, likelihood: ScoredLogDensity, likelihood_weight: float = 1.0
+    ) -> None:
+        if not likelihood_weight > 0:
+            raise UsageError(f"likelihood_weight must be positive, got {likelihood_weight}")
+        self.prior, self.likelihood, self.likelihood_weight = prior, likelihood, likelihood_weight
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """`-U(z; x)` in nats; `(batch, latent_dim)` to `(batch,)`."""
+        return self.prior(latents) + self.likelihood_weight * self.likelihood(latents)
+
+    @torch.no_grad()
+    def score(self, latents: Tensor) -> Tensor:
+        """The score of shape `(batch, latent_dim)`."""
+        return self.likelihood.score(latents).mul_(self.likelihood_weight).add_(self.prior.score(latents))
+
+    @torch.no_grad()
+    def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """`-U(z; x)` of shape `(batch,)` and its score of shape `(batch, latent_dim)`."""
+        prior_value, prior_score = self.prior.value_and_score(latents)
+        value, score = self.likelihood.value_and_score(latents)
+        return prior_value + self.likelihood_weight * value, prior_score + self.likelihood_weight * score

@@ -1,0 +1,38 @@
+"""Samplers of unnormalised log-densities over latents. They import torch only and know nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.samplers.base import LogDensity as LogDensity
+from latent_ebm_text.samplers.base import Sampler as Sampler
+from latent_ebm_text.samplers.base import SamplerOutput as SamplerOutput
+from latent_ebm_text.samplers.base import SamplerTrace as SamplerTrace
+from latent_ebm_text.samplers.base import ScoredLogDensity as ScoredLogDensity
+from latent_ebm_text.samplers.chains import ChainStore as ChainStore
+from latent_ebm_text.samplers.langevin import LangevinSampler as LangevinSampler
+
+SAMPLERS: dict[str, type[Any]] = {"langevin": LangevinSampler}
+
+
+def sampler_from_dict(settings: Mapping[str, Any]) -> Sampler:
+    """Builds a sampler from its JSON settings, the inverse of `sampler.to_dict()`.
+
+    Args:
+        settings: `{"name": "langevin", "num_steps": 60, "step_size": 0.4, ...}`.
+
+    Raises:
+        UsageError: If the name or a setting is unknown, or a value is out of range.
+    """
+    arguments = dict(settings)
+    name = arguments.pop("name", None)
+    if name not in SAMPLERS:
+        raise UsageError(f"unknown sampler {name!r}; known samplers: {', '.join(sorted(SAMPLERS))}")
+    known = SAMPLERS[name].__dataclass_fields__
+    unknown = sorted(set(arguments) - set(known))
+    if unknown:
+        raise UsageError(f"sampler {name!r} has no setting {unknown[0]!r}; its settings are {', '.join(known)}")
+    sampler: Sampler = SAMPLERS[name](**arguments)
+    return sampler

@@ -1,0 +1,105 @@
+"""What every sampler is: numbers, and a `sample` method that knows a log-density and a position, never a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class LogDensity(Protocol):
+    """An unnormalised log-density: latents of shape `(batch, latent_dim)` to nats of shape `(batch,)`."""
+
+    def __call__(self, latents: Tensor, /) -> Tensor: ...
+
+
+@runtime_checkable
+class ScoredLogDensity(LogDensity, Protocol):
+    """A log-density that also knows its score, the gradient of the log-density in the latents, in closed form."""
+
+    def score(self, latents: Tensor, /) -> Tensor:
+        """The score, of shape `(batch, latent_dim)`."""
+        ...
+
+    def value_and_score(self, latents: Tensor, /) -> tuple[Tensor, Tensor]:
+        """The log-density of shape `(batch,)` and the score of shape `(batch, latent_dim)`."""
+        ...
+
+
+@dataclass(frozen=True)
+class SamplerTrace:
+    """What a chain did, step by step; kept only on request.
+
+    Attributes:
+        energies: `(num_steps + 1, batch)`, minus the log-density before the first and after every step, in nats.
+        score_norms: `(num_steps, batch)`, norm of the score at the position each step starts from.
+        displacements: `(num_steps, batch)`, distance moved by each step.
+    """
+
+    energies: Tensor
+    score_norms: Tensor
+    displacements: Tensor
+
+
+@dataclass(frozen=True)
+class SamplerOutput:
+    """The end of a batch of chains.
+
+    Attributes:
+        latents: `(batch, latent_dim)`, the final positions, detached.
+        trace: The [`SamplerTrace`], where it was asked for.
+    """
+
+    latents: Tensor
+    trace: SamplerTrace | None = None
+
+
+class Sampler(Protocol):
+    """The one interface of all samplers; settings are plain numbers, so a sampler is saved as JSON and swapped freely."""
+
+    @property
+    def num_steps(self) -> int: ...
+
+    def sample(
+        self,
+        init: Tensor,
+        logdensity: LogDensity,
+        *,
+        generator: torch.Generator | None = None,
+        return_trace: bool = False,
+    ) -> SamplerOutput:
+        """Runs one chain per row of `init`, of shape `(batch, latent_dim)`, towards `logdensity`."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-able values, with the sampler's registered `name`."""
+        ...
+
+
+def score_function(logdensity: LogDensity) -> Callable[[Tensor], Tensor]:
+    """The score of a log-density: its own closed form where it offers one, else autograd."""
+    if isinstance(logdensity, ScoredLogDensity):
+        return logdensity.score
+    return lambda latents: autograd_value_and_score(logdensity, latents)[1]
+
+
+def value_and_score_function(logdensity: LogDensity) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Log-density and score together: the closed form where there is one, else autograd."""
+    if isinstance(logdensity, ScoredLogDensity):
+        return logdensity.value_and_score
+    return lambda latents: autograd_value_and_score(logdensity, latents)
+
+
+def autograd_value_and_score(logdensity: LogDensity, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-density `(batch,)` and score `(batch, latent_dim)` by automatic differentiation.
+
+    Works inside `torch.no_grad()` and `torch.inference_mode()`. Rows must not depend on each other.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        position = latents.detach().clone().requires_grad_(True)
+        value = logdensity(position)
+        (score,) = torch.autograd.grad(value.sum(), position)
+    return value.detach(), score
