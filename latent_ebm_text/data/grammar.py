@@ -79,7 +79,7 @@ class _Choice:
         total = math.fsum(weights)
         probs = [weight / total for weight in weights]
         logs = [math.log(p) for p in probs]
-        entropy = -math.fsum(p * log for p, log in zip(probs, logs, strict=True))
+        entropy = 0.0 - math.fsum(p * log for p, log in zip(probs, logs, strict=True))
         return cls(options, probs, logs, list(accumulate(probs))[:-1], entropy)
 
     def mean(self, values: Mapping[int, float], word: float) -> float:
@@ -120,7 +120,7 @@ class ProbabilisticGrammar:
     def sample(self, num_sentences: int, seed: int | Sequence[int] = 0) -> list[GrammarSentence]:
         """Draw independent sentences; the first n do not depend on `num_sentences`, only on `seed` (PCG64)."""
         _check_size("num_sentences", num_sentences)
-        if any(s < 0 for s in ([seed] if isinstance(seed, int) else seed)):
+        if any(s < 0 for s in (seed if isinstance(seed, Sequence) else (seed,))):
             raise UsageError(f"seed is {seed}; give an integer that is not negative")
         uniforms = _uniforms(np.random.Generator(np.random.PCG64(seed)))
         return [self._sample_one(uniforms) for _ in range(num_sentences)]
@@ -181,8 +181,8 @@ class ProbabilisticGrammar:
 
     def enumerate(self) -> Iterator[tuple[str, float]]:
         """Every sentence of the language once, with its probability; only for small grammars."""
-        todo = [((), stack, p) for stack, p in zip(self._root.options, self._root.probs, strict=True)]
-        pending: list[tuple[tuple[str, ...], _Stack, float]] = list(reversed(todo))
+        roots = zip(self._root.options, self._root.probs, strict=True)
+        pending: list[tuple[tuple[str, ...], _Stack, float]] = [((), stack, p) for stack, p in roots]
         while pending:
             words, stack, prob = pending.pop()
             if not stack:
@@ -209,7 +209,7 @@ class ProbabilisticGrammar:
         return GrammarSentence(" ".join(words), log, dict(self._assignments[index]))
 
     def _validated_rules(self) -> dict[str, list[Production]]:
-        rules: dict[str, list[Production]] = {}
+        by_lhs: dict[str, list[Production]] = {}
         values = {a.name: set(a.weights).union(*a.given.values()) for a in self.attributes}
         for rule in self.productions:
             shown = f"the production {rule.lhs} -> {' '.join(rule.rhs)}"
@@ -221,11 +221,11 @@ class ProbabilisticGrammar:
                 unknown = {allowed} if isinstance(allowed, str) else set(allowed)
                 if name not in values or unknown - values[name]:
                     raise UsageError(f"{shown} needs {name}={allowed}, which no attribute defines; define it")
-            rules.setdefault(rule.lhs, []).append(rule)
-        missing = {s: None for s in (self.start, *(s for r in self.productions for s in r.rhs)) if s.isupper()}
-        if undefined := [symbol for symbol in missing if symbol not in rules]:
-            raise UsageError(f"undefined nonterminals {undefined}; add productions for them, or write words in lower case")
-        return rules
+            by_lhs.setdefault(rule.lhs, []).append(rule)
+        used = dict.fromkeys(s for rule in self.productions for s in rule.rhs if s.isupper())
+        if undefined := [symbol for symbol in {self.start: None, **used} if symbol not in by_lhs]:
+            raise UsageError(f"undefined nonterminals {undefined}; add productions, or write words in lower case")
+        return by_lhs
 
     def _relevant_attributes(self, lhs: str) -> tuple[str, ...]:
         """The attributes on which the distribution of what `lhs` derives depends."""
@@ -244,11 +244,14 @@ class ProbabilisticGrammar:
             if any(attribute.name in assignment for assignment, _ in joint):
                 raise UsageError(f"attribute {attribute.name!r} is defined twice; rename one")
             if attribute.parent is not None and any(attribute.parent not in assignment for assignment, _ in joint):
-                raise UsageError(f"attribute {attribute.name!r} depends on {attribute.parent!r}; define that one before")
+                raise UsageError(f"attribute {attribute.name!r} needs {attribute.parent!r}; define that one before")
+            parent_values = {assignment[attribute.parent] for assignment, _ in joint if attribute.parent}
+            if unknown := sorted(set(attribute.given) - parent_values):
+                raise UsageError(f"attribute {attribute.name!r}: its parent never is {unknown}; correct `given`")
             for table in (attribute.weights, *attribute.given.values()):
                 if not table or any(not (w > 0 and math.isfinite(w)) for w in table.values()):
                     raise UsageError(f"attribute {attribute.name!r}: give every value a positive weight, or omit it")
-            extended = []
+            extended: list[tuple[dict[str, str], float]] = []
             for assignment, prob in joint:
                 parent_value = assignment.get(attribute.parent or "", "")
                 table = attribute.given.get(parent_value, attribute.weights)
@@ -285,15 +288,14 @@ class ProbabilisticGrammar:
         moves: dict[str | None, list[tuple[_Stack, float]]] = {}
         todo = [(stack, 0.0)]
         while todo:
-            (stack_now, log), symbol = todo.pop(), None
-            if stack_now:
-                symbol, rest = stack_now[0], stack_now[1:]
-                if isinstance(symbol, int):
-                    node = self._nodes[symbol]
-                    todo += [(rhs + rest, log + step) for rhs, step in zip(node.options, node.logs, strict=True)]
-                    continue
-                stack_now = rest
-            moves.setdefault(symbol, []).append((stack_now, log))
+            now, log = todo.pop()
+            if not now:
+                moves.setdefault(None, []).append(((), log))
+            elif isinstance(symbol := now[0], str):
+                moves.setdefault(symbol, []).append((now[1:], log))
+            else:
+                node = self._nodes[symbol]
+                todo += [(rhs + now[1:], log + step) for rhs, step in zip(node.options, node.logs, strict=True)]
         self._moves_cache[stack] = moves
         return moves
 
@@ -313,7 +315,7 @@ class ProbabilisticGrammar:
                 continue
             seen.add(distinct)
             if len(seen) > _MAX_CHECKED_STATES:
-                raise UsageError("the grammar is too large to prove that it is unambiguous; use fewer rules or attributes")
+                raise UsageError("the grammar is too large to be proved unambiguous; use fewer rules or attributes")
             following: dict[str | None, list[_Stack]] = {}
             for stack in stacks:
                 for word, targets in self._moves(stack).items():
@@ -329,9 +331,9 @@ def rules(lhs: str, alternatives: str, **when: str | tuple[str, ...]) -> list[Pr
     """Productions from `"RHS [weight] | RHS | ..."` (weight 1 if not given), all under the same conditions."""
     productions = []
     for alternative in alternatives.split("|"):
-        match = re.fullmatch(r"([^\[\]]*)(?:\[([^\[\]]+)\]\s*)?", alternative)
+        match = re.fullmatch(r"([^\[\]]*)(?:\[(\d+(?:\.\d+)?)\]\s*)?", alternative)
         if match is None:
-            raise UsageError(f"{lhs}: cannot read {alternative.strip()!r}; write symbols and then at most one [weight]")
+            raise UsageError(f"{lhs}: cannot read {alternative.strip()!r}; write symbols, then at most one [weight]")
         productions.append(Production(lhs, tuple(match[1].split()), float(match[2] or 1), when))
     return productions
 
@@ -385,10 +387,12 @@ _ATTRIBUTES = (
     Attribute("length", {"short": 3, "medium": 4, "long": 3}),
 )
 
-_STRUCTURE = (
+_STRUCTURE: tuple[tuple[str, str, dict[str, str | tuple[str, ...]]], ...] = (
     ("START", "CLAUSE [2] | CLAUSE WHEN", {"length": "short"}),
-    ("START", "CLAUSE PLACE WHEN [3] | WHEN CLAUSE PLACE [2] | CLAUSE CAUSE [2] | CLAUSE PLACE CAUSE", {"length": "medium"}),
-    ("START", "CLAUSE PLACE WHEN LINK [3] | SOURCE CLAUSE PLACE WHEN CAUSE [2] | SOURCE CLAUSE LINK", {"length": "long"}),
+    ("START", "CLAUSE PLACE WHEN [3] | WHEN CLAUSE PLACE [2] | CLAUSE CAUSE [2]", {"length": "medium"}),
+    ("START", "CLAUSE PLACE CAUSE", {"length": "medium"}),
+    ("START", "CLAUSE PLACE WHEN LINK [3] | SOURCE CLAUSE PLACE WHEN CAUSE [2]", {"length": "long"}),
+    ("START", "SOURCE CLAUSE LINK", {"length": "long"}),
     ("CLAUSE", "SUBJECT TRANSITIVE OBJECT [3] | SUBJECT INTRANSITIVE ADVERB [2]", {}),
     ("SUBJECT", "the NOUN [3] | the ADJECTIVE NOUN [3] | a ADJECTIVE NOUN [2] | one NOUN", {"number": "singular"}),
     ("SUBJECT", "ADJECTIVE NOUN [3] | the ADJECTIVE NOUN [2] | COUNT NOUN [2]", {"number": "plural"}),
@@ -423,78 +427,60 @@ _STRUCTURE = (
 
 _REACTIONS = {"good": "welcome praise celebrate", "bad": "fear criticise blame", "neutral": "study await discuss"}
 
-# topic -> lexical nonterminal -> words; a noun is given in the singular
-_LEXICON = {
-    "markets": {
-        "NOUN": "bank company fund broker insurer exporter retailer",
-        "ADJECTIVE": "big foreign regional private listed",
-        "THING": "dividend forecast portfolio payout loan share",
-        "FACTOR": "earnings demand trading inflation",
-        "PEOPLE": "analysts traders investors",
-    },
-    "politics": {
-        "NOUN": "minister senator party governor mayor committee lawmaker",
-        "ADJECTIVE": "senior liberal conservative local moderate",
-        "THING": "treaty budget bill reform pact law",
-        "FACTOR": "polling debate diplomacy turnout",
-        "PEOPLE": "voters officials diplomats",
-    },
-    "sports": {
-        "NOUN": "team player club striker coach champion goalkeeper",
-        "ADJECTIVE": "young national veteran talented visiting",
-        "THING": "title match trophy race series cup",
-        "FACTOR": "form preparation refereeing support",
-        "PEOPLE": "fans commentators rivals",
-    },
-    "weather": {
-        "NOUN": "storm wind shower hurricane blizzard breeze front",
-        "ADJECTIVE": "cold tropical late powerful rare",
-        "THING": "coast valley harbour village island highway",
-        "FACTOR": "visibility rainfall pressure humidity",
-        "PEOPLE": "forecasters residents farmers",
-    },
-    "technology": {
-        "NOUN": "startup developer chipmaker laboratory researcher programmer vendor",
-        "ADJECTIVE": "small global rival leading digital",
-        "THING": "chip phone robot browser platform satellite",
-        "FACTOR": "testing funding security feedback",
-        "PEOPLE": "engineers users reviewers",
-    },
-}
+# topic, lexical nonterminal, words (nouns in the singular)
+_LEXICON = (
+    ("markets", "NOUN", "bank company fund broker insurer exporter retailer"),
+    ("markets", "ADJECTIVE", "big foreign regional private listed"),
+    ("markets", "THING", "dividend forecast portfolio payout loan share"),
+    ("markets", "FACTOR", "earnings demand trading inflation"),
+    ("markets", "PEOPLE", "analysts traders investors"),
+    ("politics", "NOUN", "minister senator party governor mayor committee lawmaker"),
+    ("politics", "ADJECTIVE", "senior liberal conservative local moderate"),
+    ("politics", "THING", "treaty budget bill reform pact law"),
+    ("politics", "FACTOR", "polling debate diplomacy turnout"),
+    ("politics", "PEOPLE", "voters officials diplomats"),
+    ("sports", "NOUN", "team player club striker coach champion goalkeeper"),
+    ("sports", "ADJECTIVE", "young national veteran talented visiting"),
+    ("sports", "THING", "title match trophy race series cup"),
+    ("sports", "FACTOR", "form preparation refereeing support"),
+    ("sports", "PEOPLE", "fans commentators rivals"),
+    ("weather", "NOUN", "storm wind shower hurricane blizzard breeze front"),
+    ("weather", "ADJECTIVE", "cold tropical late powerful rare"),
+    ("weather", "THING", "coast valley harbour village island highway"),
+    ("weather", "FACTOR", "visibility rainfall pressure humidity"),
+    ("weather", "PEOPLE", "forecasters residents farmers"),
+    ("technology", "NOUN", "startup developer chipmaker laboratory researcher programmer vendor"),
+    ("technology", "ADJECTIVE", "small global rival leading digital"),
+    ("technology", "THING", "chip phone robot browser platform satellite"),
+    ("technology", "FACTOR", "testing funding security feedback"),
+    ("technology", "PEOPLE", "engineers users reviewers"),
+)
 
-# topic -> sentiment -> transitive verbs; intransitive verbs ("base/third person/past" where irregular)
-_VERBS = {
-    "markets": {
-        "good": "raise improve secure; recover grow/grows/grew",
-        "bad": "lose/loses/lost miss suspend; struggle sink/sinks/sank",
-        "neutral": "review publish value; wait trade",
-    },
-    "politics": {
-        "good": "defend win/wins/won secure; prevail advance",
-        "bad": "reject oppose block; resign stumble",
-        "neutral": "discuss review draft; testify speak/speaks/spoke",
-    },
-    "sports": {
-        "good": "win/wins/won dominate claim; recover improve",
-        "bad": "lose/loses/lost forfeit miss; struggle stumble",
-        "neutral": "enter watch discuss; train rest",
-    },
-    "weather": {
-        "good": "spare refresh cool; weaken fade",
-        "bad": "damage batter destroy; worsen intensify",
-        "neutral": "reach cross approach; move drift",
-    },
-    "technology": {
-        "good": "unveil launch improve; expand grow/grows/grew",
-        "bad": "delay recall suspend; fail struggle",
-        "neutral": "test review update; experiment wait",
-    },
-}
+# topic, sentiment, transitive verbs, intransitive verbs ("base/third person/past" where irregular)
+_VERBS = (
+    ("markets", "good", "raise improve secure", "recover grow/grows/grew"),
+    ("markets", "bad", "lose/loses/lost miss suspend", "struggle sink/sinks/sank"),
+    ("markets", "neutral", "review publish value", "wait trade"),
+    ("politics", "good", "defend win/wins/won secure", "prevail advance"),
+    ("politics", "bad", "reject oppose block", "resign stumble"),
+    ("politics", "neutral", "discuss review draft", "testify speak/speaks/spoke"),
+    ("sports", "good", "win/wins/won dominate claim", "recover improve"),
+    ("sports", "bad", "lose/loses/lost forfeit miss", "struggle stumble"),
+    ("sports", "neutral", "enter watch discuss", "train rest"),
+    ("weather", "good", "spare refresh cool", "weaken fade"),
+    ("weather", "bad", "damage batter destroy", "worsen intensify"),
+    ("weather", "neutral", "reach cross approach", "move drift"),
+    ("technology", "good", "unveil launch improve", "expand grow/grows/grew"),
+    ("technology", "bad", "delay recall suspend", "fail struggle"),
+    ("technology", "neutral", "test review update", "experiment wait"),
+)
 
 
 def _verb_rules(lhs: str, verbs: str, **when: str) -> list[Production]:
-    forms = [verb.split("/") if "/" in verb else [verb, _with_suffix(verb, "s"), _with_suffix(verb, "ed")]
-             for verb in verbs.split()]
+    forms = [
+        verb.split("/") if "/" in verb else (verb, _with_suffix(verb, "s"), _with_suffix(verb, "ed"))
+        for verb in verbs.split()
+    ]
     bases, thirds, pasts = zip(*forms, strict=True)
     return [
         *lexicon(lhs, pasts, tense="past", **when),
@@ -508,18 +494,16 @@ def _verb_rules(lhs: str, verbs: str, **when: str) -> list[Production]:
 def newswire_grammar() -> ProbabilisticGrammar:
     """The grammar of the embedded corpus (built and checked once)."""
     productions = [rule for lhs, alternatives, when in _STRUCTURE for rule in rules(lhs, alternatives, **when)]
-    for topic, lexical in _LEXICON.items():
-        for lhs, text in lexical.items():
-            if lhs == "NOUN":
-                plurals = [_with_suffix(noun, "s") for noun in text.split()]
-                productions += lexicon(lhs, text.split(), topic=topic, number="singular")
-                productions += lexicon(lhs, plurals, topic=topic, number="plural")
-            else:
-                productions += lexicon(lhs, text.split(), topic=topic)
-    for topic, cells in _VERBS.items():
-        for sentiment, verbs in cells.items():
-            for lhs, listed in zip(("TRANSITIVE", "INTRANSITIVE"), verbs.split(";"), strict=True):
-                productions += _verb_rules(lhs, listed, topic=topic, sentiment=sentiment)
+    for topic, lhs, words in _LEXICON:
+        if lhs == "NOUN":
+            plurals = [_with_suffix(noun, "s") for noun in words.split()]
+            productions += lexicon(lhs, words.split(), topic=topic, number="singular")
+            productions += lexicon(lhs, plurals, topic=topic, number="plural")
+        else:
+            productions += lexicon(lhs, words.split(), topic=topic)
+    for topic, sentiment, transitive, intransitive in _VERBS:
+        productions += _verb_rules("TRANSITIVE", transitive, topic=topic, sentiment=sentiment)
+        productions += _verb_rules("INTRANSITIVE", intransitive, topic=topic, sentiment=sentiment)
     for sentiment, verbs in _REACTIONS.items():
         pasts = [_with_suffix(verb, "ed") for verb in verbs.split()]
         productions += lexicon("REACTION", pasts, tense="past", sentiment=sentiment)

@@ -59,9 +59,20 @@ class LSTMDecoder(nn.Module):
         return self.initial_hidden(latents).unsqueeze(0), self.initial_cell(latents).unsqueeze(0)
 
     def hidden_states(
-        self, input_ids: Tensor, latents: Tensor, state: tuple[Tensor, Tensor] | None = None
+        self,
+        input_ids: Tensor,
+        latents: Tensor,
+        state: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Runs the LSTM over `input_ids` of shape `(batch, length)`.
+
+        Args:
+            input_ids: Words.
+            latents: `(batch, latent_dim)`.
+            state: Hidden and cell state to go on from; set by the latents if `None`.
+            attention_mask: Needed only where rows are padded on the left (prompts of several lengths): a padded
+                place then leaves the state as it was.
 
         Returns:
             Hidden states of shape `(length, batch, hidden_size)`, time first, and the state after the last word.
@@ -73,8 +84,26 @@ class LSTMDecoder(nn.Module):
         words = self.dropout(self.embedding(input_ids.t()))  # (length, batch, embedding_size)
         repeated = latents.to(words.dtype).expand(len(words), *latents.shape)
         state = self.initial_state(latents) if state is None else state
-        hidden, state = self.lstm(torch.cat([words, repeated], dim=-1), state)
+        features = torch.cat([words, repeated], dim=-1)
+        if attention_mask is None:
+            hidden, state = self.lstm(features, state)
+        else:
+            hidden, state = self._run_left_padded(features, state, attention_mask)
         return self.dropout(hidden), state
+
+    def _run_left_padded(
+        self, features: Tensor, state: tuple[Tensor, Tensor], attention_mask: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Moves the padding to the right, where a packed sequence leaves it out, and back again."""
+        lengths = attention_mask.sum(dim=1).clamp(min=1)
+        total = len(features)
+        places = torch.arange(total, device=features.device)[:, None]  # (length, 1)
+        to_front = ((places + (total - lengths)) % total)[..., None]  # (length, batch, 1)
+        rolled = features.gather(0, to_front.expand_as(features))
+        packed = nn.utils.rnn.pack_padded_sequence(rolled, lengths.cpu(), enforce_sorted=False)
+        packed, state = self.lstm(packed, state)
+        hidden, _ = nn.utils.rnn.pad_packed_sequence(packed, total_length=total)
+        return torch.zeros_like(hidden).scatter(0, to_front.expand_as(hidden), hidden), state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Unnormalised log-probabilities of the next word; `(..., hidden_size)` to `(..., vocab_size)`."""
@@ -99,6 +128,27 @@ class LSTMDecoder(nn.Module):
     def score(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
         """`d log p(x | z) / d z` of shape `(batch, latent_dim)`, dropout off."""
         return self.likelihood(inputs).score(latents)
+
+
+class LSTMCache:
+    """The recurrent state between two words of generation, in the form that `GenerationMixin` carries and reorders."""
+
+    is_compileable = False
+    is_croppable = False
+
+    def __init__(self) -> None:
+        self.state: tuple[Tensor, Tensor] | None = None
+        self.num_words = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Words seen so far."""
+        return self.num_words
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keeps the rows `beam_idx`, as beam search asks."""
+        if self.state is not None:
+            hidden, cell = self.state
+            self.state = hidden.index_select(1, beam_idx), cell.index_select(1, beam_idx)
 
 
 class LSTMLikelihood:

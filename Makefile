@@ -1,0 +1,60 @@
+# Every chore of the project. `make` alone lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.setup-stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-slow lint types format bench docs clean
+
+help:  ## List the chores
+	@echo "usage: make CHORE [PYTHON=python3.11] [ARGS='options of the chore']"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Create .venv and install the package with its pinned dependencies (redone when these change)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "make setup: Python 3.10 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another interpreter, for example: make setup PYTHON=python3.11" >&2; \
+	  exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: setup  ## Train a small model on the embedded corpus: no download, no GPU
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	  recipes/train_ptb.py --config recipes/configs/quickstart.yaml $(ARGS)
+
+test: lint types  ## Lint, check types and run the fast tests: what CI runs
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup  ## Run the slow tests (those on real corpora need LATENT_EBM_DATA)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: setup  ## Check style and formatting, change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## Check types
+	$(BIN)/mypy
+
+format: setup  ## Fix style and formatting in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## Run the benchmarks
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+docs: setup  ## Check that every link between the Markdown files resolves
+	$(BIN)/python docs/check_links.py
+
+clean:  ## Remove caches and build products; the environment and your runs stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,131 @@
+"""Model configurations. They validate themselves and refuse keys they do not know."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import GenerationConfig, PreTrainedConfig
+
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.samplers import sampler_from_dict
+
+#: Keys that transformers itself may hand to a configuration.
+_TRANSFORMERS_KEYS = {
+    "architectures", "auto_map", "attn_implementation", "experts_implementation", "dtype", "torch_dtype",
+    "name_or_path", "num_labels", "output_attentions", "tokenizer_class", "transformers_version", "trust_remote_code",
+    "use_cache", "_commit_hash", "_name_or_path", "per_layer_config", "quantization_config", "model_type",
+    "latent_ebm_text_version",
+}  # fmt: skip
+
+
+def _default_prior_sampler() -> dict[str, Any]:
+    return {"name": "langevin", "num_steps": 60, "step_size": 0.4, "temperature": 1.0}
+
+
+def _default_posterior_sampler() -> dict[str, Any]:
+    return {"name": "langevin", "num_steps": 20, "step_size": 0.1, "temperature": 1.0}
+
+
+@strict
+class LatentEBMConfig(PreTrainedConfig):
+    r"""Settings of the latent, its energy-based prior and the two samplers, shared by every modality.
+
+    The samplers are part of the model: a chain of other length or step size draws from another distribution.
+
+    Args:
+        latent_dim (`int`): Size of the latent z.
+        prior_hidden_size (`int`): Width of the energy network (200 in the paper).
+        prior_num_hidden_layers (`int`): Hidden layers of the energy network (2 in the paper).
+        prior_activation (`str`): `"gelu"` or `"leaky_relu"`.
+        prior_sampler (`dict`): Settings of the prior's sampler; the paper's 60 Langevin steps of 0.4 by default.
+        posterior_sampler (`dict`): Settings of the posterior's sampler for data not seen before; the paper's 20
+            Langevin steps of 0.1 by default.
+        likelihood_weight (`float`): `w` of the posterior `p(z) p(x|z)^w`; 1 in the paper.
+        energy_penalty (`float`): Weight of the squared tilt `f(z)^2` in the loss, which keeps the energy from growing
+            without bound.
+
+    Raises:
+        UsageError: If a key is unknown (names the nearest known one) or a value cannot be right.
+    """
+
+    latent_dim: int = 32
+    prior_hidden_size: int = 200
+    prior_num_hidden_layers: int = 2
+    prior_activation: str = "gelu"
+    prior_sampler: dict[str, Any] | None = None
+    posterior_sampler: dict[str, Any] | None = None
+    likelihood_weight: float | int = 1.0
+    energy_penalty: float | int = 0.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.prior_sampler = _default_prior_sampler() if self.prior_sampler is None else dict(self.prior_sampler)
+        if self.posterior_sampler is None:
+            self.posterior_sampler = _default_posterior_sampler()
+        self._refuse_unknown(kwargs)
+        super().__post_init__(**kwargs)
+        for sampler in (self.prior_sampler, self.posterior_sampler):
+            sampler_from_dict(sampler)
+        self._require_positive("latent_dim", "prior_hidden_size", "prior_num_hidden_layers", "likelihood_weight")
+        if self.energy_penalty < 0:
+            raise UsageError(f"energy_penalty must be zero or positive, got {self.energy_penalty}")
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        generation = GenerationConfig._get_default_generation_params()
+        for key in kwargs:
+            if key in _TRANSFORMERS_KEYS or key in generation or key.startswith("_"):
+                continue
+            nearest = difflib.get_close_matches(key, [f for f in self.__dataclass_fields__ if f != key], n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise UsageError(f"{type(self).__name__} has no setting {key!r}{hint}")
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} must be positive, got {value}")
+
+
+@strict
+class LatentEBMTextConfig(LatentEBMConfig):
+    r"""Settings of [`LatentEBMForTextGeneration`].
+
+    Args:
+        vocab_size (`int`): Number of words, special ones included.
+        hidden_size (`int`): Width of the LSTM (512 for PTB in the paper).
+        embedding_size (`int`): Width of the word embedding (128 for PTB in the paper).
+        tie_word_embeddings (`bool`): Whether the output layer is the word embedding, behind a projection.
+        output_rank (`int`, *optional*): Rank of an untied output layer; full rank by default.
+        dropout (`float`): Dropout on word embeddings and hidden states.
+        word_dropout (`float`): Probability that an input word is hidden from the decoder in training.
+        max_sentence_length (`int`): Most words (the end counted) of a sentence in training and of a generated one.
+    """
+
+    model_type = "latent_ebm_text"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 10_000
+    hidden_size: int = 512
+    embedding_size: int = 128
+    tie_word_embeddings: bool = False
+    output_rank: int | None = None
+    dropout: float | int = 0.2
+    word_dropout: float | int = 0.0
+    max_sentence_length: int = 100
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    unk_token_id: int | None = 3
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self._require_positive("vocab_size", "hidden_size", "embedding_size", "output_rank", "max_sentence_length")
+        for name in ("dropout", "word_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.tie_word_embeddings and self.output_rank is not None:
+            raise UsageError(
+                "output_rank applies to an untied output layer; with tie_word_embeddings the rank is embedding_size "
+                f"({self.embedding_size}): drop one of the two"
+            )

@@ -1,0 +1,143 @@
+"""From text to batches: token ids, batches of sentences of similar length, padded tensors.
+
+Lengths count *predicted* tokens everywhere: the words of a sentence and its eos, not its bos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from latent_ebm_text.errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED_LABEL = -100  # what Hugging Face losses leave out
+_CHUNK_BATCHES = 50  # sentences are sorted by length among this many batches: little padding, still well mixed
+
+
+def tokenize_corpus(
+    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[DatasetDict, dict[str, int]]:
+    """Tokenise the column `text` of every split.
+
+    Gives splits with the columns `input_ids` (bos, words, eos) and `length` (predicted tokens, at most `max_length`)
+    in place of all others, and the number of sentences truncated per split, for the caller to report once. A truncated
+    sentence keeps its first words and ends in eos. Results are cached on disk where the splits are.
+
+    Raises `UsageError` if `max_length` is below 2 or the tokeniser has no bos or eos token.
+    """
+    if max_length < 2:
+        raise UsageError(f"max_length is {max_length}, but a word and its eos need 2; make it larger.")
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None or eos is None:
+        raise UsageError("the tokenizer needs a bos_token and an eos_token; set them before you tokenise a corpus.")
+    from datasets import DatasetDict, Features, List, Value
+
+    tokenized, truncated = {}, {}
+    for split, dataset in splits.items():
+        encoded = dataset.map(
+            _encode,
+            batched=True,
+            input_columns=["text"],
+            remove_columns=dataset.column_names,
+            fn_kwargs={"tokenizer": tokenizer, "bos": bos, "eos": eos, "max_length": max_length},
+            features=Features(
+                {"input_ids": List(Value("int32")), "length": Value("int32"), "truncated": Value("bool")}
+            ),
+            desc=f"Tokenizing {split}",
+        )
+        truncated[split] = sum(encoded["truncated"])
+        tokenized[split] = encoded.remove_columns("truncated")
+    return DatasetDict(tokenized), truncated
+
+
+def _encode(
+    texts: list[str], *, tokenizer: PreTrainedTokenizerBase, bos: int, eos: int, max_length: int
+) -> dict[str, list[Any]]:
+    # bos and eos are put on here, because only some tokenisers do it themselves.
+    words = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    input_ids = [[bos, *ids[: max_length - 1], eos] for ids in words]
+    return {
+        "input_ids": input_ids,
+        "length": [len(ids) - 1 for ids in input_ids],
+        "truncated": [len(ids) >= max_length for ids in words],
+    }
+
+
+class BucketedBatches:
+    """Training batches of sentences of similar length, in an order that is a pure function of (seed, epoch).
+
+    lengths: predicted tokens of each example, shape (examples,).
+    batch_size: examples a batch; one batch an epoch may be shorter.
+    """
+
+    def __init__(self, lengths: npt.ArrayLike, batch_size: int, seed: int) -> None:
+        self.lengths = _as_lengths(lengths, batch_size)
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return -(-len(self.lengths) // self.batch_size)
+
+    def epoch(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+        """The batches of one epoch, as example indices; every example occurs exactly once."""
+        generator = np.random.default_rng([self.seed, epoch])
+        order = generator.permutation(len(self.lengths))
+        size = _CHUNK_BATCHES * self.batch_size
+        chunks = (order[start : start + size] for start in range(0, len(order), size))
+        by_length = np.concatenate([chunk[np.argsort(self.lengths[chunk], kind="stable")] for chunk in chunks])
+        # Chunks hold whole batches, so only the last batch of the last chunk can be short.
+        batches = _cut(by_length, self.batch_size)
+        return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def ordered_batches(lengths: npt.ArrayLike, batch_size: int) -> list[npt.NDArray[np.int64]]:
+    """Evaluation batches: example indices sorted by length, every example exactly once, a short batch last."""
+    return _cut(np.argsort(_as_lengths(lengths, batch_size), kind="stable"), batch_size)
+
+
+def _cut(order: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[np.int64]]:
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _as_lengths(lengths: npt.ArrayLike, batch_size: int) -> npt.NDArray[np.int64]:
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}; it must be at least 1.")
+    array = np.asarray(lengths, dtype=np.int64)
+    if array.ndim != 1 or not array.size:
+        raise UsageError(f"lengths must be a non-empty list of numbers, not of shape {array.shape}.")
+    return array
+
+
+class TextCollator:
+    """Pads examples to one batch.
+
+    Takes a list of dicts with `input_ids`, gives LongTensors of shape (batch, length): `input_ids`, `attention_mask`
+    (1 at tokens, 0 at padding) and `labels` (`input_ids` with -100 at padding; the model shifts them by itself, as is
+    the convention of Hugging Face). `length` is the longest example's, rounded up to `pad_to_multiple_of`.
+    """
+
+    def __init__(self, pad_token_id: int, pad_to_multiple_of: int = 1) -> None:
+        self.pad_token_id = pad_token_id
+        self.pad_to_multiple_of = pad_to_multiple_of
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        rows = [torch.as_tensor(example["input_ids"], dtype=torch.long) for example in examples]
+        multiple = self.pad_to_multiple_of
+        length = -(-max(len(row) for row in rows) // multiple) * multiple
+        input_ids = torch.full((len(rows), length), self.pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for index, row in enumerate(rows):
+            input_ids[index, : len(row)] = row
+            attention_mask[index, : len(row)] = 1
+        # By the mask and not by the id: where pad and eos share an id, eos is still to be predicted.
+        labels = input_ids.masked_fill(attention_mask == 0, IGNORED_LABEL)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

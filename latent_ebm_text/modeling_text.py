@@ -1,0 +1,348 @@
+"""Text from a latent with an energy-based prior, as a Hugging Face model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from latent_ebm_text.configuration import LatentEBMTextConfig
+from latent_ebm_text.decoders.lstm import LSTMCache, LSTMDecoder
+from latent_ebm_text.decoders.softmax import SoftmaxOutput
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
+from latent_ebm_text.prior import EnergyPrior
+from latent_ebm_text.samplers import Sampler
+
+
+@dataclass
+class LatentEBMTextOutput(ModelOutput):
+    """Output of [`LatentEBMForTextGeneration`].
+
+    Args:
+        loss: Scalar, with `labels`: `reconstruction_loss + prior_loss + penalty`, in nats per sentence.
+        reconstruction_loss: Scalar, `-log p(x | z+)`.
+        prior_loss: Scalar, `E(z+) - E(z-)`, the posterior-prior energy gap.
+        logits: `(batch, length, vocab_size)`, without `labels`: scores of the next word at every place.
+        past_key_values: Recurrent state, for generation.
+        latents: `(batch, latent_dim)`, the latents that were used.
+    """
+
+    loss: Tensor | None = None
+    reconstruction_loss: Tensor | None = None
+    prior_loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: LSTMCache | None = None
+    latents: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
+    """A text decoder p(x | z) under an energy-based prior p(z).
+
+    ```python
+    >>> from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
+
+    >>> model = LatentEBMForTextGeneration(LatentEBMTextConfig(vocab_size=50, hidden_size=16, embedding_size=8))
+    >>> model.generate(num_samples=4, max_new_tokens=5).shape[0]
+    4
+
+    ```
+    """
+
+    config_class = LatentEBMTextConfig
+    main_input_name = "input_ids"
+    # The recurrent state cannot be cropped, which rules out assisted generation; transformers then says so.
+    _is_stateful = True
+
+    def __init__(self, config: LatentEBMTextConfig) -> None:
+        super().__init__(config)
+        self.prior = EnergyPrior(
+            config.latent_dim, config.prior_hidden_size, config.prior_num_hidden_layers, config.prior_activation
+        )
+        self.decoder = LSTMDecoder(
+            config.vocab_size,
+            config.latent_dim,
+            embedding_size=config.embedding_size,
+            hidden_size=config.hidden_size,
+            output_rank=config.output_rank,
+            tie_word_embeddings=config.tie_word_embeddings,
+            dropout=config.dropout,
+            word_dropout=config.word_dropout,
+            unk_token_id=config.unk_token_id if config.unk_token_id is not None else 0,
+        )
+        self.post_init()
+        # Ancestral sampling at temperature 1 is what the model defines; other decodings are the caller's choice.
+        self.generation_config.update(do_sample=True, top_k=0, max_new_tokens=config.max_sentence_length)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, SoftmaxOutput):
+            if module.weight is not None:
+                init.uniform_(module.weight, -0.1, 0.1)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.uniform_(module.weight, -0.1, 0.1)
+        elif isinstance(module, nn.LSTM):
+            init.uniform_(module.weight_ih_l0, -0.1, 0.1)
+            init.uniform_(module.weight_hh_l0, -0.1, 0.1)
+            init.zeros_(module.bias_hh_l0)
+            # A forget gate that is open at the start lets the gradient reach the latent through every word.
+            forget_open = torch.zeros_like(module.bias_ih_l0)
+            forget_open[module.hidden_size : 2 * module.hidden_size] = 1.0
+            init.copy_(module.bias_ih_l0, forget_open)
+        else:
+            super()._init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embedding."""
+        return self.decoder.embedding
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        latents: Tensor | None = None,
+        prior_latents: Tensor | None = None,
+        past_key_values: LSTMCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        generator: torch.Generator | None = None,
+        return_dict: bool | None = None,
+    ) -> LatentEBMTextOutput | tuple[Any, ...]:
+        """With `labels` the learning objective, without them the scores of the next words.
+
+        Args:
+            input_ids: `(batch, length)`, from the beginning-of-sentence token on.
+            attention_mask: `(batch, length)`, 0 at padding.
+            labels: `(batch, length)`, equal to `input_ids` where a token counts and -100 where it does not; shifted
+                inside, as everywhere in transformers.
+            latents: `(batch, latent_dim)`. With labels they default to posterior draws, else to prior draws.
+            prior_latents: `(samples, latent_dim)`, the prior draws of the objective; drawn if not given.
+            past_key_values: State of the words before, in generation.
+            use_cache: Whether to return that state.
+            logits_to_keep: How many of the last places to score; 0 for all.
+            generator: Source of the noise, where latents are drawn.
+            return_dict: Whether to return a [`LatentEBMTextOutput`] (the default) or a tuple.
+
+        Raises:
+            UsageError: If latents have the wrong shape or are not finite.
+        """
+        if labels is not None:
+            output = self._loss(input_ids, attention_mask, labels, latents, prior_latents, generator)
+        else:
+            output = self._logits(
+                input_ids, attention_mask, latents, past_key_values, use_cache, logits_to_keep, generator
+            )
+        return output if return_dict is not False else output.to_tuple()
+
+    def _loss(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor,
+        latents: Tensor | None,
+        prior_latents: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> LatentEBMTextOutput:
+        counted = labels != -100
+        counted = counted if attention_mask is None else counted & attention_mask.bool()
+        inputs = {"input_ids": input_ids, "attention_mask": counted}
+        if latents is None:
+            latents = self.sample_posterior(inputs, generator=generator).latents
+        if prior_latents is None:
+            prior_latents = self.sample_prior(len(input_ids), generator=generator).latents
+        parts = self.objective(inputs, latents, prior_latents)
+        return LatentEBMTextOutput(
+            loss=parts.loss, reconstruction_loss=parts.reconstruction, prior_loss=parts.prior, latents=latents
+        )
+
+    def _logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        latents: Tensor | None,
+        cache: LSTMCache | None,
+        use_cache: bool | None,
+        logits_to_keep: int,
+        generator: torch.Generator | None,
+    ) -> LatentEBMTextOutput:
+        if latents is None:
+            latents = self.sample_prior(len(input_ids), generator=generator).latents
+        state = None if cache is None else cache.state
+        # Only a prompt can hold padding on the left; the words after it are fed one at a time.
+        mask = attention_mask if state is None and attention_mask is not None and input_ids.shape[1] > 1 else None
+        if mask is not None and bool(mask[:, 0].all()):
+            mask = None
+        hidden, state = self.decoder.hidden_states(input_ids, latents, state, mask)
+        logits = self.decoder.logits(hidden[-logits_to_keep:].transpose(0, 1))
+        if cache is None and use_cache:
+            cache = LSTMCache()
+        if cache is not None:
+            cache.state, cache.num_words = state, cache.num_words + input_ids.shape[1]
+        return LatentEBMTextOutput(logits=logits, past_key_values=cache, latents=latents)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Gives generation a recurrent state where it would make a key-value cache."""
+        if generation_config.cache_implementation is not None:
+            raise UsageError("cache_implementation is for key-value caches; a recurrent decoder has none: drop it")
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = LSTMCache()
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        *,
+        num_samples: int | None = None,
+        latents: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> Tensor | ModelOutput:
+        """Draws latents from the prior and decodes them; every option of `GenerationMixin.generate` works.
+
+        Args:
+            inputs: `(batch, length)` beginnings of sentences to be continued; by default the beginning token alone.
+            num_samples: How many sentences, where neither `inputs` nor `latents` says it.
+            latents: `(batch, latent_dim)` to decode, in place of draws from the prior.
+            generator: Source of the prior chain's noise and of the words. Without it both come from torch's global
+                stream; with it that stream is left as it was.
+            **kwargs: Options of [`~transformers.GenerationMixin.generate`], such as `max_new_tokens`, `do_sample`,
+                `temperature`, `top_p`, `num_beams`, `num_return_sequences`, `streamer`, `return_dict_in_generate`.
+
+        Returns:
+            Token ids of shape `(batch, length)`. With `return_dict_in_generate` the usual output of `generate`, which
+            then also holds `latents` of shape `(batch, latent_dim)` and their `energies` of shape `(batch,)` in nats
+            (one row per latent, not per returned sequence).
+
+        Raises:
+            UsageError: If the numbers of samples, latents and inputs contradict each other, or latents are not
+                finite or of the wrong shape.
+        """
+        inputs = kwargs.pop("input_ids", inputs)
+        if inputs is not None and inputs.dim() == 1:
+            inputs = inputs.unsqueeze(0)
+        sizes = {
+            name: size
+            for name, size in (
+                ("num_samples", num_samples),
+                ("latents", None if latents is None else len(latents)),
+                ("input_ids", None if inputs is None else len(inputs)),
+            )
+            if size is not None
+        }
+        if len(set(sizes.values())) > 1:
+            raise UsageError(f"generate() was given contradicting numbers of sentences: {sizes}")
+        batch = next(iter(sizes.values()), 1)
+        if latents is None:
+            latents = self.sample_prior(batch, generator=generator).latents
+        latents = self.check_latents(latents, batch)
+        if inputs is None:
+            inputs = torch.full((batch, 1), self.config.bos_token_id, device=self.device)
+        with _word_stream(generator, self.device):
+            output = super().generate(inputs.to(self.device), latents=latents, **kwargs)
+        if isinstance(output, ModelOutput):
+            output["latents"], output["energies"] = latents, self.prior.energy(latents)
+        return output
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        initial_latents: Tensor | None = None,
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """One posterior draw of the latent per sentence.
+
+        Args:
+            input_ids: `(batch, length)`, from the beginning to the end token.
+            attention_mask: `(batch, length)`, 0 at padding (on the right).
+            initial_latents: Where the chains start; N(0, I) by default.
+            sampler: Another sampler than the model's own.
+            generator: Source of the noise.
+
+        Returns:
+            Latents of shape `(batch, latent_dim)`.
+        """
+        inputs = self._inputs(input_ids, attention_mask)
+        return self.sample_posterior(
+            inputs, initial_latents=initial_latents, sampler=sampler, generator=generator
+        ).latents
+
+    def log_prob(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, latents: Tensor) -> Tensor:
+        """`log p(x | z)` in nats per sentence, the end counted; `(batch,)`."""
+        return self.decoder.log_prob(
+            self._inputs(input_ids, attention_mask), self.check_latents(latents, len(input_ids))
+        )
+
+    def reconstruct(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> Tensor | ModelOutput:
+        """Encodes sentences and decodes the latents again; greedily, unless `kwargs` say otherwise."""
+        latents = self.encode(input_ids, attention_mask, generator=generator)
+        return self.generate(latents=latents, generator=generator, **{"do_sample": False, **kwargs})
+
+    def interpolate(
+        self, start: Tensor, end: Tensor, num_points: int = 8, **kwargs: Any
+    ) -> Tensor | ModelOutput:
+        """Decodes points on the straight line between two latents, both ends included; greedily by default.
+
+        Args:
+            start: `(latent_dim,)` or `(1, latent_dim)`.
+            end: The same.
+            num_points: Number of sentences, at least 2.
+            **kwargs: Options of `generate`.
+        """
+        if num_points < 2:
+            raise UsageError(f"num_points must be at least 2, got {num_points}")
+        start, end = (self.check_latents(z.reshape(1, -1), 1) for z in (start, end))
+        weights = torch.linspace(0, 1, num_points, device=start.device)[:, None]
+        return self.generate(latents=torch.lerp(start, end, weights), **{"do_sample": False, **kwargs})
+
+    def _inputs(self, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
+        largest = int(input_ids.max())
+        if largest >= self.config.vocab_size or int(input_ids.min()) < 0:
+            raise UsageError(
+                f"input_ids hold {largest}, but the model knows words 0 to {self.config.vocab_size - 1}: "
+                "the tokenizer does not fit this model"
+            )
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return {"input_ids": input_ids.to(self.device), "attention_mask": mask.to(self.device)}
+
+
+class _word_stream:
+    """Lets `generator` drive torch's global stream, which is what `GenerationMixin` draws words from."""
+
+    def __init__(self, generator: torch.Generator | None, device: torch.device) -> None:
+        self._generator = generator
+        self._fork = torch.random.fork_rng(
+            devices=[device] if device.type == "cuda" else [], enabled=generator is not None
+        )
+
+    def __enter__(self) -> None:
+        self._fork.__enter__()
+        if self._generator is not None:
+            device = self._generator.device
+            torch.manual_seed(int(torch.randint(2**62, (), generator=self._generator, device=device)))
+
+    def __exit__(self, *exception: Any) -> None:
+        self._fork.__exit__(*exception)
+
+
+AutoConfig.register(LatentEBMTextConfig.model_type, LatentEBMTextConfig)
+AutoModelForCausalLM.register(LatentEBMTextConfig, LatentEBMForTextGeneration)

@@ -1,0 +1,368 @@
+"""Checkpoints that a kill at any instant cannot spoil.
+
+A checkpoint is a folder `step-00000100/` with `<name>.safetensors` files, `state.json`, and `manifest.json` with the
+size and SHA-256 of the others. It is written under a temporary name, flushed to disk, and then published by one rename:
+under its final name it is complete from the first moment. Removal goes the other way round, first a rename and then
+the deletion. One process writes to a folder, on a POSIX file system.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from latent_ebm_text.errors import CheckpointError, UsageError
+
+FORMAT_VERSION = 1
+MAX_JSON_BYTES = 64 * 2**20
+
+_PUBLISHED_NAME = re.compile(r"step-(\d{8,})")
+_LEFTOVER_NAME = re.compile(r"\.(?:tmp|trash)-(\d+)-.*")
+_SAFE_FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+
+
+class IncompleteCheckpointError(CheckpointError):
+    """A checkpoint that is half-written or corrupt: an earlier one may still be good."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint in memory; `tensors` maps each saved name to its tensors, on the CPU."""
+
+    path: Path
+    step: int
+    tensors: dict[str, dict[str, torch.Tensor]]
+    state: dict[str, Any]
+
+
+def library_version() -> str:
+    """The installed version of this library; a source tree that was never installed counts as `0.0.0`."""
+    try:
+        return importlib.metadata.version("latent-ebm-text")
+    except importlib.metadata.PackageNotFoundError:
+        return "0.0.0"
+
+
+# -------- saving
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: dict[str, dict[str, torch.Tensor]],
+    state: dict[str, Any],
+    *,
+    identity: dict[str, Any],
+    keep_last: int = 2,
+    best_step: int | None = None,
+) -> Path:
+    """Publish `<folder>/step-<8 digits>/`, then remove all but the `keep_last` newest checkpoints and `best_step`.
+
+    Args:
+        folder (`Path`): The folder of all checkpoints of a run; created if needed.
+        step (`int`): Number of optimizer steps done. A complete one is returned, never overwritten.
+        tensors (`dict[str, dict[str, torch.Tensor]]`): One file per entry; any shapes, strides and sharing of memory.
+        state (`dict`): JSON-able rest, at most 64 MB of JSON. Tuples come back as lists, keys as strings.
+        identity (`dict`): What a run must have in common with this checkpoint to load it, such as the model's sizes.
+        keep_last (`int`, *optional*, defaults to 2): Checkpoints kept besides the best, the new one among them.
+        best_step (`int`, *optional*): The step of a checkpoint that is always kept.
+
+    Raises:
+        UsageError: `step`, `keep_last`, a name, `state` or `identity` cannot be right.
+        CheckpointError: The disk is full or refuses (earlier checkpoints stay as they are), or `folder` already holds
+            this step of another model.
+    """
+    if step < 0 or keep_last < 1:
+        raise UsageError(f"a checkpoint needs step >= 0 and keep_last >= 1, got step={step} and keep_last={keep_last}")
+    for name in tensors:
+        if not _SAFE_FILE_NAME.fullmatch(name):
+            raise UsageError(f"{name!r} cannot name a checkpoint file; use letters, digits, '_', '-' and '.'")
+    state_json, identity_json = _to_json("state", state), _to_json("identity", identity)
+
+    published = folder / f"step-{step:08d}"
+    temporary = folder / f".tmp-{os.getpid()}-{published.name}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        if published.exists():
+            try:
+                _verify(published, identity)
+                return published
+            except IncompleteCheckpointError:
+                _move_to_trash(published)
+        temporary.mkdir()
+        _write_files(temporary, step, tensors, state_json, json.loads(identity_json))
+        os.rename(temporary, published)
+        _flush(folder)
+        # Steps beyond this one are corrupt checkpoints that a resume has skipped: they must not push out good ones.
+        earlier = [path for path in find_checkpoints(folder) if _step_of(path) <= step]
+        for path in earlier[keep_last:]:
+            if _step_of(path) != best_step:
+                _move_to_trash(path)
+        _remove_leftovers(folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot save the checkpoint of step {step} in {folder}: {error}; earlier checkpoints are as they were"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # there is none if all went well
+    return published
+
+
+def _write_files(
+    folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state_json: str, identity: dict[str, Any]
+) -> None:
+    for name, group in tensors.items():
+        save_file(_with_own_memory(group), folder / f"{name}.safetensors")
+    (folder / "state.json").write_text(state_json, encoding="utf-8")
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "library_version": library_version(),
+        "step": step,
+        "identity": identity,
+        "files": {
+            path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())
+        },
+    }
+    (folder / "manifest.json").write_text(_to_json("manifest", manifest), encoding="utf-8")
+    for path in folder.iterdir():
+        _flush(path)
+    _flush(folder)
+
+
+def _with_own_memory(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """safetensors wants contiguous tensors, no two of which share memory (tied weights and views do)."""
+    separate: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    return separate
+
+
+def _to_json(what: str, value: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(value, indent=2)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the {what} of a checkpoint must be JSON-able: {error}") from error
+    if len(text) > MAX_JSON_BYTES:  # json.dumps writes ASCII: characters are bytes
+        raise UsageError(f"the {what} of a checkpoint is {len(text)} bytes of JSON; store large arrays as tensors")
+    return text
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk and not just in its cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move_to_trash(path: Path) -> None:
+    os.rename(path, path.with_name(f".trash-{os.getpid()}-{path.name}"))
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the temporary and trash folders of this process and of processes that are dead."""
+    for path in folder.iterdir():
+        match = _LEFTOVER_NAME.fullmatch(path.name)
+        if match and (int(match[1]) == os.getpid() or not _is_alive(int(match[1]))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # alive, and another user's
+    return True
+
+
+# -------- loading
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The published checkpoints in `folder`, newest first; none if it does not exist. Links are not followed."""
+    if not folder.is_dir():
+        return []
+    published = [path for path in folder.iterdir() if _PUBLISHED_NAME.fullmatch(path.name)]
+    return sorted((path for path in published if path.is_dir() and not path.is_symlink()), key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def load_checkpoint(path: Path, *, identity: dict[str, Any]) -> Checkpoint:
+    """Verify every byte of the checkpoint at `path`, then load it on the CPU.
+
+    Raises:
+        IncompleteCheckpointError: A file is missing, unreadable, truncated or altered.
+        CheckpointError: It belongs to another model, was written by another version of the library, or holds what no
+            checkpoint of ours holds (links, paths that leave the folder, absurd sizes).
+    """
+    step, names = _verify(path, identity)
+    try:
+        tensors = {Path(name).stem: load_file(path / name) for name in names if name.endswith(".safetensors")}
+    except (OSError, SafetensorError) as error:
+        raise IncompleteCheckpointError(f"{path} cannot be read: {error}") from error
+    return Checkpoint(path=path, step=step, tensors=tensors, state=_read_json(path / "state.json"))
+
+
+def load_latest_checkpoint(folder: Path, *, identity: dict[str, Any]) -> tuple[Checkpoint | None, list[str]]:
+    """The newest complete checkpoint in `folder`, and one line for each newer one that is incomplete, with the reason.
+
+    Raises:
+        CheckpointError: As `load_checkpoint`, for the newest complete one: a checkpoint of another model or library
+            version is an error, and never a reason to resume from something older or to start anew.
+    """
+    skipped: list[str] = []
+    for path in find_checkpoints(folder):
+        try:
+            return load_checkpoint(path, identity=identity), skipped
+        except IncompleteCheckpointError as error:
+            skipped.append(str(error))
+    return None, skipped
+
+
+def _verify(path: Path, identity: dict[str, Any]) -> tuple[int, list[str]]:
+    """Check completeness first, then whether the checkpoint is ours; returns its step and its file names."""
+    manifest = _read_json(path / "manifest.json")
+    try:
+        step, saved_version, saved_identity = manifest["step"], manifest["library_version"], manifest["identity"]
+        format_version = manifest["format_version"]
+        files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        is_sound = isinstance(step, int) and isinstance(saved_identity, dict) and "state.json" in files
+    except (AttributeError, KeyError, TypeError):
+        is_sound = False
+    if not is_sound:
+        raise IncompleteCheckpointError(f"{path} is corrupt: manifest.json lacks what a manifest must have")
+    if format_version != FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format version {format_version}, this library reads {FORMAT_VERSION}")
+
+    for name, (size, sha256) in files.items():
+        if not _SAFE_FILE_NAME.fullmatch(name):
+            raise CheckpointError(f"{path} is refused: its manifest names {name!r}, which is not a plain file name")
+        found = _size_of(path / name)
+        if found != size:
+            raise IncompleteCheckpointError(f"{path} is half-written: {name} has {found} bytes instead of {size}")
+        try:
+            is_same = _sha256(path / name) == sha256
+        except OSError as error:
+            raise IncompleteCheckpointError(f"{path} cannot be read: {error}") from error
+        if not is_same:
+            raise IncompleteCheckpointError(f"{path} is corrupt: the SHA-256 of {name} is not the one in the manifest")
+
+    if str(saved_version).split(".")[:2] != library_version().split(".")[:2]:
+        raise CheckpointError(
+            f"{path} was written by latent_ebm_text {saved_version}, this is {library_version()}; "
+            "use the version that wrote it, or another output folder"
+        )
+    wanted = json.loads(_to_json("identity", identity))  # tuples become lists, as in the manifest
+    differing = [
+        key
+        for key in sorted(saved_identity.keys() | wanted.keys())
+        if key not in saved_identity or key not in wanted or saved_identity[key] != wanted[key]
+    ]
+    if differing:
+        both = [f"{key} is {_show(saved_identity, key)} there and {_show(wanted, key)} here" for key in differing]
+        raise CheckpointError(f"{path} belongs to another model: {'; '.join(both)}")
+    return step, list(files)
+
+
+def _show(identity: dict[str, Any], key: str) -> str:
+    return repr(identity[key]) if key in identity else "absent"
+
+
+def _size_of(path: Path) -> int:
+    try:
+        status = path.lstat()
+    except FileNotFoundError as error:
+        raise IncompleteCheckpointError(f"{path.parent} is half-written: {path.name} is missing") from error
+    except OSError as error:
+        raise IncompleteCheckpointError(f"{path.parent} cannot be read: {error}") from error
+    if not stat.S_ISREG(status.st_mode):  # a link could lead anywhere, a pipe would block for ever
+        raise CheckpointError(f"{path.parent} is refused: {path.name} is a symbolic link or another special file")
+    return status.st_size
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    size = _size_of(path)
+    if size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path.parent} is refused: {path.name} has {size} bytes, more than {MAX_JSON_BYTES}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise IncompleteCheckpointError(f"{path.parent} is corrupt: {path.name} cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise IncompleteCheckpointError(f"{path.parent} is corrupt: {path.name} is not a JSON object")
+    return value
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# -------- optimizer
+
+
+def flatten_optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Split the state of `optimizer` into tensors, named such as `state.0.exp_avg`, and a JSON-able rest."""
+    packed = optimizer.state_dict()
+    sections = {"state": packed["state"], "param_groups": dict(enumerate(packed["param_groups"]))}
+    tensors: dict[str, torch.Tensor] = {}
+    rest: dict[str, Any] = {}
+    for section, entries in sections.items():
+        rest[section] = {str(index): {} for index in entries}
+        for index, entry in entries.items():
+            for name, value in entry.items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"{section}.{index}.{name}"] = value
+                else:
+                    rest[section][str(index)][name] = value
+    return tensors, rest
+
+
+def restore_optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], rest: dict[str, Any]
+) -> None:
+    """Give `optimizer` the state that `flatten_optimizer_state` returned, fresh or from a checkpoint.
+
+    Raises:
+        CheckpointError: The state belongs to an optimizer with other parameters or parameter groups.
+    """
+    sections = {
+        section: {
+            # JSON has no tuples: of an optimizer's settings only `params` is a list
+            int(index): {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in entry.items()}
+            for index, entry in rest[section].items()
+        }
+        for section in ("state", "param_groups")
+    }
+    for key, value in tensors.items():
+        section, index, name = key.split(".", 2)
+        sections[section][int(index)][name] = value.clone()  # or the next step would change the caller's tensors
+    groups = [group for _, group in sorted(sections["param_groups"].items())]
+    try:
+        optimizer.load_state_dict({"state": sections["state"], "param_groups": groups})
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"this optimizer state belongs to another optimizer: {error}") from error

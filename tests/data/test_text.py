@@ -1,0 +1,329 @@
+"""Corpora from every source, and one clear sentence for every bad input. No network, no data of this machine."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pytest
+from datasets import Dataset, DatasetDict
+
+from latent_ebm_text.data.text import TextCorpus, load_text_dataset
+from latent_ebm_text.errors import DataError, UsageError
+
+LINES = [f"sentence number {n} ." for n in range(100)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hub that answers the reachability check; `datasets.load_dataset` is patched by the tests that use it."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: type("Session", (), {"head": lambda *a, **k: None}))
+
+
+def hub_with(monkeypatch: pytest.MonkeyPatch, answer: DatasetDict | Exception) -> list[tuple[Any, ...]]:
+    calls: list[tuple[Any, ...]] = []
+
+    def load_dataset(*args: Any, **kwargs: Any) -> DatasetDict:
+        calls.append((args, kwargs))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return calls
+
+
+def rows(column: str = "text", count: int = 4) -> Dataset:
+    return Dataset.from_dict({column: LINES[:count], "label": list(range(count))})
+
+
+def write(folder: Path, **files: str | list[str]) -> Path:
+    """Write `train_txt=...` as train.txt, lists as lines."""
+    for name, content in files.items():
+        text = content if isinstance(content, str) else "".join(f"{line}\n" for line in content)
+        (folder / name.replace("_", ".")).write_text(text, encoding="utf-8")
+    return folder
+
+
+def texts(corpus: TextCorpus) -> dict[str, list[str]]:
+    return {split: list(dataset["text"]) for split, dataset in corpus.splits.items()}
+
+
+# ---- what is read ----
+
+
+def test_folder_of_text_files(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        train_txt=" one \n\ntwo\r\n   \nthrée\x85x",
+        valid_txt=["v"],
+        test_txt=["\ufefft"],
+        README_md="no data",
+    )
+    corpus = load_text_dataset(str(tmp_path))
+    assert texts(corpus) == {"train": ["one", "two", "thrée\x85x"], "validation": ["v"], "test": ["t"]}
+    assert corpus.rows == {"train": 3, "validation": 1, "test": 1}
+    assert corpus.blank_lines_skipped == {"train": 2, "validation": 0, "test": 0}
+    description = corpus.describe()
+    assert f"local folder {tmp_path}: 3 train, 1 validation, 1 test" in description
+    assert corpus.fingerprint in description
+    assert "blank lines skipped: 2 train" in description
+    assert "ptb" not in description.lower().replace(str(tmp_path).lower(), "")
+
+
+def as_jsonl(folder: Path) -> None:
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES[:4]))
+
+
+def as_hub_parquet(folder: Path) -> None:
+    (folder / "data").mkdir()
+    for split in ("train", "validation", "test"):
+        half = rows().train_test_split(2, shuffle=False)
+        half["train"].to_parquet(folder / "data" / f"{split}-00000-of-00002.parquet")
+        half["test"].to_parquet(folder / "data" / f"{split}-00001-of-00002.parquet")
+
+
+def as_split_folders(folder: Path) -> None:
+    for split in ("train", "val", "test"):
+        (folder / split).mkdir()
+        rows().to_parquet(folder / split / "0000.parquet")
+
+
+def as_saved_dict(folder: Path) -> None:
+    DatasetDict(train=rows(), validation=rows(), test=rows()).save_to_disk(folder)
+
+
+def as_prefixed_text(folder: Path) -> None:
+    write(folder, ptb_train_txt=LINES[:4], ptb_valid_txt=LINES[:4], ptb_test_txt=LINES[:4])
+
+
+@pytest.mark.parametrize("layout", [as_jsonl, as_hub_parquet, as_split_folders, as_saved_dict, as_prefixed_text])
+def test_every_layout_gives_the_same_corpus_and_leaves_the_folder_alone(
+    tmp_path: Path, layout: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "odd [name]*"
+    folder.mkdir()
+    layout(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    corpus = load_text_dataset(str(folder))
+    assert texts(corpus) == dict.fromkeys(("train", "validation", "test"), LINES[:4])
+    same = load_text_dataset(str(write(tmp_path, train_txt=LINES[:4], dev_txt=LINES[:4], test_txt=LINES[:4])))
+    assert corpus.fingerprint == same.fingerprint
+    corpus.splits["train"].map(lambda row: {"text": row["text"] + "!"})
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_other_columns_are_kept_and_the_text_column_can_be_chosen(tmp_path: Path) -> None:
+    data = {"premise": ["p1", "p2", None], "text": ["t", "t", "t"], "label": [0, 1, 2]}
+    for split in ("train", "validation", "test"):
+        Dataset.from_dict(data).to_parquet(tmp_path / f"{split}.parquet")
+    corpus = load_text_dataset(str(tmp_path), text_column="premise")
+    assert corpus.splits["train"].to_dict() == {"text": ["p1", "p2"], "label": [0, 1]}
+    assert corpus.blank_lines_skipped["train"] == 1
+
+
+def test_a_single_file_is_cut_the_same_way_whatever_the_seed(tmp_path: Path) -> None:
+    file = write(tmp_path, corpus_txt=LINES) / "corpus.txt"
+    corpus = load_text_dataset(str(file))
+    assert corpus.rows == {"train": 90, "validation": 5, "test": 5}
+    assert sorted(sum(texts(corpus).values(), [])) == sorted(LINES)
+    assert "no validation and no test split found: cut off train, 5 sentences (5 %) each" in corpus.describe()
+    assert load_text_dataset(str(file), seed=9).fingerprint == corpus.fingerprint
+
+
+def test_only_the_missing_split_is_cut(tmp_path: Path) -> None:
+    corpus = load_text_dataset(str(write(tmp_path, train_txt=LINES, test_txt=["t"])))
+    assert corpus.rows == {"train": 95, "validation": 5, "test": 1}
+    assert "no validation split found" in corpus.describe()
+
+
+def test_single_saved_dataset_is_train(tmp_path: Path) -> None:
+    rows(count=40).save_to_disk(tmp_path / "saved")
+    assert load_text_dataset(str(tmp_path / "saved")).rows == {"train": 36, "validation": 2, "test": 2}
+
+
+def test_num_sentences_shortens_train_only(tmp_path: Path) -> None:
+    file = write(tmp_path, corpus_txt=LINES) / "corpus.txt"
+    whole, short = load_text_dataset(str(file)), load_text_dataset(str(file), num_sentences=7)
+    assert texts(short)["train"] == texts(whole)["train"][:7]
+    assert texts(short)["test"] == texts(whole)["test"]
+    assert "train is the first 7 of 90 sentences" in short.describe()
+    assert load_text_dataset(str(file), num_sentences=10_000).rows["train"] == 90
+
+
+def test_grammar_is_generated_from_its_seed() -> None:
+    corpus = load_text_dataset("grammar", num_sentences=50, seed=3)
+    assert corpus.rows == {"train": 50, "validation": 1000, "test": 1000}
+    assert corpus.describe().startswith("data: grammar (embedded corpus, generated, seed 3): 50 train")
+    assert "log_prob" in corpus.splits["train"].column_names
+    assert load_text_dataset("grammar", num_sentences=50, seed=3).fingerprint == corpus.fingerprint
+    assert load_text_dataset("grammar", num_sentences=50, seed=4).fingerprint != corpus.fingerprint
+
+
+# ---- the Hub, without a network ----
+
+
+@pytest.mark.usefixtures("reachable")
+def test_ptb_is_read_from_the_parquet_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = hub_with(monkeypatch, DatasetDict(dict.fromkeys(("train", "validation", "test"), rows("sentence"))))
+    corpus = load_text_dataset("ptb")
+    assert calls == [(("ptb-text-only/ptb_text_only",), {"revision": "refs/convert/parquet"})]
+    assert corpus.name == "ptb (ptb-text-only/ptb_text_only @ refs/convert/parquet)"
+    assert texts(corpus)["test"] == LINES[:4]
+
+
+@pytest.mark.usefixtures("reachable")
+def test_any_hub_set_and_its_unused_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = DatasetDict(train=rows("content", 40), test=rows("content"), unsupervised=rows("content"))
+    calls = hub_with(monkeypatch, answer)
+    corpus = load_text_dataset("someone/some-set", revision="v1")
+    assert calls == [(("someone/some-set",), {"revision": "v1"})]
+    assert corpus.name == "someone/some-set (Hugging Face Hub @ v1)"
+    assert corpus.rows == {"train": 38, "validation": 2, "test": 4}
+    assert "splits not used: unsupervised" in corpus.describe()
+
+
+@pytest.mark.usefixtures("reachable")
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (DatasetDict(test=rows()), UsageError, "has no train split (found: test)"),
+        (
+            datasets.exceptions.DatasetNotFoundError("no such set"),
+            UsageError,
+            "'me/x' is neither a local file or folder",
+        ),
+        (RuntimeError("Dataset scripts are no longer supported"), DataError, "try revision='refs/convert/parquet'"),
+        (ConnectionError("gone"), DataError, "cannot be reached (gone): give the path"),
+    ],
+)
+def test_hub_errors(
+    monkeypatch: pytest.MonkeyPatch, answer: DatasetDict | Exception, error: type[Exception], message: str
+) -> None:
+    hub_with(monkeypatch, answer)
+    with pytest.raises(error, match=re.escape(message)):
+        load_text_dataset("me/x")
+
+
+TWO_WAYS_OUT = "cannot be reached .*: give the path of a local file or folder, or use .* --dataset_name grammar"
+
+
+def test_offline_mode_names_the_two_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="HF_HUB_OFFLINE"):
+        load_text_dataset("ptb")
+    with pytest.raises(DataError, match=TWO_WAYS_OUT):
+        load_text_dataset("someone/some-set")
+
+
+def test_an_unreachable_hub_is_noticed_without_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("retried"))
+    with pytest.raises(DataError, match=TWO_WAYS_OUT):
+        load_text_dataset("ptb")
+    assert datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_an_unreachable_hub_still_gives_the_cached_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    hub_with(monkeypatch, DatasetDict(train=rows(count=40)))
+    assert "this is the latest cached copy" in load_text_dataset("someone/some-set").describe()
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    "path", ["./nowhere", "nowhere/", "/no/such/folder", "nowhere.txt", "a/b/c", "~/no-such-file"]
+)
+def test_missing_path(path: str) -> None:
+    with pytest.raises(UsageError, match=f"no file or folder '{path}'; check the path"):
+        load_text_dataset(path)
+
+
+def test_folder_without_train_names_what_it_found(tmp_path: Path) -> None:
+    write(tmp_path, validation_txt=["v"], test_txt=["t"])
+    with pytest.raises(UsageError, match=r"no train split \(found: test.txt, validation.txt\); add train.txt"):
+        load_text_dataset(str(tmp_path))
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no train split \(found: nothing\)"):
+        load_text_dataset(str(tmp_path))
+
+
+def test_ambiguous_folders(tmp_path: Path) -> None:
+    write(tmp_path, train_txt=LINES, a_train_txt=LINES)
+    with pytest.raises(UsageError, match="one file or one set of shards for train, not a.train.txt, train.txt"):
+        load_text_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [("", "is empty; give a file"), ("\n  \n", r"test has no sentence \(2 blank lines\)")]
+)
+def test_empty_file(tmp_path: Path, content: str, found: str) -> None:
+    with pytest.raises(DataError, match=found):
+        load_text_dataset(str(write(tmp_path, train_txt=LINES, test_txt=content)))
+
+
+def test_parquet_without_rows(tmp_path: Path) -> None:
+    rows(count=4).select([]).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="cannot be read as parquet: .* no data"):
+        load_text_dataset(str(tmp_path / "x.parquet"))
+
+
+def test_too_few_sentences_to_cut(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 train sentences, too few to cut off a validation and a test split"):
+        load_text_dataset(str(write(tmp_path, train_txt=LINES[:2])))
+
+
+def test_not_utf8_names_file_line_and_offset(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes("gut\nschön\n".encode() + "schön\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"train.txt is not UTF-8: line 3, byte offset 14, holds 0xf6; convert"):
+        load_text_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "x.arrow"])
+def test_broken_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"text": "a"}\n{"text": oops\n')
+    with pytest.raises(DataError, match=f"{name} cannot be read as"):
+        load_text_dataset(str(tmp_path / name))
+
+
+def test_unknown_ending(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ending '.csv'; files must be one of .txt, .jsonl"):
+        load_text_dataset(str(write(tmp_path, x_csv=LINES) / "x.csv"))
+
+
+@pytest.mark.parametrize(
+    ("text_column", "message"),
+    [
+        ("nope", "column 'nope' does not exist in .* its columns are a, b, label; text columns: a, b"),
+        ("label", "column 'label' is no text column in"),
+        (None, "cannot tell which column .* text columns: a, b; choose one with text_column"),
+    ],
+)
+def test_wrong_column(tmp_path: Path, text_column: str | None, message: str) -> None:
+    Dataset.from_dict({"a": ["x"], "b": ["y"], "label": [0]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match=message):
+        load_text_dataset(str(tmp_path / "x.parquet"), text_column=text_column)
+
+
+def test_options_that_cannot_be_right(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="num_sentences is 0"):
+        load_text_dataset("grammar", num_sentences=0)
+    for name in ("grammar", str(write(tmp_path, train_txt=LINES))):
+        with pytest.raises(UsageError, match="revision='main' is for Hub data sets"):
+            load_text_dataset(name, revision="main")
