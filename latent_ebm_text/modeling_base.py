@@ -69,9 +69,15 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
-    def posterior(self, inputs: dict[str, Tensor]) -> LatentPosterior:
-        """The posterior of the latents of a batch, as a log-density in z for any sampler."""
-        return LatentPosterior(self.prior, self.decoder.likelihood(inputs), self.config.likelihood_weight)
+    def posterior(self, inputs: dict[str, Tensor], likelihood_weight: float | None = None) -> LatentPosterior:
+        """The posterior of the latents of a batch, as a log-density in z for any sampler.
+
+        Args:
+            inputs: The data.
+            likelihood_weight: Another `w` of `p(z) p(x|z)^w` than the model's own.
+        """
+        weight = self.config.likelihood_weight if likelihood_weight is None else likelihood_weight
+        return LatentPosterior(self.prior, self.decoder.likelihood(inputs), weight)
 
     def sample_prior(
         self,
@@ -106,18 +112,19 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         self,
         inputs: dict[str, Tensor],
         *,
+        likelihood_weight: float | None = None,
         initial_latents: Tensor | None = None,
         sampler: Sampler | None = None,
         generator: torch.Generator | None = None,
         return_trace: bool = False,
     ) -> SamplerOutput:
-        """Draws one latent per example from the posterior p(z | x); arguments as in `sample_prior`."""
+        """Draws one latent per example from the posterior; arguments as in `posterior` and `sample_prior`."""
         batch = len(next(iter(inputs.values())))
         if initial_latents is None:
             initial_latents = self.prior.sample_reference(batch, generator)
         initial_latents = self.check_latents(initial_latents, batch)
         sampler = self.posterior_sampler if sampler is None else sampler
-        posterior = self.posterior(inputs)
+        posterior = self.posterior(inputs, likelihood_weight)
         return sampler.sample(initial_latents, posterior, generator=generator, return_trace=return_trace)
 
     def objective(self, inputs: dict[str, Tensor], latents: Tensor, prior_latents: Tensor) -> LatentEBMLoss:

@@ -36,6 +36,7 @@ class LatentEBMTextOutput(ModelOutput):
     loss: Tensor | None = None
     reconstruction_loss: Tensor | None = None
     prior_loss: Tensor | None = None
+    penalty: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: LSTMCache | None = None
     latents: Tensor | None = None
@@ -160,7 +161,11 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
             prior_latents = self.sample_prior(len(input_ids), generator=generator).latents
         parts = self.objective(inputs, latents, prior_latents)
         return LatentEBMTextOutput(
-            loss=parts.loss, reconstruction_loss=parts.reconstruction, prior_loss=parts.prior, latents=latents
+            loss=parts.loss,
+            reconstruction_loss=parts.reconstruction,
+            prior_loss=parts.prior,
+            penalty=parts.penalty,
+            latents=latents,
         )
 
     def _logits(

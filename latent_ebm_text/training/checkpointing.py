@@ -1,13 +1,12 @@
 """Checkpoints that a kill at any instant cannot spoil.
 
 A checkpoint is a folder `step-00000100/` with `<name>.safetensors` files, `state.json`, and `manifest.json` with the
-size and SHA-256 of the others. It is written under a temporary name, flushed to disk, and then published by one rename:
-under its final name it is complete from the first moment. Removal goes the other way round, first a rename and then
-the deletion. One process writes to a folder, on a POSIX file system.
+size and SHA-256 of the others. It is written under a temporary name, flushed to disk, and then published by one
+rename: under its final name it is complete from the first moment. Removal goes the other way round, first a rename and
+then the deletion. One process writes to a folder, on a POSIX file system.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from latent_ebm_text.errors import CheckpointError, UsageError
+from latent_ebm_text.version import __version__
 
 FORMAT_VERSION = 1
 MAX_JSON_BYTES = 64 * 2**20
@@ -43,14 +43,6 @@ class Checkpoint:
     step: int
     tensors: dict[str, dict[str, torch.Tensor]]
     state: dict[str, Any]
-
-
-def library_version() -> str:
-    """The installed version of this library; a source tree that was never installed counts as `0.0.0`."""
-    try:
-        return importlib.metadata.version("latent-ebm-text")
-    except importlib.metadata.PackageNotFoundError:
-        return "0.0.0"
 
 
 # -------- saving
@@ -127,7 +119,7 @@ def _write_files(
     (folder / "state.json").write_text(state_json, encoding="utf-8")
     manifest = {
         "format_version": FORMAT_VERSION,
-        "library_version": library_version(),
+        "library_version": __version__,
         "step": step,
         "identity": identity,
         "files": {
@@ -268,9 +260,9 @@ def _verify(path: Path, identity: dict[str, Any]) -> tuple[int, list[str]]:
         if not is_same:
             raise IncompleteCheckpointError(f"{path} is corrupt: the SHA-256 of {name} is not the one in the manifest")
 
-    if str(saved_version).split(".")[:2] != library_version().split(".")[:2]:
+    if str(saved_version).split(".")[:2] != __version__.split(".")[:2]:
         raise CheckpointError(
-            f"{path} was written by latent_ebm_text {saved_version}, this is {library_version()}; "
+            f"{path} was written by latent_ebm_text {saved_version}, this is {__version__}; "
             "use the version that wrote it, or another output folder"
         )
     wanted = json.loads(_to_json("identity", identity))  # tuples become lists, as in the manifest

@@ -10,7 +10,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -23,7 +23,11 @@ _KIND_NAMES = {int: "an integer", float: "a number", bool: "true or false", str:
 
 
 def parse_recipe_arguments(
-    dataclass_types: tuple[type, ...], argv: list[str] | None = None, *, description: str
+    dataclass_types: tuple[type, ...],
+    argv: list[str] | None = None,
+    *,
+    description: str,
+    default_config: Path | None = None,
 ) -> tuple[Any, ...]:
     """Fill one instance of each dataclass from the command line, else from `--config file.yaml`, else from defaults.
 
@@ -35,6 +39,7 @@ def parse_recipe_arguments(
         dataclass_types (`tuple[type, ...]`): The dataclasses to fill, in the order of the returned instances.
         argv (`list[str]`, *optional*): Arguments without the program's name; defaults to those of this process.
         description (`str`): What the recipe does, for `--help`.
+        default_config (`Path`, *optional*): The YAML file to read where `--config` is not given.
 
     Raises:
         UsageError: An argument, the YAML file, or a value that a dataclass's `__post_init__` refuses.
@@ -46,7 +51,7 @@ def parse_recipe_arguments(
     if unknown:
         raise UsageError(_describe_unknown_argument(unknown[0], parser._option_string_actions))
     given = vars(arguments)
-    config_file = given.pop("config", None)
+    config_file = given.pop("config", default_config)
 
     values: dict[str, Any] = {}
     if config_file is not None:
@@ -117,7 +122,7 @@ def _build_parser(
         title = (inspect.getdoc(dtype) or dtype.__name__).splitlines()[0].removesuffix(".")
         dtype._argument_group_name = title  # type: ignore[attr-defined]  # the interface of HfArgumentParser
     parser = _RecipeParser(
-        cast(Any, dataclass_types),
+        dataclass_types,
         description=description,
         usage="%(prog)s [--config FILE.yaml] [--option value ...]",
         allow_abbrev=False,
@@ -181,7 +186,7 @@ def _suggest(name: str, names: Iterable[str]) -> str:
 
 def _read_yaml(file: str) -> dict[Any, Any]:
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
+        text = Path(file).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UsageError(f"the config file {file} does not exist") from error
     except OSError as error:

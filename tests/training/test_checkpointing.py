@@ -3,6 +3,7 @@
 Run as a script, this file is the process that is killed: it loads torch once and forks one writer for each kill.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -101,12 +102,12 @@ def test_manifest_holds_what_the_files_are(tmp_path):
     path = save(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["format_version"] == checkpointing.FORMAT_VERSION
-    assert manifest["library_version"] == checkpointing.library_version()
+    assert manifest["library_version"] == checkpointing.__version__
     assert manifest["identity"] == IDENTITY | {"sizes": [200, 200]}
     assert manifest["files"].keys() == {"model.safetensors", "chains.safetensors", "state.json"}
     for name, entry in manifest["files"].items():
-        digest = subprocess.run(["sha256sum", path / name], capture_output=True, text=True, check=True).stdout
-        assert entry == {"size": (path / name).stat().st_size, "sha256": digest.split()[0]}
+        content = (path / name).read_bytes()
+        assert entry == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def test_every_file_is_flushed_before_it_is_published_and_the_rename_after(tmp_path, monkeypatch):
@@ -197,17 +198,13 @@ def test_leftovers_of_dead_processes_are_cleaned_and_those_of_the_living_kept(tm
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     living = os.getppid()
-    for name in (
-        f".tmp-{dead.pid}-step-00000001",
-        f".trash-{dead.pid}-step-00000002",
-        f".tmp-{living}-x",
-        ".tmp-notes",
-    ):
+    kept = [f".tmp-{living}-x", ".tmp-notes"]
+    for name in (f".tmp-{dead.pid}-step-00000001", f".trash-{dead.pid}-step-00000002", *kept):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"half")
     assert find_checkpoints(tmp_path) == []
     save(tmp_path, 3)
-    assert names_in(tmp_path) == sorted([f".tmp-{living}-x", ".tmp-notes", "step-00000003"])
+    assert names_in(tmp_path) == sorted([*kept, "step-00000003"])
 
 
 @pytest.mark.parametrize("limit", [10_000, 161_000])
@@ -326,11 +323,11 @@ def test_a_half_written_checkpoint_of_another_model_is_only_half_written(tmp_pat
 
 
 def test_another_library_version_is_an_error_unless_only_the_patch_differs(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpointing, "library_version", lambda: "1.4.0")
+    monkeypatch.setattr(checkpointing, "__version__", "1.4.0")
     path = save(tmp_path, 1)
-    monkeypatch.setattr(checkpointing, "library_version", lambda: "1.4.7")
+    monkeypatch.setattr(checkpointing, "__version__", "1.4.7")
     assert_is_step(load_checkpoint(path, identity=IDENTITY), 1)
-    monkeypatch.setattr(checkpointing, "library_version", lambda: "1.10.0")
+    monkeypatch.setattr(checkpointing, "__version__", "1.10.0")
     with pytest.raises(CheckpointError, match=r"written by latent_ebm_text 1\.4\.0, this is 1\.10\.0"):
         load_latest_checkpoint(tmp_path, identity=IDENTITY)
 
@@ -382,10 +379,19 @@ def test_json_of_absurd_size_is_refused(tmp_path, name):
     os.truncate(path / name, size)  # a sparse file: no bytes on the disk
     if name == "state.json":
         files = json.loads((path / "manifest.json").read_text())["files"]
-        digest = subprocess.run(["sha256sum", path / name], capture_output=True, text=True, check=True).stdout
-        edit_manifest(path, files=files | {name: {"size": size, "sha256": digest.split()[0]}})
+        digest = hashlib.sha256((path / name).read_bytes()).hexdigest()
+        edit_manifest(path, files=files | {name: {"size": size, "sha256": digest}})
     with pytest.raises(CheckpointError, match=f"is refused: {name} has {size} bytes"):
         load_latest_checkpoint(tmp_path, identity=IDENTITY)
+
+
+def test_a_file_that_is_no_safetensors_but_has_the_right_digest_is_an_error(tmp_path):
+    path = save(tmp_path, 1)
+    (path / "model.safetensors").write_bytes(b"")
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    edit_manifest(path, files=files | {"model.safetensors": {"size": 0, "sha256": hashlib.sha256(b"").hexdigest()}})
+    with pytest.raises(IncompleteCheckpointError, match="step-00000001 cannot be read: .*"):
+        load_checkpoint(path, identity=IDENTITY)
 
 
 # -------- optimizer
@@ -487,28 +493,34 @@ def fork_and_wait(work, kill_after: float | None = None) -> bool:
     return True
 
 
+def load_latest_of_complete_ones(folder: Path) -> checkpointing.Checkpoint | None:
+    """The newest checkpoint; fails unless every published one, also one that was about to be removed, is complete."""
+    for path in find_checkpoints(folder):
+        checkpoint = load_checkpoint(path, identity=IDENTITY)
+        assert_is_step(checkpoint, checkpoint.step)
+    latest, skipped = load_latest_checkpoint(folder, identity=IDENTITY)
+    assert skipped == []
+    return latest
+
+
 def kill_at_random(folder: Path) -> None:
     """One writer after another goes on where the last one was killed; what it confirmed must never be lost."""
     random.seed(0)
     confirmed_by = folder.parent / "confirmed"
     confirmed_by.write_text("0")
     for _ in range(20):
-        first = int(confirmed_by.read_text() or "0") + 1  # killed between truncation and writing: "" is possible
+        first = int(confirmed_by.read_text()) + 1
 
         def write_for_ever(first: int = first) -> None:
             for step in range(first, first + 100_000):
                 save(folder, step)
-                with confirmed_by.open("r+") as file:  # digits only grow in number: no truncation needed
+                with confirmed_by.open("r+") as file:  # no truncation, which a kill could leave behind
                     file.write(str(step))
 
         assert fork_and_wait(write_for_ever, kill_after=random.uniform(0.02, 0.2))
         confirmed = int(confirmed_by.read_text())
-        latest, skipped = load_latest_checkpoint(folder, identity=IDENTITY)
-        assert skipped == []
-        if confirmed > 0 or latest is not None:
-            assert latest is not None
-            assert latest.step in (confirmed, confirmed + 1)
-            assert_is_step(latest, latest.step)
+        latest = load_latest_of_complete_ones(folder)
+        assert (latest.step if latest else 0) in (confirmed, confirmed + 1)
     assert int(confirmed_by.read_text()) > 20
 
 
@@ -517,7 +529,7 @@ def kill_at_every_file_operation(folder: Path) -> None:
     template = folder.parent / "template"
     save(template, 1)
     save(template, 2)
-    steps_after_kill = []
+    steps_after_kill: list[int] = []
     is_killed = True
     while is_killed:
         countdown = len(steps_after_kill) + 1
@@ -532,21 +544,18 @@ def kill_at_every_file_operation(folder: Path) -> None:
 
             sys.addaudithook(hook)
             save(folder, 3, keep_last=1)
-            save(folder, 4, keep_last=1)
 
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(template, folder)
         is_killed = fork_and_wait(save_until_kill)
-        latest, skipped = load_latest_checkpoint(folder, identity=IDENTITY)
-        assert skipped == []
+        latest = load_latest_of_complete_ones(folder)
         assert latest is not None
-        assert_is_step(latest, latest.step)
         steps_after_kill.append(latest.step)
         save(folder, 5, keep_last=1)
         assert names_in(folder) == ["step-00000005"], "what the killed process left must be gone"
     assert steps_after_kill == sorted(steps_after_kill), "a later kill must not lose more"
-    assert set(steps_after_kill) == {2, 3, 4}
-    assert len(steps_after_kill) > 40
+    assert set(steps_after_kill) == {2, 3}
+    assert len(steps_after_kill) > 20
 
 
 if __name__ == "__main__":

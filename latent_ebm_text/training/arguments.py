@@ -1,0 +1,148 @@
+"""What a recipe can be told: the model, the data and the training, each a dataclass with validated fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from latent_ebm_text.configuration import LatentEBMTextConfig
+from latent_ebm_text.training.configuration import require_in_interval, require_positive
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """Model and samplers. The defaults are the paper's for PTB."""
+
+    latent_dim: int = _option(32, "Size of the latent z.")
+    hidden_size: int = _option(512, "Width of the LSTM.")
+    embedding_size: int = _option(128, "Width of the word embedding.")
+    tie_word_embeddings: bool = _option(False, "Use the word embedding as the output layer, behind a projection.")
+    output_rank: int | None = _option(None, "Rank of an untied output layer; none for full rank.")
+    dropout: float = _option(0.2, "Dropout on word embeddings and hidden states.")
+    word_dropout: float = _option(0.0, "Probability that an input word is hidden from the decoder in training.")
+    prior_hidden_size: int = _option(200, "Width of the energy network.")
+    prior_num_hidden_layers: int = _option(2, "Hidden layers of the energy network.")
+    prior_activation: Literal["gelu", "leaky_relu"] = _option("gelu", "Activation of the energy network.")
+    prior_num_steps: int = _option(60, "Langevin steps of the prior's chain, which starts from N(0, I).")
+    prior_step_size: float = _option(0.4, "Langevin step size of the prior's chain.")
+    posterior_num_steps: int = _option(20, "Langevin steps that infer the latent of a new sentence from N(0, I).")
+    posterior_step_size: float = _option(0.1, "Langevin step size of the first of these steps.")
+    posterior_step_size_end: float | None = _option(None, "Of the last of these steps; none for a constant size.")
+    posterior_temperature: float = _option(1.0, "Noise temperature of the posterior's chains; 1 draws from it.")
+    likelihood_weight: float = _option(1.0, "w of the posterior p(z) p(x|z)^w; above 1 the latent carries more of x.")
+    energy_penalty: float = _option(0.0, "Weight of the squared tilt f(z)^2, which keeps the energy from running away.")
+
+    def __post_init__(self) -> None:
+        for name in ("prior_num_steps", "prior_step_size", "posterior_num_steps", "posterior_step_size"):
+            require_positive(name, getattr(self, name))
+        if self.posterior_step_size_end is not None:
+            require_positive("posterior_step_size_end", self.posterior_step_size_end)
+
+    def text_config(self, vocab_size: int, max_sentence_length: int) -> LatentEBMTextConfig:
+        """The configuration of a text model; raises `UsageError` for a value that cannot be right."""
+        step_size: Any = self.posterior_step_size
+        if self.posterior_step_size_end is not None:
+            step_size = {"start": step_size, "end": self.posterior_step_size_end, "shape": "linear"}
+        return LatentEBMTextConfig(
+            vocab_size=vocab_size,
+            max_sentence_length=max_sentence_length,
+            latent_dim=self.latent_dim,
+            hidden_size=self.hidden_size,
+            embedding_size=self.embedding_size,
+            tie_word_embeddings=self.tie_word_embeddings,
+            output_rank=self.output_rank,
+            dropout=self.dropout,
+            word_dropout=self.word_dropout,
+            prior_hidden_size=self.prior_hidden_size,
+            prior_num_hidden_layers=self.prior_num_hidden_layers,
+            prior_activation=self.prior_activation,
+            prior_sampler={
+                "name": "langevin",
+                "num_steps": self.prior_num_steps,
+                "step_size": self.prior_step_size,
+            },
+            posterior_sampler={
+                "name": "langevin",
+                "num_steps": self.posterior_num_steps,
+                "step_size": step_size,
+                "temperature": self.posterior_temperature,
+            },
+            likelihood_weight=self.likelihood_weight,
+            energy_penalty=self.energy_penalty,
+        )
+
+
+@dataclass
+class DataArguments:
+    """Data"""
+
+    dataset_name: str = _option(
+        "grammar", "`grammar` (the embedded corpus), `ptb`, a Hub id, a local folder or a file."
+    )
+    text_column: str | None = _option(None, "Column that holds the text; found by itself where there is no doubt.")
+    dataset_revision: str | None = _option(None, "Revision of a Hub data set.")
+    num_sentences: int | None = _option(None, "Train on so many sentences; none for all.")
+    vocab_size: int | None = _option(None, "Words kept, special ones included; none for every word of the corpus.")
+    max_length: int = _option(100, "Most words of a sentence, its end counted; longer ones are truncated and counted.")
+
+    def __post_init__(self) -> None:
+        for name in ("num_sentences", "vocab_size", "max_length"):
+            if getattr(self, name) is not None:
+                require_positive(name, getattr(self, name))
+
+
+@dataclass
+class TrainingArguments:
+    """Training"""
+
+    output_dir: str = _option("runs/latent-ebm", "Folder of the run: checkpoints, metrics, plots, the final model.")
+    seed: int = _option(0, "Every random draw is a function of this seed and of the step.")
+    num_epochs: float = _option(30.0, "Passes through the training data.")
+    train_batch_size: int = _option(128, "Sentences a step, over all processes.")
+    eval_batch_size: int = _option(256, "Sentences a batch of evaluation.")
+    decoder_learning_rate: float = _option(1e-3, "Learning rate of the decoder (AdamW).")
+    prior_learning_rate: float = _option(1e-4, "Learning rate of the energy (AdamW).")
+    decoder_weight_decay: float = _option(0.0, "Weight decay of the decoder.")
+    prior_weight_decay: float = _option(1e-3, "Weight decay of the energy.")
+    warmup_steps: int = _option(100, "Steps over which the learning rates rise from zero.")
+    final_learning_rate_factor: float = _option(0.05, "Both learning rates fall linearly to this part of themselves.")
+    max_decoder_grad_norm: float = _option(100.0, "Gradient clip of the decoder, for a loss in nats per sentence.")
+    max_prior_grad_norm: float = _option(1.0, "Gradient clip of the energy.")
+    inference: Literal["short_run", "persistent"] = _option(
+        "short_run", "Chains of the posterior: from N(0, I) at every step (the paper), or kept for every sentence."
+    )
+    chain_num_steps: int = _option(4, "Persistent inference: Langevin steps a visit.")
+    chain_step_size: float = _option(0.5, "Persistent inference: Langevin step size.")
+    chain_refresh: float = _option(0.3, "Persistent inference: part of each latent drawn anew at a visit, 0 to 1.")
+    initial_likelihood_weight: float | None = _option(
+        None, "Likelihood weight at the first step, falling to likelihood_weight; a high one wakes the latent."
+    )
+    likelihood_weight_steps: int = _option(1000, "Steps over which it falls, geometrically.")
+    log_every: int = _option(50, "Steps between lines of metrics.jsonl.")
+    eval_every: int = _option(1000, "Steps between evaluations on a part of the validation set.")
+    save_every: int = _option(500, "Steps between checkpoints.")
+    keep_checkpoints: int = _option(2, "Newest checkpoints that are kept.")
+    num_eval_sentences: int = _option(512, "Validation sentences used while training; the end uses all.")
+    num_eval_samples: int = _option(1000, "Sentences generated for the sample statistics of the last evaluation.")
+    matmul_precision: Literal["highest", "high", "medium"] = _option(
+        "highest", "torch.set_float32_matmul_precision; `medium` may be several times faster and less exact."
+    )
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_epochs", "train_batch_size", "eval_batch_size", "decoder_learning_rate", "prior_learning_rate",
+            "max_decoder_grad_norm", "max_prior_grad_norm", "chain_num_steps", "chain_step_size",
+            "likelihood_weight_steps", "log_every", "eval_every", "save_every", "keep_checkpoints",
+            "num_eval_sentences", "num_eval_samples",
+        ):  # fmt: skip
+            require_positive(name, getattr(self, name))
+        if self.initial_likelihood_weight is not None:
+            require_positive("initial_likelihood_weight", self.initial_likelihood_weight)
+        for name in ("chain_refresh", "final_learning_rate_factor"):
+            require_in_interval(name, getattr(self, name), 0.0, 1.0)
+        for name in ("warmup_steps", "decoder_weight_decay", "prior_weight_decay"):
+            require_in_interval(name, getattr(self, name), 0.0, float("inf"))

@@ -1,0 +1,90 @@
+"""What a run writes while it trains: a line of JSON now and then, and a warning in words when something looks wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from latent_ebm_text.training.arguments import TrainingArguments
+
+
+class MetricsFile:
+    """One JSON object a line: `{"kind": "train" | "validation", "step": ..., ...}`.
+
+    Opened by a resumed run, it forgets the lines after the step from which that run goes on.
+
+    Args:
+        path: The file.
+        first_step: Step that the run starts from.
+        enabled: False on all processes but one.
+    """
+
+    def __init__(self, path: Path, *, first_step: int, enabled: bool = True) -> None:
+        self.path, self.enabled = path, enabled
+        if enabled:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [record for record in read_metrics(path) if record["step"] <= first_step] if first_step else []
+            path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        """Appends one line."""
+        if self.enabled:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file; a last line cut short by a kill is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+class Health:
+    """Tells in words when the latent is not used, the prior does not match, or the energy runs away."""
+
+    #: Nats by which a latent of the sentence's own must beat a prior draw; below, the latent is called unused.
+    UNUSED_NATS = 1.0
+    #: Nats of energy gap beyond which the energy is said to run away.
+    RUNAWAY_NATS = 30.0
+    #: Mismatch of standard deviations beyond which the prior is said not to match.
+    MISMATCH = 0.25
+
+    def __init__(self, args: TrainingArguments, *, likelihood_weight: float) -> None:
+        self.args, self.likelihood_weight = args, likelihood_weight
+        self.warnings: list[str] = []
+        self._gaps: list[float] = []
+
+    def observe(self, record: dict[str, float]) -> None:
+        """Takes note of a training record."""
+        self._gaps.append(record["energy_gap"])
+
+    def judge(self, figures: dict[str, float]) -> list[str]:
+        """New warnings after an evaluation, each with the setting to change."""
+        found = []
+        told = figures["prior_nll"] - figures["reconstruction_nll"]
+        if told < self.UNUSED_NATS:
+            found.append(
+                f"the latent is hardly used: it tells {told:.1f} nats about a sentence. Raise likelihood_weight (now "
+                f"{self.likelihood_weight:g}) or set initial_likelihood_weight; more word_dropout helps too"
+            )
+        recent = self._gaps[-5:]
+        gap = sum(recent) / max(len(recent), 1)
+        if abs(gap) > self.RUNAWAY_NATS:
+            found.append(
+                f"the energy runs away: posterior and prior draws are {gap:.0f} nats apart. Lower prior_learning_rate "
+                f"(now {self.args.prior_learning_rate:g}), raise energy_penalty, or give the prior more steps"
+            )
+        if figures["std_mismatch"] > self.MISMATCH:
+            found.append(
+                f"the prior does not match the posterior: their standard deviations differ by "
+                f"{100 * figures['std_mismatch']:.0f} %. Raise prior_learning_rate or prior_num_steps, or lower "
+                "likelihood_weight"
+            )
+        self.warnings += found
+        return found

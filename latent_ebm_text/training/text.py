@@ -1,0 +1,187 @@
+"""What training a text model adds to the loop: its data, its evaluation, and the folder of a finished run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate import Accelerator
+from accelerate.utils import tqdm
+
+from latent_ebm_text.data import BucketedBatches, TextCollator, load_text_dataset, tokenize_corpus
+from latent_ebm_text.data.text import TextCorpus
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.text import evaluate_likelihoods, generate_texts, sample_statistics
+from latent_ebm_text.plots import plot_training
+from latent_ebm_text.tokenization import train_word_tokenizer
+from latent_ebm_text.training.arguments import DataArguments, TrainingArguments
+from latent_ebm_text.training.trainer import TrainingData
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from transformers import PreTrainedTokenizerBase
+
+    from latent_ebm_text.modeling_text import LatentEBMForTextGeneration
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """A corpus, ready for training.
+
+    Attributes:
+        corpus: What was loaded, and where from.
+        tokenizer: Trained on its training split.
+        splits: The tokenised splits, with `input_ids` and `length`.
+        collate: Makes padded batches.
+        description: One line or a few on the data, for people.
+    """
+
+    corpus: TextCorpus
+    tokenizer: PreTrainedTokenizerBase
+    splits: DatasetDict
+    collate: TextCollator
+    description: str
+
+    def training_data(self, batch_size: int, seed: int) -> TrainingData:
+        """The training split in batches of sentences of similar length."""
+        lengths = self.splits["train"]["length"][:]
+        return TrainingData(self.splits["train"], BucketedBatches(lengths, batch_size, seed), self.collate)
+
+    def identity(self, model: LatentEBMForTextGeneration, args: TrainingArguments) -> dict[str, Any]:
+        """What a checkpoint must share with a run to be resumed by it."""
+        words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        config = model.config.to_dict()
+        for key in ("transformers_version", "architectures", "dtype", "_name_or_path"):
+            config.pop(key, None)
+        return {
+            "data": self.corpus.fingerprint,
+            "vocabulary": hashlib.sha256(words.encode()).hexdigest()[:16],
+            "seed": args.seed,
+            "train_batch_size": args.train_batch_size,
+            "inference": args.inference,
+            **{f"config.{key}": value for key, value in sorted(config.items())},
+        }
+
+
+def prepare_text(args: DataArguments, seed: int, accelerator: Accelerator) -> PreparedText:
+    """Loads a corpus, trains its word-level tokeniser and tokenises it; the first process does the work."""
+    with accelerator.main_process_first():
+        corpus = load_text_dataset(
+            args.dataset_name,
+            text_column=args.text_column,
+            revision=args.dataset_revision,
+            num_sentences=args.num_sentences,
+            seed=seed,
+        )
+        tokenizer = train_word_tokenizer(
+            corpus.splits["train"]["text"], vocab_size=args.vocab_size, max_length=args.max_length
+        )
+        splits, truncated = tokenize_corpus(corpus.splits, tokenizer, args.max_length)
+    lines = [corpus.describe(), f"vocabulary: {len(tokenizer)} words, special ones included"]
+    if any(truncated.values()):
+        lines.append(f"truncated to max_length={args.max_length} words: {truncated}")
+    return PreparedText(corpus, tokenizer, splits, TextCollator(tokenizer.pad_token_id), "\n".join(lines))
+
+
+def quick_evaluation(text: PreparedText, args: TrainingArguments, accelerator: Accelerator) -> Callable[..., Any]:
+    """The evaluation that runs while training: a part of the validation split, and four sentences."""
+
+    def evaluate(model: LatentEBMForTextGeneration, step: int) -> dict[str, float]:
+        figures = evaluate_likelihoods(
+            model,
+            text.splits["validation"],
+            text.collate,
+            batch_size=args.eval_batch_size,
+            max_sentences=args.num_eval_sentences,
+            seed=args.seed,
+        )
+        flat = {
+            "reconstruction_nll": figures["reconstruction_nll"]["value"],
+            "prior_nll": figures["prior_nll"]["value"],
+            **figures["latents"],
+        }
+        accelerator.print(
+            f"step {step}: validation NLL per sentence {flat['reconstruction_nll']:.1f} reconstructed, "
+            f"{flat['prior_nll']:.1f} from prior draws; standard deviation {flat['posterior_std']:.2f} posterior, "
+            f"{flat['prior_std']:.2f} prior; {flat['active_units']} active units"
+        )
+        for sentence in generate_texts(model, text.tokenizer, 4, seed=step):
+            accelerator.print(f"    {sentence}")
+        return flat
+
+    return evaluate
+
+
+def finish_text_run(
+    model: LatentEBMForTextGeneration, text: PreparedText, args: TrainingArguments, run: dict[str, Any]
+) -> dict[str, Any]:
+    """Saves the model, evaluates it on every split that was not trained on, and writes results, samples and plots.
+
+    Args:
+        model: The trained model.
+        text: Its data.
+        args: The settings.
+        run: Facts on the run that belong into `results.json`.
+
+    Returns:
+        What was written, and the paths: the content of `results.json`.
+    """
+    folder = Path(args.output_dir)
+    model.save_pretrained(folder / "model")
+    text.tokenizer.save_pretrained(folder / "model")
+    results: dict[str, Any] = {**run, "data": text.description.splitlines(), "splits": {}}
+    for split in ("validation", "test"):
+        figures = evaluate_likelihoods(
+            model,
+            text.splits[split],
+            text.collate,
+            batch_size=args.eval_batch_size,
+            seed=args.seed,
+            progress=lambda batches, split=split: tqdm(batches, desc=f"evaluating {split}"),
+        )
+        if "log_prob" in text.corpus.splits[split].column_names:  # a corpus that knows its own probabilities
+            log_probs = text.corpus.splits[split]["log_prob"][:]
+            figures["exact_nll"] = -sum(log_probs) / len(log_probs)
+        results["splits"][split] = figures
+    texts = generate_texts(model, text.tokenizer, args.num_eval_samples, batch_size=args.eval_batch_size, seed=args.seed)
+    results["samples"] = sample_statistics(texts, text.splits["test"]["length"][:])
+    (folder / "samples.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    paths = {"model": folder / "model", "metrics": folder / "metrics.jsonl", "samples": folder / "samples.txt"}
+    try:
+        paths["plot"] = plot_training(folder / "metrics.jsonl", folder / "training.png")
+    except UsageError as error:
+        results["plot_missing"] = str(error)
+    paths["results"] = folder / "results.json"
+    results["paths"] = {name: str(path) for name, path in paths.items()}
+    paths["results"].write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+def describe_results(results: dict[str, Any]) -> str:
+    """The results of a run for people to read."""
+    lines = []
+    for split, figures in results["splits"].items():
+        latents = figures["latents"]
+        for name, title in (("reconstruction_nll", "reconstruction NLL"), ("prior_nll", "prior NLL")):
+            estimate = figures[name]
+            lines.append(
+                f"{split:>10}  {title:<20} {estimate['value']:8.2f} ± {estimate['standard_error']:.2f} nats per sentence"
+                f" (n = {estimate['n']})"
+            )
+        if "exact_nll" in figures:
+            lines.append(f"{split:>10}  {'exact NLL of the data':<20} {figures['exact_nll']:7.2f} nats per sentence")
+        lines.append(
+            f"{split:>10}  {latents['active_units']} active units; standard deviation {latents['posterior_std']:.2f} "
+            f"posterior, {latents['prior_std']:.2f} prior ({100 * latents['std_mismatch']:.0f} % apart per dimension); "
+            f"energy gap {latents['energy_gap']:.1f} nats"
+        )
+    samples = results["samples"]
+    lines.append(
+        f"   samples  {100 * samples['unique_rate']:.1f} % unique of {samples['n']}; mean length "
+        f"{samples['mean_length']:.1f} words (real text: {samples['real_mean_length']:.1f})"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,327 @@
+"""Maximum likelihood learning of prior and decoder by Langevin sampling (algorithm 1 of the paper), on Accelerate."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import tqdm
+from torch import Tensor
+
+from latent_ebm_text.data.batching import BucketedBatches
+from latent_ebm_text.errors import DivergenceError
+from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
+from latent_ebm_text.samplers import ChainStore, LangevinSampler
+from latent_ebm_text.streams import stream, stream_seed
+from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.checkpointing import (
+    flatten_optimizer_state,
+    load_latest_checkpoint,
+    restore_optimizer_state,
+    save_checkpoint,
+)
+from latent_ebm_text.training.reporting import Health, MetricsFile
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What the loop needs to know of the data.
+
+    Attributes:
+        examples: Rows by index list, `examples[[0, 5]]` giving a dict of columns, as a `datasets.Dataset` does.
+        batches: The order of the examples, a function of (seed, epoch).
+        collate: Makes the model's inputs of a list of rows.
+    """
+
+    examples: Any
+    batches: BucketedBatches
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
+
+    def load(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """The model's inputs for some examples."""
+        columns = self.examples[indices]
+        return self.collate([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+
+
+@dataclass
+class TrainingResult:
+    """How a training ended.
+
+    Attributes:
+        step: Optimizer steps done, over all runs of this folder.
+        seconds: Time spent training, over all runs of this folder.
+        signal: The signal that stopped it, if one did; the state was saved.
+        warnings: What looked wrong, in words.
+    """
+
+    step: int
+    seconds: float
+    signal: int | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def train(
+    model: LatentEBMPreTrainedModel,
+    data: TrainingData,
+    args: TrainingArguments,
+    *,
+    identity: dict[str, Any],
+    evaluate: Callable[[LatentEBMPreTrainedModel, int], dict[str, float]],
+    accelerator: Accelerator | None = None,
+) -> TrainingResult:
+    """Trains a model of any modality, from the newest checkpoint in `args.output_dir` where there is one.
+
+    Args:
+        model: The model; holds the trained weights afterwards.
+        data: The training data.
+        args: The settings.
+        identity: What a checkpoint must have in common with this run to be resumed: model, data, seed.
+        evaluate: `(model, step)` to figures, called every `args.eval_every` steps. Knows the modality, draws from
+            streams of its own and leaves the training undisturbed.
+        accelerator: Devices and processes; made here by default.
+
+    Raises:
+        DivergenceError: If a chain, the loss or a gradient is not finite; the weights are as before the bad step.
+        CheckpointError: If the newest complete checkpoint belongs to another model or library version.
+    """
+    accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    folder, persistent = Path(args.output_dir), args.inference == "persistent"
+    optimizer = build_optimizer(model, args)
+    chains = _open_chains(folder, len(data.batches.lengths), model, accelerator) if persistent else None
+    step, seconds = _resume(model, optimizer, chains, folder, identity, accelerator)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    metrics = MetricsFile(folder / "metrics.jsonl", first_step=step, enabled=accelerator.is_main_process)
+    health = Health(args, likelihood_weight=model.config.likelihood_weight)
+
+    total = max(1, math.ceil(args.num_epochs * len(data.batches)))
+    bar = tqdm(total=total, initial=min(step, total), desc="training", unit="step", dynamic_ncols=True)
+    started, epoch_order, stopped = time.monotonic() - seconds, (-1, []), _StopSignals()
+    model.train()
+    with stopped:
+        while step < total:
+            # The batch of this step: a function of (seed, step) alone.
+            epoch, position = divmod(step, len(data.batches))
+            if epoch_order[0] != epoch:
+                epoch_order = (epoch, data.batches.epoch(epoch))
+            batch = epoch_order[1][position]
+            indices = torch.from_numpy(batch[rank::world] if len(batch) >= world else batch[:1])
+            inputs = {name: value.to(device) for name, value in data.load(indices.numpy()).items()}
+            weight = likelihood_weight(step, args, model.config.likelihood_weight)
+
+            # 1. Posterior draws z+ for the batch, by Langevin dynamics.
+            noise = stream(args.seed, "posterior", step, rank, device=device)
+            if chains is None:
+                sampler, initial = model.posterior_sampler, None
+            else:
+                sampler = LangevinSampler(
+                    args.chain_num_steps, args.chain_step_size, model.config.posterior_sampler["temperature"]
+                )
+                start_noise = stream(args.seed, "chain start", step, rank)
+                initial = chains.start(indices, refresh=args.chain_refresh, generator=start_noise).to(device)
+            latents = model.sample_posterior(
+                inputs, likelihood_weight=weight, initial_latents=initial, sampler=sampler, generator=noise
+            ).latents
+
+            # 2. Prior draws z-, by Langevin dynamics from N(0, I).
+            noise = stream(args.seed, "prior", step, rank, device=device)
+            prior_latents = model.sample_prior(len(indices), generator=noise).latents
+
+            # 3. One loss whose gradient is the learning gradient of both parts (eq. 6 and 7).
+            torch.manual_seed(stream_seed(args.seed, "dropout", step, rank))
+            output = wrapped(**inputs, latents=latents, prior_latents=prior_latents)
+            accelerator.backward(output.loss * (len(indices) * world / len(batch)))
+
+            # 4. One update, unless something is not finite.
+            for group, factor in zip(optimizer.param_groups, _base_learning_rates(args), strict=True):
+                group["lr"] = factor * learning_rate_factor(step, total, args)
+            norms = [
+                float(accelerator.clip_grad_norm_(list(part.parameters()), limit))
+                for part, limit in ((model.decoder, args.max_decoder_grad_norm), (model.prior, args.max_prior_grad_norm))
+            ]
+            _require_finite(step, indices, output, norms)
+            optimizer.step()
+            optimizer.zero_grad()
+            if chains is not None:
+                chains.write(indices, latents)
+            step += 1
+            bar.update()
+
+            if step % args.log_every == 0:
+                record = _measure(output, latents, prior_latents, norms, weight, optimizer)
+                health.observe(record)
+                metrics.write("train", step, {**record, "seconds": time.monotonic() - started})
+                bar.set_postfix(nll=f"{record['reconstruction_nll']:.1f}", gap=f"{record['energy_gap']:.1f}")
+            if step % args.eval_every == 0 and step < total:
+                figures = evaluate(model, step)
+                metrics.write("validation", step, {**figures, "seconds": time.monotonic() - started})
+                for warning in health.judge(figures):
+                    accelerator.print(f"step {step}: {warning}")
+            signal_number = stopped.agreed(accelerator)
+            if signal_number or step % args.save_every == 0 or step == total:
+                seconds = time.monotonic() - started
+                _save(model, optimizer, chains, folder, step, seconds, identity, args, accelerator)
+            if signal_number:
+                break
+    bar.close()
+    return TrainingResult(step, time.monotonic() - started, stopped.received, health.warnings)
+
+
+def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) -> torch.optim.AdamW:
+    """One AdamW with two groups, decoder and prior; the same steps as two optimizers, in one call."""
+    decoder_rate, prior_rate = _base_learning_rates(args)
+    return torch.optim.AdamW(
+        [
+            {"params": list(model.decoder.parameters()), "lr": decoder_rate, "weight_decay": args.decoder_weight_decay},
+            {"params": list(model.prior.parameters()), "lr": prior_rate, "weight_decay": args.prior_weight_decay},
+        ],
+        betas=(0.9, 0.99),
+    )
+
+
+def likelihood_weight(step: int, args: TrainingArguments, final: float) -> float:
+    """The weight `w` of the posterior `p(z) p(x|z)^w` at a step: falls geometrically to its final value."""
+    if args.initial_likelihood_weight is None:
+        return final
+    remaining = max(0.0, 1.0 - step / args.likelihood_weight_steps)
+    return float(final * (args.initial_likelihood_weight / final) ** remaining)
+
+
+def learning_rate_factor(step: int, total: int, args: TrainingArguments) -> float:
+    """Warm-up from zero, then a linear fall to `final_learning_rate_factor` at the last step."""
+    warmup = min(1.0, (step + 1) / args.warmup_steps) if args.warmup_steps else 1.0
+    return warmup * (1.0 - (1.0 - args.final_learning_rate_factor) * step / total)
+
+
+def _base_learning_rates(args: TrainingArguments) -> tuple[float, float]:
+    return args.decoder_learning_rate, args.prior_learning_rate
+
+
+def _require_finite(step: int, indices: Tensor, output: Any, norms: list[float]) -> None:
+    figures = {
+        "reconstruction loss": float(output.reconstruction_loss.detach()),
+        "posterior-prior energy gap": float(output.prior_loss.detach()),
+        "decoder gradient norm": norms[0],
+        "prior gradient norm": norms[1],
+    }
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise DivergenceError(
+                f"the {name} is {value} at step {step + 1} (examples {indices[:4].tolist()}...): nothing was updated. "
+                "Lower decoder_learning_rate or prior_learning_rate, or raise energy_penalty; a second run goes on "
+                "from the last checkpoint"
+            )
+
+
+def _measure(
+    output: Any, latents: Tensor, prior_latents: Tensor, norms: list[float], weight: float, optimizer: Any
+) -> dict[str, float]:
+    return {
+        "loss": float(output.loss.detach()),
+        "reconstruction_nll": float(output.reconstruction_loss.detach()),
+        "energy_gap": float(output.prior_loss.detach()),
+        "penalty": float(output.penalty.detach()),
+        "posterior_std": float(latents.std(dim=0).mean()),
+        "prior_std": float(prior_latents.std(dim=0).mean()),
+        "decoder_grad_norm": norms[0],
+        "prior_grad_norm": norms[1],
+        "likelihood_weight": weight,
+        "decoder_learning_rate": optimizer.param_groups[0]["lr"],
+    }
+
+
+def _save(
+    model: LatentEBMPreTrainedModel,
+    optimizer: Any,
+    chains: ChainStore | None,
+    folder: Path,
+    step: int,
+    seconds: float,
+    identity: dict[str, Any],
+    args: TrainingArguments,
+    accelerator: Accelerator,
+) -> None:
+    accelerator.wait_for_everyone()  # every process has written the chains of its examples
+    if accelerator.is_main_process:
+        optimizer_tensors, optimizer_rest = flatten_optimizer_state(getattr(optimizer, "optimizer", optimizer))
+        tensors = {"model": dict(model.state_dict()), "optimizer": optimizer_tensors}
+        if chains is not None:
+            tensors["chains"] = {"latents": chains.snapshot()}
+        state = {"optimizer": optimizer_rest, "seconds": seconds}
+        save_checkpoint(
+            folder / "checkpoints", step, tensors, state, identity=identity, keep_last=args.keep_checkpoints
+        )
+    accelerator.wait_for_everyone()
+
+
+def _open_chains(
+    folder: Path, num_chains: int, model: LatentEBMPreTrainedModel, accelerator: Accelerator
+) -> ChainStore:
+    """The chains of all processes, in one file: each process reads and writes the rows of its own examples."""
+    path = folder / "chains.bin"
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            # Whatever an earlier run left is ahead of its last checkpoint, which holds the chains to go on from.
+            path.unlink(missing_ok=True)
+        return ChainStore(path, num_chains, model.config.latent_dim)
+
+
+def _resume(
+    model: LatentEBMPreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    chains: ChainStore | None,
+    folder: Path,
+    identity: dict[str, Any],
+    accelerator: Accelerator,
+) -> tuple[int, float]:
+    checkpoint, skipped = load_latest_checkpoint(folder / "checkpoints", identity=identity)
+    for line in skipped:
+        accelerator.print(f"skipped an incomplete checkpoint: {line}")
+    if checkpoint is None:
+        return 0, 0.0
+    model.load_state_dict(checkpoint.tensors["model"])
+    restore_optimizer_state(optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
+    if chains is not None and accelerator.is_main_process:
+        chains.restore(checkpoint.tensors["chains"]["latents"])
+    accelerator.wait_for_everyone()
+    accelerator.print(f"resuming from {checkpoint.path}")
+    return checkpoint.step, float(checkpoint.state["seconds"])
+
+
+class _StopSignals:
+    """Turns SIGTERM and SIGINT into a request to save and leave after the current step."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopSignals:
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._receive)
+        except ValueError:  # not in the main thread: signals are then the caller's business
+            pass
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    def agreed(self, accelerator: Accelerator) -> int | None:
+        """The signal that any process has received: all of them leave together."""
+        if accelerator.num_processes > 1:
+            highest = torch.tensor([self.received or 0], device=accelerator.device)
+            self.received = int(accelerator.reduce(highest, reduction="sum")) and signal.SIGTERM
+        return self.received
