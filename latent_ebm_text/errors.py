@@ -22,4 +22,4 @@ class CheckpointError(LatentEBMError, RuntimeError):
 
 
 class DivergenceError(LatentEBMError, ArithmeticError):
-    """A chain, energy, loss or gradient that is no longer finite, stopped before it touches the weights (exit code 1)."""
+    """A chain, energy, loss or gradient that is not finite, stopped before it touches the weights (exit code 1)."""

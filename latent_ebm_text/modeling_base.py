@@ -1,4 +1,4 @@
-"""The model p(x, z) = p(z) p(x | z) without a modality: prior, decoder, the two samplers, and the learning objective."""
+"""The model p(x, z) = p(z) p(x | z) of any modality: prior, decoder, the two samplers, the learning objective."""
 
 from __future__ import annotations
 

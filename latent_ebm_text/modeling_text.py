@@ -61,6 +61,7 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     # The recurrent state cannot be cropped, which rules out assisted generation; transformers then says so.
     _is_stateful = True
+    decoder: LSTMDecoder
 
     def __init__(self, config: LatentEBMTextConfig) -> None:
         super().__init__(config)
@@ -94,7 +95,7 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
             init.uniform_(module.weight_hh_l0, -0.1, 0.1)
             init.zeros_(module.bias_hh_l0)
             # A forget gate that is open at the start lets the gradient reach the latent through every word.
-            forget_open = torch.zeros_like(module.bias_ih_l0)
+            forget_open = torch.zeros_like(module.get_parameter("bias_ih_l0"))
             forget_open[module.hidden_size : 2 * module.hidden_size] = 1.0
             init.copy_(module.bias_ih_l0, forget_open)
         else:
@@ -203,7 +204,7 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
             model_kwargs["past_key_values"] = LSTMCache()
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         inputs: Tensor | None = None,
         *,
@@ -302,9 +303,7 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         latents = self.encode(input_ids, attention_mask, generator=generator)
         return self.generate(latents=latents, generator=generator, **{"do_sample": False, **kwargs})
 
-    def interpolate(
-        self, start: Tensor, end: Tensor, num_points: int = 8, **kwargs: Any
-    ) -> Tensor | ModelOutput:
+    def interpolate(self, start: Tensor, end: Tensor, num_points: int = 8, **kwargs: Any) -> Tensor | ModelOutput:
         """Decodes points on the straight line between two latents, both ends included; greedily by default.
 
         Args:

@@ -24,9 +24,7 @@ class LatentPosterior:
         likelihood_weight: `w`, positive.
     """
 
-    def __init__(
-        self, prior: ScoredLogDensity, likelihood: ScoredLogDensity, likelihood_weight: float = 1.0
-    ) -> None:
+    def __init__(self, prior: ScoredLogDensity, likelihood: ScoredLogDensity, likelihood_weight: float = 1.0) -> None:
         if not likelihood_weight > 0:
             raise UsageError(f"likelihood_weight must be positive, got {likelihood_weight}")
         self.prior, self.likelihood, self.likelihood_weight = prior, likelihood, likelihood_weight

@@ -95,7 +95,7 @@ class EnergyPrior(nn.Module):
             features = self._activation(preactivations[-1])
         gradient = self.out.weight.expand_as(features)  # d f / d features
         for layer, preactivation in zip(reversed(self.hidden), reversed(preactivations), strict=True):
-            gradient = self._activation_backward(gradient, preactivation) @ layer.weight
+            gradient = self._activation_backward(gradient, preactivation) @ layer.get_parameter("weight")
         value = self.out(features).squeeze(-1) - 0.5 * latents.square().sum(dim=-1)
         return value, gradient - latents
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from latent_ebm_text.decoders.base import LatentDecoder
 from latent_ebm_text.decoders.softmax import SoftmaxOutput
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
-class LSTMDecoder(nn.Module):
+class LSTMDecoder(LatentDecoder):
     """p(x | z): z sets the first hidden and cell state and joins the input of every step.
 
     `inputs` are everywhere a dictionary with `input_ids` of shape `(batch, length)`, from the beginning-of-sentence
@@ -125,10 +126,6 @@ class LSTMDecoder(nn.Module):
         """`log p(x | z)` as a function of z alone, see [`LSTMLikelihood`]."""
         return LSTMLikelihood(self, inputs)
 
-    def score(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
-        """`d log p(x | z) / d z` of shape `(batch, latent_dim)`, dropout off."""
-        return self.likelihood(inputs).score(latents)
-
 
 class LSTMCache:
     """The recurrent state between two words of generation, in the form that `GenerationMixin` carries and reorders."""
@@ -166,13 +163,15 @@ class LSTMLikelihood:
     @torch.no_grad()
     def __init__(self, decoder: LSTMDecoder, inputs: dict[str, Tensor]) -> None:
         self.decoder = decoder
-        lstm, width = decoder.lstm, decoder.embedding_size
+        width = decoder.embedding_size
+        input_weight = decoder.lstm.get_parameter("weight_ih_l0")  # (4 * hidden_size, embedding_size + latent_dim)
+        bias = decoder.lstm.get_parameter("bias_ih_l0") + decoder.lstm.get_parameter("bias_hh_l0")
         input_ids, rows = inputs["input_ids"], predicted_mask(inputs).t()
         words = decoder.embedding(input_ids[:, :-1].t())  # (time, batch, embedding_size)
-        bias = lstm.bias_ih_l0 + lstm.bias_hh_l0
         #: Share of the gates' pre-activations that does not depend on z; (time, batch, 4 * hidden_size).
-        self._word_gates = nn.functional.linear(words, lstm.weight_ih_l0[:, :width], bias)
-        self._latent_weight = lstm.weight_ih_l0[:, width:]  # (4 * hidden_size, latent_dim)
+        self._word_gates = nn.functional.linear(words, input_weight[:, :width], bias)
+        self._latent_weight = input_weight[:, width:]  # (4 * hidden_size, latent_dim)
+        self._recurrent_weight = decoder.lstm.get_parameter("weight_hh_l0")  # (4 * hidden_size, hidden_size)
         self._rows = rows.reshape(-1).nonzero().squeeze(1)  # predicted places of the flattened (time, batch)
         self._targets = input_ids[:, 1:].t().reshape(-1)[self._rows]
         time, batch, size = *rows.shape, decoder.hidden_size
@@ -211,7 +210,7 @@ class LSTMLikelihood:
     def _forward(self, latents: Tensor) -> None:
         """Fills the gates (i, f, g, o after their non-linearities), cells and hidden states of every step."""
         size, decoder = self.decoder.hidden_size, self.decoder
-        recurrent = decoder.lstm.weight_hh_l0.t()
+        recurrent = self._recurrent_weight.t()
         gates, hidden, cell = self._gates, self._hidden, self._cell
         torch.add(self._word_gates, latents @ self._latent_weight.t(), out=gates)
         hidden[0] = decoder.initial_hidden(latents)
@@ -229,7 +228,6 @@ class LSTMLikelihood:
     def _backward(self) -> Tensor:
         """The gradient in z from `self._grad_hidden`, which holds the output layer's gradient of every step."""
         decoder, gates, cell = self.decoder, self._gates, self._cell
-        recurrent = decoder.lstm.weight_hh_l0
         batch, size = cell.shape[1:]
         grad_gate, total = torch.empty_like(gates[0]), torch.zeros_like(gates[0])
         grad_i, grad_f, grad_g, grad_o = grad_gate.chunk(4, dim=1)
@@ -246,7 +244,7 @@ class LSTMLikelihood:
             _tanh_backward(torch.mul(grad_cell, i, out=scratch), g, grad_input=grad_g)
             grad_cell.mul_(f)
             total.add_(grad_gate)
-            torch.mm(grad_gate, recurrent, out=carried)
+            torch.mm(grad_gate, self._recurrent_weight, out=carried)
         score = total @ self._latent_weight
         score.addmm_(carried, decoder.initial_hidden.weight)
         return score.addmm_(grad_cell, decoder.initial_cell.weight)

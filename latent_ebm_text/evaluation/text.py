@@ -109,7 +109,7 @@ def sample_statistics(texts: Sequence[str], reference_lengths: Sequence[int]) ->
         reference_lengths: Words of real sentences, the end counted.
 
     Returns:
-        `unique_rate` (distinct sentences over all), `mean_length` and `real_mean_length` (words, the end counted), `n`.
+        `unique_rate` (distinct sentences over all), `mean_length`, `real_mean_length` (words, the end counted), `n`.
     """
     return {
         "n": len(texts),

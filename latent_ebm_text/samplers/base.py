@@ -58,7 +58,7 @@ class SamplerOutput:
 
 
 class Sampler(Protocol):
-    """The one interface of all samplers; settings are plain numbers, so a sampler is saved as JSON and swapped freely."""
+    """The one interface of all samplers. Settings are plain numbers: a sampler is saved as JSON and swapped freely."""
 
     @property
     def num_steps(self) -> int: ...

@@ -34,7 +34,9 @@ class ModelArguments:
     posterior_step_size_end: float | None = _option(None, "Of the last of these steps; none for a constant size.")
     posterior_temperature: float = _option(1.0, "Noise temperature of the posterior's chains; 1 draws from it.")
     likelihood_weight: float = _option(1.0, "w of the posterior p(z) p(x|z)^w; above 1 the latent carries more of x.")
-    energy_penalty: float = _option(0.0, "Weight of the squared tilt f(z)^2, which keeps the energy from running away.")
+    energy_penalty: float = _option(
+        0.0, "Weight of the squared tilt f(z)^2, which keeps the energy from running away."
+    )
 
     def __post_init__(self) -> None:
         for name in ("prior_num_steps", "prior_step_size", "posterior_num_steps", "posterior_step_size"):

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: a line of JSON now and then, and a warning in words when something looks wrong."""
+"""What a run writes while it trains: lines of JSON, and a warning in words when something looks wrong."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,13 +142,15 @@ def finish_text_run(
             text.collate,
             batch_size=args.eval_batch_size,
             seed=args.seed,
-            progress=lambda batches, split=split: tqdm(batches, desc=f"evaluating {split}"),
+            progress=partial(tqdm, desc=f"evaluating {split}"),
         )
         if "log_prob" in text.corpus.splits[split].column_names:  # a corpus that knows its own probabilities
             log_probs = text.corpus.splits[split]["log_prob"][:]
             figures["exact_nll"] = -sum(log_probs) / len(log_probs)
         results["splits"][split] = figures
-    texts = generate_texts(model, text.tokenizer, args.num_eval_samples, batch_size=args.eval_batch_size, seed=args.seed)
+    texts = generate_texts(
+        model, text.tokenizer, args.num_eval_samples, batch_size=args.eval_batch_size, seed=args.seed
+    )
     results["samples"] = sample_statistics(texts, text.splits["test"]["length"][:])
     (folder / "samples.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     paths = {"model": folder / "model", "metrics": folder / "metrics.jsonl", "samples": folder / "samples.txt"}
@@ -169,11 +172,13 @@ def describe_results(results: dict[str, Any]) -> str:
         for name, title in (("reconstruction_nll", "reconstruction NLL"), ("prior_nll", "prior NLL")):
             estimate = figures[name]
             lines.append(
-                f"{split:>10}  {title:<20} {estimate['value']:8.2f} ± {estimate['standard_error']:.2f} nats per sentence"
-                f" (n = {estimate['n']})"
+                f"{split:>10}  {title:<20} {estimate['value']:8.2f} ± {estimate['standard_error']:.2f} nats "
+                f"per sentence (n = {estimate['n']})"
             )
         if "exact_nll" in figures:
-            lines.append(f"{split:>10}  {'exact NLL of the data':<20} {figures['exact_nll']:7.2f} nats per sentence")
+            lines.append(
+                f"{split:>10}  {'exact entropy':<20} {figures['exact_nll']:8.2f} nats per sentence, of these rows"
+            )
         lines.append(
             f"{split:>10}  {latents['active_units']} active units; standard deviation {latents['posterior_std']:.2f} "
             f"posterior, {latents['prior_std']:.2f} prior ({100 * latents['std_mismatch']:.0f} % apart per dimension); "

@@ -105,15 +105,16 @@ def train(
 
     total = max(1, math.ceil(args.num_epochs * len(data.batches)))
     bar = tqdm(total=total, initial=min(step, total), desc="training", unit="step", dynamic_ncols=True)
-    started, epoch_order, stopped = time.monotonic() - seconds, (-1, []), _StopSignals()
+    started, stopped = time.monotonic() - seconds, _StopSignals()
+    current_epoch, batches = -1, data.batches.epoch(0)
     model.train()
     with stopped:
         while step < total:
             # The batch of this step: a function of (seed, step) alone.
             epoch, position = divmod(step, len(data.batches))
-            if epoch_order[0] != epoch:
-                epoch_order = (epoch, data.batches.epoch(epoch))
-            batch = epoch_order[1][position]
+            if epoch != current_epoch:
+                current_epoch, batches = epoch, data.batches.epoch(epoch)
+            batch = batches[position]
             indices = torch.from_numpy(batch[rank::world] if len(batch) >= world else batch[:1])
             inputs = {name: value.to(device) for name, value in data.load(indices.numpy()).items()}
             weight = likelihood_weight(step, args, model.config.likelihood_weight)
@@ -146,7 +147,10 @@ def train(
                 group["lr"] = factor * learning_rate_factor(step, total, args)
             norms = [
                 float(accelerator.clip_grad_norm_(list(part.parameters()), limit))
-                for part, limit in ((model.decoder, args.max_decoder_grad_norm), (model.prior, args.max_prior_grad_norm))
+                for part, limit in (
+                    (model.decoder, args.max_decoder_grad_norm),
+                    (model.prior, args.max_prior_grad_norm),
+                )
             ]
             _require_finite(step, indices, output, norms)
             optimizer.step()
@@ -181,7 +185,11 @@ def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) ->
     decoder_rate, prior_rate = _base_learning_rates(args)
     return torch.optim.AdamW(
         [
-            {"params": list(model.decoder.parameters()), "lr": decoder_rate, "weight_decay": args.decoder_weight_decay},
+            {
+                "params": list(model.decoder.parameters()),
+                "lr": decoder_rate,
+                "weight_decay": args.decoder_weight_decay,
+            },
             {"params": list(model.prior.parameters()), "lr": prior_rate, "weight_decay": args.prior_weight_decay},
         ],
         betas=(0.9, 0.99),
