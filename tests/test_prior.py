@@ -76,7 +76,7 @@ def test_closed_form_score_equals_autograd(activation: str, num_hidden_layers: i
 def test_score_builds_no_graph_and_works_under_inference_mode() -> None:
     prior, latents = make_prior(), draw(8).requires_grad_()
     value, score = prior.value_and_score(latents)
-    assert not (value.requires_grad or score.requires_grad or prior.score(latents).requires_grad)
+    assert not any(result.requires_grad for result in (value, score, prior.score(latents)))
     with torch.inference_mode():
         assert torch.equal(prior.score(draw(8)), score)
 

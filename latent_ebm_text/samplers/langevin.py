@@ -37,6 +37,9 @@ class LangevinSampler:
         step_size: Langevin step size `s`: a number, a list or a start/end mapping, see
             [`~latent_ebm_text.samplers.schedules.Schedule`].
         temperature: Noise temperature `T`, in the same forms.
+        max_score_norm: Longest score that moves a chain; a longer one is shortened to it. Chains that start far from
+            where the density is then walk there instead of overshooting (the truncated drift of Roberts and Tweedie,
+            1996). Set well above the scores of a chain that has arrived, it leaves the target as it is.
 
     Raises:
         UsageError: If a setting is zero, negative or not finite (the temperature may be zero).
@@ -45,10 +48,13 @@ class LangevinSampler:
     num_steps: int
     step_size: Schedule = 0.1
     temperature: Schedule = 1.0
+    max_score_norm: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:
             raise UsageError(f"num_steps of a Langevin sampler must be a positive integer, got {self.num_steps!r}")
+        if self.max_score_norm is not None and not self.max_score_norm > 0:
+            raise UsageError(f"max_score_norm of a Langevin sampler must be positive, got {self.max_score_norm}")
         self._coefficients()
 
     def _coefficients(self) -> list[tuple[float, float]]:
@@ -64,6 +70,7 @@ class LangevinSampler:
             "num_steps": self.num_steps,
             "step_size": self.step_size,
             "temperature": self.temperature,
+            "max_score_norm": self.max_score_norm,
         }
 
     def sample(
@@ -105,6 +112,8 @@ class LangevinSampler:
                     previous = position.clone()
                 else:
                     score = score_of(position)
+                if self.max_score_norm is not None:
+                    score = torch.renorm(score, p=2, dim=0, maxnorm=self.max_score_norm)
                 position.add_(score, alpha=drift)
                 if noise_scale > 0:
                     position.add_(noise.normal_(generator=generator), alpha=noise_scale)

@@ -32,6 +32,10 @@ class ModelArguments:
     posterior_num_steps: int = _option(20, "Langevin steps that infer the latent of a new sentence from N(0, I).")
     posterior_step_size: float = _option(0.1, "Langevin step size of the first of these steps.")
     posterior_step_size_end: float | None = _option(None, "Of the last of these steps; none for a constant size.")
+    posterior_max_score_norm: float | None = _option(
+        None,
+        "Longest score that moves a posterior chain, here and in training; keeps long sentences from overshooting.",
+    )
     posterior_temperature: float = _option(1.0, "Noise temperature of the posterior's chains; 1 draws from it.")
     likelihood_weight: float = _option(1.0, "w of the posterior p(z) p(x|z)^w; above 1 the latent carries more of x.")
     energy_penalty: float = _option(
@@ -72,6 +76,7 @@ class ModelArguments:
                 "num_steps": self.posterior_num_steps,
                 "step_size": step_size,
                 "temperature": self.posterior_temperature,
+                "max_score_norm": self.posterior_max_score_norm,
             },
             likelihood_weight=self.likelihood_weight,
             energy_penalty=self.energy_penalty,

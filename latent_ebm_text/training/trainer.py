@@ -20,7 +20,7 @@ from torch import Tensor
 from latent_ebm_text.data.batching import BucketedBatches
 from latent_ebm_text.errors import DivergenceError
 from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
-from latent_ebm_text.samplers import ChainStore, LangevinSampler
+from latent_ebm_text.samplers import ChainStore, sampler_from_dict
 from latent_ebm_text.streams import stream, stream_seed
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.checkpointing import (
@@ -124,9 +124,8 @@ def train(
             if chains is None:
                 sampler, initial = model.posterior_sampler, None
             else:
-                sampler = LangevinSampler(
-                    args.chain_num_steps, args.chain_step_size, model.config.posterior_sampler["temperature"]
-                )
+                visit = {"num_steps": args.chain_num_steps, "step_size": args.chain_step_size}
+                sampler = sampler_from_dict({**model.config.posterior_sampler, **visit})
                 start_noise = stream(args.seed, "chain start", step, rank)
                 initial = chains.start(indices, refresh=args.chain_refresh, generator=start_noise).to(device)
             latents = model.sample_posterior(
