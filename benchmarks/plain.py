@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latent_ebm_text import LatentEBMForTextGeneration, LangevinSampler
+from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.decoders import LSTMDecoder
 
 
@@ -50,7 +50,7 @@ class PlainModel(nn.Module):
         layers = [part for layer in model.prior.hidden for part in (deepcopy(layer), nn.GELU())]
         self.tilt = nn.Sequential(*layers, deepcopy(model.prior.out))
         self.decoder = PlainDecoder(model.decoder)
-        self.prior_sampler, self.posterior_sampler = model.prior_sampler, model.posterior_sampler
+        self.prior_sampler, self.posterior_sampler = model.config.prior_sampler, model.config.posterior_sampler
 
     def likelihood_gradient(self, input_ids: Tensor, latents: Tensor) -> Tensor:
         """`d log p(x | z) / d z`."""
@@ -60,23 +60,22 @@ class PlainModel(nn.Module):
     def sample_prior(self, latents: Tensor) -> Tensor:
         """The prior's chain from `latents`; noise from torch's global stream."""
         sampler = self.prior_sampler
-        for _ in range(sampler.num_steps):
+        for _ in range(sampler["num_steps"]):
             latents = latents.detach().requires_grad_(True)
             tilt_gradient = torch.autograd.grad(self.tilt(latents).sum(), latents)[0]
-            latents = _langevin_step(sampler, latents, latents - tilt_gradient)
+            latents = _langevin_step(sampler["step_size"], latents, latents - tilt_gradient)
         return latents.detach()
 
     def sample_posterior(self, input_ids: Tensor, latents: Tensor) -> Tensor:
         """The posterior's chain from `latents`; noise from torch's global stream."""
         sampler = self.posterior_sampler
-        for _ in range(sampler.num_steps):
+        for _ in range(sampler["num_steps"]):
             latents = latents.detach().requires_grad_(True)
             nll_gradient = torch.autograd.grad(self.decoder.nll(input_ids, latents), latents)[0]
             tilt_gradient = torch.autograd.grad(self.tilt(latents).sum(), latents)[0]
-            latents = _langevin_step(sampler, latents, nll_gradient + latents - tilt_gradient)
+            latents = _langevin_step(sampler["step_size"], latents, nll_gradient + latents - tilt_gradient)
         return latents.detach()
 
 
-def _langevin_step(sampler: LangevinSampler, latents: Tensor, energy_gradient: Tensor) -> Tensor:
-    step_size = float(sampler.step_size)  # type: ignore[arg-type]
+def _langevin_step(step_size: float, latents: Tensor, energy_gradient: Tensor) -> Tensor:
     return latents - 0.5 * step_size**2 * energy_gradient + step_size * torch.randn_like(latents)

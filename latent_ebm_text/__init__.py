@@ -6,6 +6,7 @@ The public names are imported when they are first used, so that `import latent_e
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from latent_ebm_text import auto as _auto
 from latent_ebm_text.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -38,3 +39,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_auto.register()

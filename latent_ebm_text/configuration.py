@@ -1,9 +1,8 @@
 """Model configurations. They validate themselves and refuse keys they do not know."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: `strict` checks values against annotations, and cannot read strings.
 import difflib
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
@@ -48,12 +47,13 @@ class LatentEBMConfig(PreTrainedConfig):
 
     Raises:
         UsageError: If a key is unknown (names the nearest known one) or a value cannot be right.
+        StrictDataclassFieldValidationError: If a value has the wrong type (names the field and the type).
     """
 
     latent_dim: int = 32
     prior_hidden_size: int = 200
     prior_num_hidden_layers: int = 2
-    prior_activation: str = "gelu"
+    prior_activation: Literal["gelu", "leaky_relu"] = "gelu"
     prior_sampler: dict[str, Any] | None = None
     posterior_sampler: dict[str, Any] | None = None
     likelihood_weight: float | int = 1.0
@@ -63,19 +63,22 @@ class LatentEBMConfig(PreTrainedConfig):
         self.prior_sampler = _default_prior_sampler() if self.prior_sampler is None else dict(self.prior_sampler)
         if self.posterior_sampler is None:
             self.posterior_sampler = _default_posterior_sampler()
+        self.posterior_sampler = dict(self.posterior_sampler)
         self._refuse_unknown(kwargs)
         super().__post_init__(**kwargs)
         for sampler in (self.prior_sampler, self.posterior_sampler):
             sampler_from_dict(sampler)
         self._require_positive("latent_dim", "prior_hidden_size", "prior_num_hidden_layers", "likelihood_weight")
-        if self.energy_penalty < 0:
+        if not self.energy_penalty >= 0:
             raise UsageError(f"energy_penalty must be zero or positive, got {self.energy_penalty}")
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         generation = GenerationConfig._get_default_generation_params()
         for key in kwargs:
-            if key in _TRANSFORMERS_KEYS or key in generation or key.startswith("_"):
+            if key in _TRANSFORMERS_KEYS or key.startswith("_"):
                 continue
+            if key in generation:
+                raise UsageError(f"{key!r} belongs to generation: pass it to generate() or set model.generation_config")
             nearest = difflib.get_close_matches(key, [f for f in self.__dataclass_fields__ if f != key], n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise UsageError(f"{type(self).__name__} has no setting {key!r}{hint}")

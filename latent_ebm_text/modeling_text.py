@@ -136,6 +136,8 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         Raises:
             UsageError: If latents have the wrong shape or are not finite.
         """
+        if latents is not None and past_key_values is None:  # later words of a generation bring the same latents
+            latents = self.check_latents(latents, len(input_ids))
         if labels is not None:
             output = self._loss(input_ids, attention_mask, labels, latents, prior_latents, generator)
         else:
@@ -160,6 +162,7 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
             latents = self.sample_posterior(inputs, generator=generator).latents
         if prior_latents is None:
             prior_latents = self.sample_prior(len(input_ids), generator=generator).latents
+        prior_latents = self.check_latents(prior_latents)
         parts = self.objective(inputs, latents, prior_latents)
         return LatentEBMTextOutput(
             loss=parts.loss,
@@ -217,6 +220,7 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
 
         Args:
             inputs: `(batch, length)` beginnings of sentences to be continued; by default the beginning token alone.
+                An end token that the tokenizer put at the end of every row gives way to padding on the left.
             num_samples: How many sentences, where neither `inputs` nor `latents` says it.
             latents: `(batch, latent_dim)` to decode, in place of draws from the prior.
             generator: Source of the prior chain's noise and of the words. Without it both come from torch's global
@@ -253,11 +257,26 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         latents = self.check_latents(latents, batch)
         if inputs is None:
             inputs = torch.full((batch, 1), self.config.bos_token_id, device=self.device)
+        else:
+            inputs, kwargs["attention_mask"] = self._open_prompt(inputs, kwargs.get("attention_mask"))
+        if kwargs.get("max_length") is not None and kwargs.get("max_new_tokens") is None:
+            # The model's own max_new_tokens would overrule it.
+            kwargs["max_new_tokens"] = kwargs.pop("max_length") - inputs.shape[1]
         with _word_stream(generator, self.device):
             output = super().generate(inputs.to(self.device), latents=latents, **kwargs)
         if isinstance(output, ModelOutput):
             output["latents"], output["energies"] = latents, self.prior.energy(latents)
         return output
+
+    def _open_prompt(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A prompt without the end token that closes every row; its length stays, since callers cut it off by it."""
+        end = self.config.eos_token_id
+        if end is None or input_ids.shape[1] < 2 or not bool(torch.isin(input_ids[:, -1], torch.tensor(end)).all()):
+            return input_ids, attention_mask
+        mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).roll(1, dims=1)
+        input_ids = input_ids.roll(1, dims=1)
+        input_ids[:, 0], mask[:, 0] = self.config.pad_token_id or 0, 0
+        return input_ids, mask
 
     def encode(
         self,
@@ -319,10 +338,10 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         return self.generate(latents=torch.lerp(start, end, weights), **{"do_sample": False, **kwargs})
 
     def _inputs(self, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
-        largest = int(input_ids.max())
-        if largest >= self.config.vocab_size or int(input_ids.min()) < 0:
+        unknown = input_ids[(input_ids < 0) | (input_ids >= self.config.vocab_size)]
+        if len(unknown) > 0:
             raise UsageError(
-                f"input_ids hold {largest}, but the model knows words 0 to {self.config.vocab_size - 1}: "
+                f"input_ids hold {int(unknown[0])}, but the model knows words 0 to {self.config.vocab_size - 1}: "
                 "the tokenizer does not fit this model"
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -348,5 +367,5 @@ class _word_stream:
         self._fork.__exit__(*exception)
 
 
-AutoConfig.register(LatentEBMTextConfig.model_type, LatentEBMTextConfig)
-AutoModelForCausalLM.register(LatentEBMTextConfig, LatentEBMForTextGeneration)
+AutoConfig.register(LatentEBMTextConfig.model_type, LatentEBMTextConfig, exist_ok=True)
+AutoModelForCausalLM.register(LatentEBMTextConfig, LatentEBMForTextGeneration, exist_ok=True)

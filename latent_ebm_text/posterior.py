@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,8 +27,8 @@ class LatentPosterior:
     """
 
     def __init__(self, prior: ScoredLogDensity, likelihood: ScoredLogDensity, likelihood_weight: float = 1.0) -> None:
-        if not likelihood_weight > 0:
-            raise UsageError(f"likelihood_weight must be positive, got {likelihood_weight}")
+        if not 0 < likelihood_weight < math.inf:
+            raise UsageError(f"likelihood_weight must be positive and finite, got {likelihood_weight}")
         self.prior, self.likelihood, self.likelihood_weight = prior, likelihood, likelihood_weight
 
     def __call__(self, latents: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ class LatentPosterior:
     @torch.no_grad()
     def score(self, latents: Tensor) -> Tensor:
         """The score of shape `(batch, latent_dim)`."""
-        return self.likelihood.score(latents).mul_(self.likelihood_weight).add_(self.prior.score(latents))
+        return self.prior.score(latents) + self.likelihood_weight * self.likelihood.score(latents)
 
     @torch.no_grad()
     def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:

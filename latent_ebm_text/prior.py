@@ -12,12 +12,25 @@ from latent_ebm_text.errors import UsageError
 
 LEAKY_RELU_SLOPE = 0.2
 
+
+def _leaky_relu(x: Tensor) -> Tensor:
+    return nn.functional.leaky_relu(x, LEAKY_RELU_SLOPE)
+
+
+def _leaky_relu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.leaky_relu_backward(grad, x, LEAKY_RELU_SLOPE, False)
+    return result
+
+
+def _gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.gelu_backward(grad, x)
+    return result
+
+
+#: Each activation with its backward, which takes the gradient and the pre-activation.
 _ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    "gelu": (nn.functional.gelu, lambda grad, x: torch.ops.aten.gelu_backward(grad, x)),
-    "leaky_relu": (
-        lambda x: nn.functional.leaky_relu(x, LEAKY_RELU_SLOPE),
-        lambda grad, x: torch.ops.aten.leaky_relu_backward(grad, x, LEAKY_RELU_SLOPE, False),
-    ),
+    "gelu": (nn.functional.gelu, _gelu_backward),
+    "leaky_relu": (_leaky_relu, _leaky_relu_backward),
 }
 
 

@@ -58,8 +58,8 @@ def main() -> int:
         run = {"command": " ".join(sys.argv), "step": result.step, "training_seconds": round(result.seconds, 1)}
         results = finish_text_run(model, text, args, run)
         print(f"\ntrained {result.step} steps in {result.seconds / 60:.1f} min\n{describe_results(results)}\n")
-        print("16 samples, as they came:")
-        print("\n".join(f"  {line}" for line in Path(results["paths"]["samples"]).read_text().splitlines()[:16]))
+        samples = Path(results["paths"]["samples"]).read_text(encoding="utf-8").splitlines()
+        print("\n".join(["16 samples, as they came:", *(f"  {sample}" for sample in samples[:16])]))
         print("\n".join(["", *(f"{name:>8}: {path}" for name, path in results["paths"].items())]))
     return 0
 

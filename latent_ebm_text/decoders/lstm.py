@@ -182,8 +182,9 @@ class LSTMLikelihood:
         self._grad_hidden = words.new_zeros(time, batch, size)
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """`log p(x | z)` in nats, `(batch, latent_dim)` to `(batch,)`, without a graph."""
-        return self.value_and_score(latents)[0]
+        """`log p(x | z)` in nats, `(batch, latent_dim)` to `(batch,)`; differentiable in the latents, once."""
+        value: Tensor = _ValueWithScore.apply(latents, self)
+        return value
 
     def score(self, latents: Tensor) -> Tensor:
         """`d log p(x | z) / d z`; `(batch, latent_dim)` to the same shape."""
@@ -248,6 +249,21 @@ class LSTMLikelihood:
         score = total @ self._latent_weight
         score.addmm_(carried, decoder.initial_hidden.weight)
         return score.addmm_(grad_cell, decoder.initial_cell.weight)
+
+
+class _ValueWithScore(torch.autograd.Function):
+    """Lets autograd use the hand-written score where a likelihood is a part of somebody else's log-density."""
+
+    @staticmethod
+    def forward(ctx, latents: Tensor, likelihood: LSTMLikelihood) -> Tensor:  # type: ignore
+        value, score = likelihood.value_and_score(latents)
+        ctx.save_for_backward(score)
+        return value
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore
+        (score,) = ctx.saved_tensors
+        return grad[:, None] * score, None
 
 
 def predicted_mask(inputs: dict[str, Tensor]) -> Tensor:

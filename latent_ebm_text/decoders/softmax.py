@@ -34,7 +34,7 @@ class SoftmaxOutput(nn.Module):
         super().__init__()
         rank = hidden_size if rank is None else rank
         self.projection = nn.Linear(hidden_size, rank, bias=False) if rank != hidden_size else None
-        self.weight = None if tied else nn.Parameter(torch.empty(vocab_size, rank))
+        self.weight = None if tied else nn.Parameter(torch.empty(vocab_size, rank).uniform_(-0.1, 0.1))
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def _parts(self, hidden: Tensor, tied_weight: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -53,6 +53,7 @@ class SoftmaxOutput(nn.Module):
         result: Tensor = _ChunkedLogProb.apply(features, weight, self.bias, targets)
         return result
 
+    @torch.no_grad()
     def score(
         self, hidden: Tensor, targets: Tensor, tied_weight: Tensor | None = None, with_value: bool = False
     ) -> tuple[Tensor | None, Tensor]:
@@ -69,7 +70,7 @@ class SoftmaxOutput(nn.Module):
         """
         features, weight = self._parts(hidden, tied_weight)
         gradient = weight[targets]  # d logit_target / d features; the expected embedding is taken off below
-        value = torch.empty(len(targets), device=hidden.device) if with_value else None
+        value = hidden.new_empty(len(targets), dtype=_value_dtype(hidden)) if with_value else None
         for rows, logits in _logit_chunks(features, weight, self.bias):
             if value is not None:
                 value[rows] = _pick_log_prob(logits, targets[rows])
@@ -90,7 +91,7 @@ class _ChunkedLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:  # type: ignore
         ctx.save_for_backward(features, weight, bias, targets)
-        value = torch.empty(len(targets), device=features.device)
+        value = features.new_empty(len(targets), dtype=_value_dtype(features))
         for rows, logits in _logit_chunks(features, weight, bias):
             value[rows] = _pick_log_prob(logits, targets[rows])
         return value
@@ -112,7 +113,7 @@ class _ChunkedLogProb(torch.autograd.Function):
 
 def _logit_chunks(features: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Slices of rows with their logits, in one buffer that each chunk overwrites."""
-    buffer = features.new_empty(min(CHUNK_ROWS, len(features)), len(weight))
+    buffer = features.new_empty(min(CHUNK_ROWS, len(features)), len(weight))  # (rows, vocab_size)
     for first in range(0, len(features), CHUNK_ROWS):
         rows = slice(first, min(first + CHUNK_ROWS, len(features)))
         logits = buffer[: rows.stop - first]
@@ -121,4 +122,9 @@ def _logit_chunks(features: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tu
 
 
 def _pick_log_prob(logits: Tensor, targets: Tensor) -> Tensor:
-    return torch.log_softmax(logits, dim=-1, dtype=torch.float32).gather(1, targets[:, None]).squeeze(1)
+    return torch.log_softmax(logits, dim=-1, dtype=_value_dtype(logits)).gather(1, targets[:, None]).squeeze(1)
+
+
+def _value_dtype(tensor: Tensor) -> torch.dtype:
+    """Log-probabilities are kept in float32 at least, whatever the weights are in."""
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
 from latent_ebm_text.errors import UsageError
@@ -26,13 +27,20 @@ def sampler_from_dict(settings: Mapping[str, Any]) -> Sampler:
     Raises:
         UsageError: If the name or a setting is unknown, or a value is out of range.
     """
+    if not isinstance(settings, Mapping):
+        raise UsageError(f"a sampler's settings are a mapping such as {{'name': 'langevin', ...}}, got {settings!r}")
     arguments = dict(settings)
     name = arguments.pop("name", None)
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise UsageError(f"unknown sampler {name!r}; known samplers: {', '.join(sorted(SAMPLERS))}")
     known = SAMPLERS[name].__dataclass_fields__
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise UsageError(f"sampler {name!r} has no setting {unknown[0]!r}; its settings are {', '.join(known)}")
+    missing = [
+        field.name for field in fields(SAMPLERS[name]) if field.default is MISSING and field.name not in arguments
+    ]
+    if missing:
+        raise UsageError(f"sampler {name!r} needs a setting {missing[0]!r}")
     sampler: Sampler = SAMPLERS[name](**arguments)
     return sampler

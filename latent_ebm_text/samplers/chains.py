@@ -70,6 +70,11 @@ class ChainStore:
 
     def write(self, indices: Tensor, latents: Tensor) -> None:
         """Keeps the ends of the chains: `latents` of shape `(batch, latent_dim)` for `indices` of shape `(batch,)`."""
+        if tuple(latents.shape) != (len(indices), self.latent_dim):
+            raise UsageError(
+                f"cannot write latents of shape {tuple(latents.shape)} to {len(indices)} chains of "
+                f"{self.latent_dim} dimensions"
+            )
         self._memory[indices.cpu().numpy()] = latents.detach().to("cpu", torch.float32).numpy()
 
     def snapshot(self) -> Tensor:
@@ -83,4 +88,4 @@ class ChainStore:
                 f"cannot restore chains of shape {tuple(chains.shape)} into a store of "
                 f"({self.num_chains}, {self.latent_dim})"
             )
-        self._memory[:] = chains.numpy()
+        self._memory[:] = chains.detach().cpu().numpy()

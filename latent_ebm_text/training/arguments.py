@@ -144,12 +144,13 @@ class TrainingArguments:
             "num_epochs", "train_batch_size", "eval_batch_size", "decoder_learning_rate", "prior_learning_rate",
             "max_decoder_grad_norm", "max_prior_grad_norm", "chain_num_steps", "chain_step_size",
             "likelihood_weight_steps", "log_every", "eval_every", "save_every", "keep_checkpoints",
-            "num_eval_sentences", "num_eval_samples",
+            "num_eval_samples",
         ):  # fmt: skip
             require_positive(name, getattr(self, name))
         if self.initial_likelihood_weight is not None:
             require_positive("initial_likelihood_weight", self.initial_likelihood_weight)
         for name in ("chain_refresh", "final_learning_rate_factor"):
             require_in_interval(name, getattr(self, name), 0.0, 1.0)
+        require_in_interval("num_eval_sentences", self.num_eval_sentences, 2, float("inf"))  # for a standard error
         for name in ("warmup_steps", "decoder_weight_decay", "prior_weight_decay"):
             require_in_interval(name, getattr(self, name), 0.0, float("inf"))

@@ -25,7 +25,9 @@ class MetricsFile:
         if enabled:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = [record for record in read_metrics(path) if record["step"] <= first_step] if first_step else []
-            path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            rewritten = path.with_suffix(".tmp")  # a kill leaves the old lines or the new ones, never none
+            rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            rewritten.replace(path)
 
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         """Appends one line."""

@@ -15,7 +15,7 @@ from accelerate.utils import tqdm
 
 from latent_ebm_text.data import BucketedBatches, TextCollator, load_text_dataset, tokenize_corpus
 from latent_ebm_text.data.text import TextCorpus
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.evaluation.text import evaluate_likelihoods, generate_texts, sample_statistics
 from latent_ebm_text.plots import plot_training
 from latent_ebm_text.tokenization import train_word_tokenizer
@@ -82,6 +82,9 @@ def prepare_text(args: DataArguments, seed: int, accelerator: Accelerator) -> Pr
             corpus.splits["train"]["text"], vocab_size=args.vocab_size, max_length=args.max_length
         )
         splits, truncated = tokenize_corpus(corpus.splits, tokenizer, args.max_length)
+    for split in ("validation", "test"):
+        if len(splits[split]) < 2:
+            raise DataError(f"{corpus.name} has one {split} sentence; a standard error needs 2 or more")
     lines = [corpus.describe(), f"vocabulary: {len(tokenizer)} words, special ones included"]
     if any(truncated.values()):
         lines.append(f"truncated to max_length={args.max_length} words: {truncated}")
@@ -181,12 +184,14 @@ def describe_results(results: dict[str, Any]) -> str:
             )
         lines.append(
             f"{split:>10}  {latents['active_units']} active units; standard deviation {latents['posterior_std']:.2f} "
-            f"posterior, {latents['prior_std']:.2f} prior ({100 * latents['std_mismatch']:.0f} % apart per dimension); "
-            f"energy gap {latents['energy_gap']:.1f} nats"
+            f"posterior, {latents['prior_std']:.2f} prior ({100 * latents['std_mismatch']:.0f} % apart per "
+            f"dimension); energy gap {latents['energy_gap']:.1f} nats"
         )
     samples = results["samples"]
     lines.append(
         f"   samples  {100 * samples['unique_rate']:.1f} % unique of {samples['n']}; mean length "
         f"{samples['mean_length']:.1f} words (real text: {samples['real_mean_length']:.1f})"
     )
+    if "plot_missing" in results:
+        lines.append(f"      plot  none: {results['plot_missing']}")
     return "\n".join(lines)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -18,12 +19,13 @@ from accelerate.utils import tqdm
 from torch import Tensor
 
 from latent_ebm_text.data.batching import BucketedBatches
-from latent_ebm_text.errors import DivergenceError
+from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.samplers import ChainStore, sampler_from_dict
 from latent_ebm_text.streams import stream, stream_seed
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.checkpointing import (
+    Checkpoint,
     flatten_optimizer_state,
     load_latest_checkpoint,
     restore_optimizer_state,
@@ -92,13 +94,15 @@ def train(
     Raises:
         DivergenceError: If a chain, the loss or a gradient is not finite; the weights are as before the bad step.
         CheckpointError: If the newest complete checkpoint belongs to another model or library version.
+        UsageError: If `args.output_dir` cannot be a folder.
     """
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     folder, persistent = Path(args.output_dir), args.inference == "persistent"
     optimizer = build_optimizer(model, args)
+    checkpoint = _newest_checkpoint(folder, identity, accelerator)
     chains = _open_chains(folder, len(data.batches.lengths), model, accelerator) if persistent else None
-    step, seconds = _resume(model, optimizer, chains, folder, identity, accelerator)
+    step, seconds = _resume(checkpoint, model, optimizer, chains, accelerator)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     metrics = MetricsFile(folder / "metrics.jsonl", first_step=step, enabled=accelerator.is_main_process)
     health = Health(args, likelihood_weight=model.config.likelihood_weight)
@@ -108,7 +112,7 @@ def train(
     started, stopped = time.monotonic() - seconds, _StopSignals()
     current_epoch, batches = -1, data.batches.epoch(0)
     model.train()
-    with stopped:
+    with bar, stopped:
         while step < total:
             # The batch of this step: a function of (seed, step) alone.
             epoch, position = divmod(step, len(data.batches))
@@ -128,18 +132,20 @@ def train(
                 sampler = sampler_from_dict({**model.config.posterior_sampler, **visit})
                 start_noise = stream(args.seed, "chain start", step, rank)
                 initial = chains.start(indices, refresh=args.chain_refresh, generator=start_noise).to(device)
-            latents = model.sample_posterior(
-                inputs, likelihood_weight=weight, initial_latents=initial, sampler=sampler, generator=noise
-            ).latents
+            with _naming(step):
+                latents = model.sample_posterior(
+                    inputs, likelihood_weight=weight, initial_latents=initial, sampler=sampler, generator=noise
+                ).latents
 
             # 2. Prior draws z-, by Langevin dynamics from N(0, I).
             noise = stream(args.seed, "prior", step, rank, device=device)
-            prior_latents = model.sample_prior(len(indices), generator=noise).latents
+            with _naming(step):
+                prior_latents = model.sample_prior(len(indices), generator=noise).latents
 
             # 3. One loss whose gradient is the learning gradient of both parts (eq. 6 and 7).
             torch.manual_seed(stream_seed(args.seed, "dropout", step, rank))
             output = wrapped(**inputs, latents=latents, prior_latents=prior_latents)
-            accelerator.backward(output.loss * (len(indices) * world / len(batch)))
+            accelerator.backward(output.loss * (len(indices) * world / max(len(batch), world)))
 
             # 4. One update, unless something is not finite.
             for group, factor in zip(optimizer.param_groups, _base_learning_rates(args), strict=True):
@@ -175,8 +181,7 @@ def train(
                 _save(model, optimizer, chains, folder, step, seconds, identity, args, accelerator)
             if signal_number:
                 break
-    bar.close()
-    return TrainingResult(step, time.monotonic() - started, stopped.received, health.warnings)
+    return TrainingResult(step, time.monotonic() - started, stopped.agreed(accelerator), health.warnings)
 
 
 def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) -> torch.optim.AdamW:
@@ -213,6 +218,15 @@ def _base_learning_rates(args: TrainingArguments) -> tuple[float, float]:
     return args.decoder_learning_rate, args.prior_learning_rate
 
 
+@contextmanager
+def _naming(step: int) -> Iterator[None]:
+    """Adds the training step to the message of a chain that diverges."""
+    try:
+        yield
+    except DivergenceError as error:
+        raise DivergenceError(f"training step {step + 1}: {error}; nothing was updated") from error
+
+
 def _require_finite(step: int, indices: Tensor, output: Any, norms: list[float]) -> None:
     figures = {
         "reconstruction loss": float(output.reconstruction_loss.detach()),
@@ -224,8 +238,8 @@ def _require_finite(step: int, indices: Tensor, output: Any, norms: list[float])
         if not math.isfinite(value):
             raise DivergenceError(
                 f"the {name} is {value} at step {step + 1} (examples {indices[:4].tolist()}...): nothing was updated. "
-                "Lower decoder_learning_rate or prior_learning_rate, or raise energy_penalty; a second run goes on "
-                "from the last checkpoint"
+                "Lower decoder_learning_rate or prior_learning_rate and run again, which goes on from the last "
+                "checkpoint, or start anew with a higher energy_penalty"
             )
 
 
@@ -237,13 +251,18 @@ def _measure(
         "reconstruction_nll": float(output.reconstruction_loss.detach()),
         "energy_gap": float(output.prior_loss.detach()),
         "penalty": float(output.penalty.detach()),
-        "posterior_std": float(latents.std(dim=0).mean()),
-        "prior_std": float(prior_latents.std(dim=0).mean()),
+        "posterior_std": _spread(latents),
+        "prior_std": _spread(prior_latents),
         "decoder_grad_norm": norms[0],
         "prior_grad_norm": norms[1],
         "likelihood_weight": weight,
         "decoder_learning_rate": optimizer.param_groups[0]["lr"],
     }
+
+
+def _spread(latents: Tensor) -> float:
+    """Standard deviation, averaged over dimensions; zero of a single row (a short last batch may be one)."""
+    return float(latents.std(dim=0, correction=int(len(latents) > 1)).mean())
 
 
 def _save(
@@ -282,17 +301,25 @@ def _open_chains(
         return ChainStore(path, num_chains, model.config.latent_dim)
 
 
-def _resume(
-    model: LatentEBMPreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    chains: ChainStore | None,
-    folder: Path,
-    identity: dict[str, Any],
-    accelerator: Accelerator,
-) -> tuple[int, float]:
+def _newest_checkpoint(folder: Path, identity: dict[str, Any], accelerator: Accelerator) -> Checkpoint | None:
+    """Looked for before anything is written, so that the folder of another run stays as it is."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"output_dir {folder} cannot be used: {error.strerror}") from error
     checkpoint, skipped = load_latest_checkpoint(folder / "checkpoints", identity=identity)
     for line in skipped:
         accelerator.print(f"skipped an incomplete checkpoint: {line}")
+    return checkpoint
+
+
+def _resume(
+    checkpoint: Checkpoint | None,
+    model: LatentEBMPreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    chains: ChainStore | None,
+    accelerator: Accelerator,
+) -> tuple[int, float]:
     if checkpoint is None:
         return 0, 0.0
     model.load_state_dict(checkpoint.tensors["model"])
@@ -330,5 +357,7 @@ class _StopSignals:
         """The signal that any process has received: all of them leave together."""
         if accelerator.num_processes > 1:
             highest = torch.tensor([self.received or 0], device=accelerator.device)
-            self.received = int(accelerator.reduce(highest, reduction="sum")) and signal.SIGTERM
+            if not int(accelerator.reduce(highest, reduction="sum")):
+                return None
+            self.received = signal.SIGTERM
         return self.received

@@ -309,7 +309,6 @@ def empty_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.xfail(strict=True, reason="SoftmaxOutput leaves its weight as the memory was")
 @pytest.mark.usefixtures("empty_memory_is_nan")
 def test_a_new_decoder_has_initialised_weights() -> None:
     decoder = LSTMDecoder(VOCAB, LATENT, embedding_size=EMBEDDING, hidden_size=HIDDEN)

@@ -118,7 +118,6 @@ def test_sampler_from_dict_refuses(settings: dict[str, Any], message: str) -> No
         sampler_from_dict(settings)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="sampler_from_dict does not look for missing settings")
 def test_sampler_from_dict_names_a_missing_setting() -> None:
     with pytest.raises(UsageError, match="num_steps"):
         sampler_from_dict({"name": "langevin"})

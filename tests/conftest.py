@@ -1,0 +1,30 @@
+"""Fixtures shared by the tests; what they are made of is in `tests.helpers`."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from latent_ebm_text import LatentEBMForTextGeneration
+from tests.helpers import LATENT_DIM, seeded, tiny_batch, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def model() -> LatentEBMForTextGeneration:
+    return tiny_model()
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    return tiny_batch()
+
+
+@pytest.fixture
+def latents() -> Tensor:
+    """One latent for each sentence of the batch."""
+    return torch.randn(4, LATENT_DIM, generator=seeded(1))
