@@ -20,9 +20,7 @@ from latent_ebm_text.tokenization import train_word_tokenizer
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output_dir", default="runs/hf-trainer", help="where the model is saved (default %(default)s)"
-    )
+    parser.add_argument("--output_dir", default="runs/hf-trainer", help="where the model goes (default %(default)s)")
     parser.add_argument("--max_steps", type=int, default=200, help="training steps (default 200)")
     parser.add_argument("--batch_size", type=int, default=64, help="sentences a step (default 64)")
     parser.add_argument("--hidden_size", type=int, default=128, help="width of the LSTM (default 128)")

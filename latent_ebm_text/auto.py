@@ -48,7 +48,7 @@ class _AutoFinder(MetaPathFinder):
 
         def run_and_add(module: ModuleType) -> None:
             run(module)
-            with suppress(AttributeError):  # transformers changed inside; importing the model registers it all the same
+            with suppress(AttributeError):  # should its insides change: importing the model registers it all the same
                 _ADDITIONS[fullname](module)
 
         spec.loader.exec_module = run_and_add  # type: ignore[method-assign]

@@ -78,7 +78,7 @@ class LatentEBMConfig(PreTrainedConfig):
             if key in _TRANSFORMERS_KEYS or key.startswith("_"):
                 continue
             if key in generation:
-                raise UsageError(f"{key!r} belongs to generation: pass it to generate() or set model.generation_config")
+                raise UsageError(f"{key!r} belongs to generation: give it to generate() or model.generation_config")
             nearest = difflib.get_close_matches(key, [f for f in self.__dataclass_fields__ if f != key], n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise UsageError(f"{type(self).__name__} has no setting {key!r}{hint}")

@@ -73,11 +73,11 @@ def test_interpolate(model_folder: Path, run_example) -> None:
 def test_train_with_hf_trainer(tmp_path: Path, run_example) -> None:
     folder = tmp_path / "run"
     lines = run_example(
-        "train_with_hf_trainer.py", "--output_dir", folder, "--max_steps", 20, "--batch_size", 16,
+        "train_with_hf_trainer.py", "--output_dir", folder, "--max_steps", 60, "--batch_size", 16,
         "--hidden_size", 32, "--num_sentences", 320,
     )  # fmt: skip
     (summary,) = (line for line in lines if line.startswith("validation loss"))
     before, after = map(float, re.findall(r"\d+\.\d\d", summary))
-    assert after < 0.8 * before
+    assert after < before - 4
     sentences = run_example("generate_text.py", folder, "--num_samples", 2)
     assert len(sentences) == 2

@@ -33,7 +33,7 @@ def test_loss_is_the_sum_of_its_parts_computed_by_hand(batch: dict[str, Tensor],
     reconstruction = -model.log_prob(batch["input_ids"], batch["attention_mask"], latents=latents).mean()
     gap = model.prior.energy(latents).mean() - model.prior.energy(other).mean()
     penalty = 0.1 * (model.prior.tilt(latents).square().mean() + model.prior.tilt(other).square().mean())
-    assert float(penalty) > 1e-3
+    assert penalty.item() > 1e-3
     torch.testing.assert_close(output.reconstruction_loss, reconstruction)
     torch.testing.assert_close(output.prior_loss, gap)
     torch.testing.assert_close(output.penalty, penalty)
@@ -41,9 +41,7 @@ def test_loss_is_the_sum_of_its_parts_computed_by_hand(batch: dict[str, Tensor],
     torch.testing.assert_close(output.latents, latents)
 
 
-def test_each_part_trains_only_its_own_weights(
-    model: Model, batch: dict[str, Tensor], latents: Tensor
-) -> None:
+def test_each_part_trains_only_its_own_weights(model: Model, batch: dict[str, Tensor], latents: Tensor) -> None:
     def trained_by(part: str) -> set[str]:
         model.zero_grad()
         model(**batch, latents=latents, prior_latents=prior_draws())[part].backward()
@@ -71,7 +69,7 @@ def test_training_lowers_the_reconstruction_loss(model: Model, batch: dict[str, 
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
-        losses.append(float(output.reconstruction_loss))
+        losses.append(output.reconstruction_loss.item())
     assert losses[-1] < 0.5 * losses[0]
 
 

@@ -47,6 +47,33 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+class RunningMeans:
+    """Means of the figures of a step since they were last taken, each step counting with its number of examples.
+
+    Batches hold sentences of similar length, so the figures of one batch alone say little.
+    """
+
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
+        self._sums: dict[str, float] = dict(state["sums"]) if state else {}
+        self._examples: int = state["examples"] if state else 0
+
+    def add(self, figures: dict[str, float], examples: int) -> None:
+        """Counts the figures of one step."""
+        for name, value in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + examples * value
+        self._examples += examples
+
+    def take(self) -> dict[str, float]:
+        """The means; counting begins anew."""
+        means = {name: total / self._examples for name, total in self._sums.items()}
+        self._sums, self._examples = {}, 0
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resumed run writes the same means."""
+        return {"sums": self._sums, "examples": self._examples}
+
+
 class Health:
     """Tells in words when the latent is not used, the prior does not match, or the energy runs away."""
 

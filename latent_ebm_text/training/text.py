@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -137,6 +139,7 @@ def finish_text_run(
     folder = Path(args.output_dir)
     model.save_pretrained(folder / "model")
     text.tokenizer.save_pretrained(folder / "model")
+    run = {**run, "peak_memory_gib": round(_peak_memory_gib(), 2)}
     results: dict[str, Any] = {**run, "data": text.description.splitlines(), "splits": {}}
     for split in ("validation", "test"):
         figures = evaluate_likelihoods(
@@ -165,6 +168,11 @@ def finish_text_run(
     results["paths"] = {name: str(path) for name, path in paths.items()}
     paths["results"].write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
+
+
+def _peak_memory_gib() -> float:
+    """Most memory this process has held; the system counts it in KiB, on a Mac in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def describe_results(results: dict[str, Any]) -> str:

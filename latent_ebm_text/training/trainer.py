@@ -31,7 +31,7 @@ from latent_ebm_text.training.checkpointing import (
     restore_optimizer_state,
     save_checkpoint,
 )
-from latent_ebm_text.training.reporting import Health, MetricsFile
+from latent_ebm_text.training.reporting import Health, MetricsFile, RunningMeans
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ def train(
     step, seconds = _resume(checkpoint, model, optimizer, chains, accelerator)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     metrics = MetricsFile(folder / "metrics.jsonl", first_step=step, enabled=accelerator.is_main_process)
+    means = RunningMeans(checkpoint.state["means"] if checkpoint else None)
     health = Health(args, likelihood_weight=model.config.likelihood_weight)
 
     total = max(1, math.ceil(args.num_epochs * len(data.batches)))
@@ -165,8 +166,9 @@ def train(
             step += 1
             bar.update()
 
+            means.add(_measure(output, latents, prior_latents, norms, weight, optimizer), len(batch))
             if step % args.log_every == 0:
-                record = _measure(output, latents, prior_latents, norms, weight, optimizer)
+                record = means.take()
                 health.observe(record)
                 metrics.write("train", step, {**record, "seconds": time.monotonic() - started})
                 bar.set_postfix(nll=f"{record['reconstruction_nll']:.1f}", gap=f"{record['energy_gap']:.1f}")
@@ -177,8 +179,8 @@ def train(
                     accelerator.print(f"step {step}: {warning}")
             signal_number = stopped.agreed(accelerator)
             if signal_number or step % args.save_every == 0 or step == total:
-                seconds = time.monotonic() - started
-                _save(model, optimizer, chains, folder, step, seconds, identity, args, accelerator)
+                state = {"seconds": time.monotonic() - started, "means": means.state()}
+                _save(model, optimizer, chains, folder, step, state, identity, args, accelerator)
             if signal_number:
                 break
     return TrainingResult(step, time.monotonic() - started, stopped.agreed(accelerator), health.warnings)
@@ -271,7 +273,7 @@ def _save(
     chains: ChainStore | None,
     folder: Path,
     step: int,
-    seconds: float,
+    state: dict[str, Any],
     identity: dict[str, Any],
     args: TrainingArguments,
     accelerator: Accelerator,
@@ -282,7 +284,7 @@ def _save(
         tensors = {"model": dict(model.state_dict()), "optimizer": optimizer_tensors}
         if chains is not None:
             tensors["chains"] = {"latents": chains.snapshot()}
-        state = {"optimizer": optimizer_rest, "seconds": seconds}
+        state = {**state, "optimizer": optimizer_rest}
         save_checkpoint(
             folder / "checkpoints", step, tensors, state, identity=identity, keep_last=args.keep_checkpoints
         )
