@@ -1,12 +1,12 @@
 """Generative models whose latent vector has a learned energy-based prior.
 
-The public names are imported when they are first used, so that `import latent_ebm_text` costs next to nothing.
+The public names are imported when they are first used, so that `import latent_ebm_text` costs next to nothing. Importing
+`LatentEBMForTextGeneration` registers it with the Auto classes of transformers.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from latent_ebm_text import auto as _auto
 from latent_ebm_text.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -39,6 +39,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-_auto.register()
