@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +20,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture(autouse=True)
-def _settings_are_restored():
+def _settings_are_restored() -> Iterator[None]:
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     yield
     assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == before

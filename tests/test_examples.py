@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
 from latent_ebm_text.tokenization import train_word_tokenizer
 
 FOLDER = Path(__file__).parents[1] / "examples"
+RunExample = Callable[..., list[str]]
 SENTENCES = ["the cat sat on the mat", "a dog ran in a park", "the dog sat on a mat"]
 
 
@@ -30,7 +32,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def run_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunExample:
     """Runs an example as `__main__` and returns the lines that it prints."""
 
     def run(name: str, *arguments: object) -> list[str]:
@@ -44,14 +46,14 @@ def run_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.name)
-def test_help_shows_the_command(path: Path, run_example, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_the_command(path: Path, run_example: RunExample, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         run_example(path.name, "--help")
     assert left.value.code == 0
     assert f"python examples/{path.name}" in capsys.readouterr().out
 
 
-def test_generate_text(model_folder: Path, run_example) -> None:
+def test_generate_text(model_folder: Path, run_example: RunExample) -> None:
     options = (model_folder, "--num_samples", 3, "--max_new_tokens", 5)
     sentences = run_example("generate_text.py", *options)
     assert len(sentences) == 3
@@ -63,14 +65,14 @@ def test_generate_text(model_folder: Path, run_example) -> None:
     assert all(float(line.split()[0]) == float(line.split()[0]) for line in with_energies)
 
 
-def test_interpolate(model_folder: Path, run_example) -> None:
+def test_interpolate(model_folder: Path, run_example: RunExample) -> None:
     lines = run_example("interpolate.py", model_folder, SENTENCES[0], "a zebra ran", "--num_points", 5)
     assert lines[0] == f"from   {SENTENCES[0]}"
     assert lines[-1] == "to     a <unk> ran"
     assert [line.split()[0] for line in lines[1:-1]] == ["0.00", "0.25", "0.50", "0.75", "1.00"]
 
 
-def test_train_with_hf_trainer(tmp_path: Path, run_example) -> None:
+def test_train_with_hf_trainer(tmp_path: Path, run_example: RunExample) -> None:
     folder = tmp_path / "run"
     lines = run_example(
         "train_with_hf_trainer.py", "--output_dir", folder, "--max_steps", 60, "--batch_size", 16,

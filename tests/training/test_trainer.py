@@ -17,7 +17,7 @@ from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.errors import CheckpointError, DivergenceError, UsageError
 from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from latent_ebm_text.training.checkpointing import find_checkpoints
-from latent_ebm_text.training.reporting import Health, MetricsFile, read_metrics
+from latent_ebm_text.training.reporting import Health, MetricsFile, RunningMeans, read_metrics
 from latent_ebm_text.training.text import prepare_text
 from latent_ebm_text.training.trainer import (
     _StopSignals,
@@ -196,9 +196,10 @@ def test_every_visited_chain_is_written_and_no_other(make_model, make_args, run,
 @pytest.mark.parametrize("inference", ["short_run", "persistent"])
 def test_a_stopped_run_ends_like_one_that_never_stopped(make_model, make_args, run, tmp_path, inference):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    run(make_model(), make_args(output_dir=str(straight), inference=inference))
+    settings = {"inference": inference, "log_every": 3}  # the stops fall between the lines of metrics.jsonl
+    run(make_model(), make_args(output_dir=str(straight), **settings))
 
-    args = make_args(output_dir=str(stopped), inference=inference)
+    args = make_args(output_dir=str(stopped), **settings)
     first = run(make_model(), args, stop_at(4))
     assert (first.step, first.signal) == (4, signal.SIGTERM)
     second = run(make_model(), args, stop_at(8))
@@ -215,6 +216,20 @@ def test_a_stopped_run_ends_like_one_that_never_stopped(make_model, make_args, r
         assert same(tensors, found[name]), name
     assert same(copy_of(model), expected["model.safetensors"])
     assert metrics_without_seconds(stopped) == metrics_without_seconds(straight)
+
+
+def test_metrics_are_means_over_the_examples_since_the_last_line(make_model, make_args, run, tmp_path):
+    lines = {}
+    for log_every in (1, 6):
+        folder = tmp_path / str(log_every)
+        run(make_model(), make_args(output_dir=str(folder), log_every=log_every, eval_every=99))
+        lines[log_every] = [record["reconstruction_nll"] for record in read_metrics(folder / "metrics.jsonl")]
+    assert lines[6] == pytest.approx([np.mean(lines[1][:6]), np.mean(lines[1][6:])])
+
+    means = RunningMeans()
+    means.add({"loss": 10.0}, examples=3)
+    means.add({"loss": 20.0}, examples=1)
+    assert means.take() == {"loss": 12.5}
 
 
 def test_figures_after_the_last_checkpoint_are_forgotten_by_a_resumed_run(tmp_path):
