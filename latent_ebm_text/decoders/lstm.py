@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_ebm_text.decoders.base import LatentDecoder
+from latent_ebm_text.decoders.frozen import FrozenLinear
 from latent_ebm_text.decoders.softmax import SoftmaxOutput
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
@@ -152,8 +153,7 @@ class LSTMLikelihood:
     """`log p(x | z)` of a batch of sentences as a function of z, for the inner loop of posterior sampling.
 
     Weights are frozen and dropout is off. The forward and backward passes through time are written out by hand: the
-    projections of the words are computed once per chain, no gradient of a weight is formed, and no array is allocated
-    in the loop over time.
+    projections of the words are computed and the weights packed once per chain, and no gradient of a weight is formed.
 
     Args:
         decoder: The decoder.
@@ -171,7 +171,10 @@ class LSTMLikelihood:
         #: Share of the gates' pre-activations that does not depend on z; (time, batch, 4 * hidden_size).
         self._word_gates = nn.functional.linear(words, input_weight[:, :width], bias)
         self._latent_weight = input_weight[:, width:]  # (4 * hidden_size, latent_dim)
-        self._recurrent_weight = decoder.lstm.get_parameter("weight_hh_l0")  # (4 * hidden_size, hidden_size)
+        recurrent_weight = decoder.lstm.get_parameter("weight_hh_l0")  # (4 * hidden_size, hidden_size)
+        self._recurrent = FrozenLinear(recurrent_weight, None, len(input_ids))
+        self._recurrent_backward = FrozenLinear(recurrent_weight.t(), None, len(input_ids))
+        self._output = decoder.output.frozen(decoder._tied_weight())
         self._rows = rows.reshape(-1).nonzero().squeeze(1)  # predicted places of the flattened (time, batch)
         self._targets = input_ids[:, 1:].t().reshape(-1)[self._rows]
         time, batch, size = *rows.shape, decoder.hidden_size
@@ -200,7 +203,7 @@ class LSTMLikelihood:
     def _evaluate(self, latents: Tensor, with_value: bool) -> tuple[Tensor | None, Tensor]:
         self._forward(latents)
         hidden = self._hidden[1:].flatten(0, 1)[self._rows]  # (predicted tokens, hidden_size)
-        values, grad = self.decoder.output.score(hidden, self._targets, self.decoder._tied_weight(), with_value)
+        values, grad = self._output.score(hidden, self._targets, with_value)
         self._grad_hidden.flatten(0, 1).index_copy_(0, self._rows, grad)
         value = None
         if values is not None:
@@ -211,13 +214,12 @@ class LSTMLikelihood:
     def _forward(self, latents: Tensor) -> None:
         """Fills the gates (i, f, g, o after their non-linearities), cells and hidden states of every step."""
         size, decoder = self.decoder.hidden_size, self.decoder
-        recurrent = self._recurrent_weight.t()
         gates, hidden, cell = self._gates, self._hidden, self._cell
         torch.add(self._word_gates, latents @ self._latent_weight.t(), out=gates)
         hidden[0] = decoder.initial_hidden(latents)
         cell[0] = decoder.initial_cell(latents)
         for t in range(len(gates)):
-            gate = gates[t].addmm_(hidden[t], recurrent)
+            gate = gates[t].add_(self._recurrent(hidden[t]))
             gate[:, : 2 * size].sigmoid_()
             gate[:, 2 * size : 3 * size].tanh_()
             gate[:, 3 * size :].sigmoid_()
@@ -245,7 +247,7 @@ class LSTMLikelihood:
             _tanh_backward(torch.mul(grad_cell, i, out=scratch), g, grad_input=grad_g)
             grad_cell.mul_(f)
             total.add_(grad_gate)
-            torch.mm(grad_gate, self._recurrent_weight, out=carried)
+            carried = self._recurrent_backward(grad_gate)
         score = total @ self._latent_weight
         score.addmm_(carried, decoder.initial_hidden.weight)
         return score.addmm_(grad_cell, decoder.initial_cell.weight)

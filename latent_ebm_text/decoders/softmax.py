@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from latent_ebm_text.decoders.frozen import FrozenLinear
+
 #: Rows of logits computed at a time.
 CHUNK_ROWS = 256
 
@@ -53,72 +55,124 @@ class SoftmaxOutput(nn.Module):
         result: Tensor = _ChunkedLogProb.apply(features, weight, self.bias, targets)
         return result
 
+    def frozen(self, tied_weight: Tensor | None = None) -> FrozenSoftmaxOutput:
+        """The same layer for the inner loop of a chain: without gradients for its weights, and faster."""
+        return FrozenSoftmaxOutput(self, tied_weight)
+
+
+class FrozenSoftmaxOutput:
+    """The gradient of `log p(target | hidden)` in the hidden state, with weights that stay as they are.
+
+    Args:
+        output: The layer.
+        tied_weight: The embedding matrix, where the layer is tied.
+    """
+
     @torch.no_grad()
-    def score(
-        self, hidden: Tensor, targets: Tensor, tied_weight: Tensor | None = None, with_value: bool = False
-    ) -> tuple[Tensor | None, Tensor]:
-        """The gradient of `log p(target | hidden)` in the hidden state, without a graph.
+    def __init__(self, output: SoftmaxOutput, tied_weight: Tensor | None = None) -> None:
+        self._projection = None if output.projection is None else output.projection.weight.detach()
+        weight = tied_weight if output.weight is None else output.weight
+        assert weight is not None, "a tied output layer is called with the embedding matrix"
+        self._weight = weight.detach()
+        self._logits = FrozenLinear(weight, output.bias, CHUNK_ROWS)
+        self._expected_weight = FrozenLinear(weight.t(), None, CHUNK_ROWS)
+
+    @torch.no_grad()
+    def score(self, hidden: Tensor, targets: Tensor, with_value: bool = False) -> tuple[Tensor | None, Tensor]:
+        """The gradient, and the log-probability where it is wanted too.
 
         Args:
             hidden: `(rows, hidden_size)`.
             targets: `(rows,)`.
-            tied_weight: The embedding matrix, where the layer is tied.
-            with_value: Whether the log-probability is wanted too.
+            with_value: Whether to compute the log-probability.
 
         Returns:
-            Log-probabilities of shape `(rows,)` or `None`, and gradients of shape `(rows, hidden_size)`.
+            Log-probabilities of shape `(rows,)` in nats or `None`, and gradients of shape `(rows, hidden_size)`.
         """
-        features, weight = self._parts(hidden, tied_weight)
-        gradient = weight[targets]  # d logit_target / d features; the expected embedding is taken off below
+        features = hidden if self._projection is None else hidden @ self._projection.t()
+        gradient = self._weight[targets]  # d logit_target / d features; the expected one is taken off below
         value = hidden.new_empty(len(targets), dtype=_value_dtype(hidden)) if with_value else None
-        for rows, logits in _logit_chunks(features, weight, self.bias):
+        for rows in _chunks(len(targets)):
+            logits = self._logits(features[rows])
             if value is not None:
                 value[rows] = _pick_log_prob(logits, targets[rows])
             torch.softmax(logits, dim=-1, out=logits)
-            gradient[rows].addmm_(logits, weight, alpha=-1)
-        if self.projection is not None:
-            gradient = gradient @ self.projection.weight
-        return value, gradient
+            gradient[rows] -= self._expected_weight(logits)
+        return value, gradient if self._projection is None else gradient @ self._projection
 
 
 class _ChunkedLogProb(torch.autograd.Function):
-    """`log_softmax(features @ weight.T + bias)[targets]`, with the logits of a chunk computed again in the backward.
+    """`log_softmax(features @ weight.T + bias)[targets]`, a chunk of rows at a time.
 
-    One matrix product more than keeping them, and faster on a CPU all the same: no array of tokens times vocabulary
-    is allocated, written and read.
+    Where gradients are wanted they are formed in the forward pass, for an incoming gradient of one in every row, while
+    the logits of the chunk are there. A loss that weighs all rows alike, as a mean does, then only scales them; any
+    other incoming gradient has the logits computed again.
     """
 
     @staticmethod
     def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:  # type: ignore
-        ctx.save_for_backward(features, weight, bias, targets)
         value = features.new_empty(len(targets), dtype=_value_dtype(features))
+        gradients = _zero_gradients(features, weight, bias) if any(ctx.needs_input_grad) else None
         for rows, logits in _logit_chunks(features, weight, bias):
             value[rows] = _pick_log_prob(logits, targets[rows])
+            if gradients is not None:
+                _add_gradients(gradients, logits, features, weight, targets, rows, None)
+        ctx.save_for_backward(features, weight, bias, targets, *(gradients or ()))
         return value
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore
-        features, weight, bias, targets = ctx.saved_tensors
-        grad_features, grad_weight = torch.empty_like(features), torch.zeros_like(weight)
-        grad_bias = torch.zeros_like(bias)
+        features, weight, bias, targets, *gradients = ctx.saved_tensors
+        if bool((grad == grad[0]).all()):
+            return *(gradient * grad[0] for gradient in gradients), None
+        gradients = _zero_gradients(features, weight, bias)
         for rows, logits in _logit_chunks(features, weight, bias):
-            torch.softmax(logits, dim=-1, out=logits)
-            row_grad = grad[rows, None].to(logits.dtype)
-            grad_logits = logits.mul_(-row_grad).scatter_add_(1, targets[rows, None], row_grad)
-            torch.mm(grad_logits, weight, out=grad_features[rows])
-            grad_weight.addmm_(grad_logits.t(), features[rows])
-            grad_bias.add_(grad_logits.sum(dim=0))
-        return grad_features, grad_weight, grad_bias, None
+            _add_gradients(gradients, logits, features, weight, targets, rows, grad[rows, None].to(logits.dtype))
+        return *gradients, None
+
+
+def _zero_gradients(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(features), torch.zeros_like(weight), torch.zeros_like(bias)
+
+
+def _add_gradients(
+    gradients: tuple[Tensor, Tensor, Tensor],
+    logits: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    rows: slice,
+    row_grad: Tensor | None,
+) -> None:
+    """Adds a chunk's share of the gradients in features, weight and bias; `logits` are overwritten.
+
+    `row_grad` of shape `(rows, 1)` is the incoming gradient, `None` for one in every row.
+    """
+    grad_features, grad_weight, grad_bias = gradients
+    torch.softmax(logits, dim=-1, out=logits)
+    if row_grad is None:
+        row_grad = logits.new_ones(len(logits), 1)
+        grad_logits = logits.neg_()
+    else:
+        grad_logits = logits.mul_(-row_grad)
+    grad_logits.scatter_add_(1, targets[rows, None], row_grad)
+    torch.mm(grad_logits, weight, out=grad_features[rows])
+    grad_weight.addmm_(grad_logits.t(), features[rows])
+    grad_bias.add_(grad_logits.sum(dim=0))
 
 
 def _logit_chunks(features: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Slices of rows with their logits, in one buffer that each chunk overwrites."""
     buffer = features.new_empty(min(CHUNK_ROWS, len(features)), len(weight))  # (rows, vocab_size)
-    for first in range(0, len(features), CHUNK_ROWS):
-        rows = slice(first, min(first + CHUNK_ROWS, len(features)))
-        logits = buffer[: rows.stop - first]
+    for rows in _chunks(len(features)):
+        logits = buffer[: rows.stop - rows.start]
         torch.mm(features[rows], weight.t(), out=logits)
         yield rows, logits.add_(bias)
+
+
+def _chunks(num_rows: int) -> Iterator[slice]:
+    for first in range(0, num_rows, CHUNK_ROWS):
+        yield slice(first, min(first + CHUNK_ROWS, num_rows))
 
 
 def _pick_log_prob(logits: Tensor, targets: Tensor) -> Tensor:
