@@ -1,7 +1,7 @@
 """Generative models whose latent vector has a learned energy-based prior.
 
-The public names are imported when they are first used, so that `import latent_ebm_text` costs next to nothing. Importing
-`LatentEBMForTextGeneration` registers it with the Auto classes of transformers.
+The public names are imported when they are first used, so that `import latent_ebm_text` costs next to nothing.
+Importing `LatentEBMForTextGeneration` registers it with the Auto classes of transformers.
 """
 
 import importlib

@@ -16,6 +16,9 @@ from latent_ebm_text.decoders.frozen import FrozenLinear
 
 #: Rows of logits computed at a time.
 CHUNK_ROWS = 256
+#: Rows are filled up to a multiple of this. A CPU kernel is generated, and kept, for every shape that is met: without
+#: it every batch brings new ones, which costs time and, over an epoch, gigabytes.
+ROW_MULTIPLE = 64
 
 
 class SoftmaxOutput(nn.Module):
@@ -51,7 +54,7 @@ class SoftmaxOutput(nn.Module):
 
     def log_prob(self, hidden: Tensor, targets: Tensor, tied_weight: Tensor | None = None) -> Tensor:
         """`log p(target | hidden)` in nats, differentiable; `(rows, hidden_size)` and `(rows,)` to `(rows,)`."""
-        features, weight = self._parts(hidden, tied_weight)
+        features, weight = self._parts(_fill_rows(hidden), tied_weight)
         result: Tensor = _ChunkedLogProb.apply(features, weight, self.bias, targets)
         return result
 
@@ -89,16 +92,19 @@ class FrozenSoftmaxOutput:
         Returns:
             Log-probabilities of shape `(rows,)` in nats or `None`, and gradients of shape `(rows, hidden_size)`.
         """
+        num_rows, hidden = len(targets), _fill_rows(hidden)
         features = hidden if self._projection is None else hidden @ self._projection.t()
-        gradient = self._weight[targets]  # d logit_target / d features; the expected one is taken off below
-        value = hidden.new_empty(len(targets), dtype=_value_dtype(hidden)) if with_value else None
-        for rows in _chunks(len(targets)):
+        gradient = torch.zeros_like(features)
+        gradient[:num_rows] = self._weight[targets]  # d logit_target / d features; the expected one is taken off below
+        value = hidden.new_empty(num_rows, dtype=_value_dtype(hidden)) if with_value else None
+        for rows in _chunks(len(hidden)):
             logits = self._logits(features[rows])
             if value is not None:
                 value[rows] = _pick_log_prob(logits, targets[rows])
             torch.softmax(logits, dim=-1, out=logits)
             gradient[rows] -= self._expected_weight(logits)
-        return value, gradient if self._projection is None else gradient @ self._projection
+        gradient = gradient if self._projection is None else gradient @ self._projection
+        return value, gradient[:num_rows]
 
 
 class _ChunkedLogProb(torch.autograd.Function):
@@ -106,7 +112,7 @@ class _ChunkedLogProb(torch.autograd.Function):
 
     Where gradients are wanted they are formed in the forward pass, for an incoming gradient of one in every row, while
     the logits of the chunk are there. A loss that weighs all rows alike, as a mean does, then only scales them; any
-    other incoming gradient has the logits computed again.
+    other incoming gradient has the logits computed again. Rows of `features` beyond the targets are filling.
     """
 
     @staticmethod
@@ -149,13 +155,15 @@ def _add_gradients(
     `row_grad` of shape `(rows, 1)` is the incoming gradient, `None` for one in every row.
     """
     grad_features, grad_weight, grad_bias = gradients
+    chosen = targets[rows, None]
     torch.softmax(logits, dim=-1, out=logits)
+    grad_logits = logits.neg_()
     if row_grad is None:
-        row_grad = logits.new_ones(len(logits), 1)
-        grad_logits = logits.neg_()
+        row_grad = logits.new_ones(len(chosen), 1)
     else:
-        grad_logits = logits.mul_(-row_grad)
-    grad_logits.scatter_add_(1, targets[rows, None], row_grad)
+        grad_logits[: len(chosen)].mul_(row_grad)
+    grad_logits[: len(chosen)].scatter_add_(1, chosen, row_grad)
+    grad_logits[len(chosen) :] = 0.0
     torch.mm(grad_logits, weight, out=grad_features[rows])
     grad_weight.addmm_(grad_logits.t(), features[rows])
     grad_bias.add_(grad_logits.sum(dim=0))
@@ -175,8 +183,15 @@ def _chunks(num_rows: int) -> Iterator[slice]:
         yield slice(first, min(first + CHUNK_ROWS, num_rows))
 
 
+def _fill_rows(hidden: Tensor) -> Tensor:
+    """`(rows, hidden_size)` with zero rows added up to a multiple of [`ROW_MULTIPLE`]."""
+    return nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % ROW_MULTIPLE))
+
+
 def _pick_log_prob(logits: Tensor, targets: Tensor) -> Tensor:
-    return torch.log_softmax(logits, dim=-1, dtype=_value_dtype(logits)).gather(1, targets[:, None]).squeeze(1)
+    """`log_softmax(logits)[targets]`, for as many rows as there are targets."""
+    log_probs = torch.log_softmax(logits[: len(targets)], dim=-1, dtype=_value_dtype(logits))
+    return log_probs.gather(1, targets[:, None]).squeeze(1)
 
 
 def _value_dtype(tensor: Tensor) -> torch.dtype:
