@@ -42,7 +42,7 @@ def active_units(first: Tensor, second: Tensor) -> int:
 
     A dimension is active if the variance over x of its posterior mean exceeds 0.01. The covariance over x of two
     independent posterior draws is an unbiased estimate of that variance; a dimension is counted only if the estimate
-    exceeds 0.01 by two of its standard errors, so that noise alone activates none.
+    exceeds 0.01 by two of its standard errors, so that noise alone activates a dimension in one case of fifty or less.
 
     Args:
         first: `(n, latent_dim)` posterior draws, one per data point.

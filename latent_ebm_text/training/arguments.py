@@ -13,6 +13,11 @@ def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def ramp(start: float, end: float | None) -> Any:
+    """The schedule from `start` to `end`, or `start` all the way where there is no end."""
+    return start if end is None else {"start": start, "end": end, "shape": "linear"}
+
+
 @dataclass
 class ModelArguments:
     """Model and samplers. The defaults are the paper's for PTB."""
@@ -50,9 +55,6 @@ class ModelArguments:
 
     def text_config(self, vocab_size: int, max_sentence_length: int) -> LatentEBMTextConfig:
         """The configuration of a text model; raises `UsageError` for a value that cannot be right."""
-        step_size: Any = self.posterior_step_size
-        if self.posterior_step_size_end is not None:
-            step_size = {"start": step_size, "end": self.posterior_step_size_end, "shape": "linear"}
         return LatentEBMTextConfig(
             vocab_size=vocab_size,
             max_sentence_length=max_sentence_length,
@@ -74,7 +76,7 @@ class ModelArguments:
             posterior_sampler={
                 "name": "langevin",
                 "num_steps": self.posterior_num_steps,
-                "step_size": step_size,
+                "step_size": ramp(self.posterior_step_size, self.posterior_step_size_end),
                 "temperature": self.posterior_temperature,
                 "max_score_norm": self.posterior_max_score_norm,
             },
@@ -123,7 +125,8 @@ class TrainingArguments:
         "short_run", "Chains of the posterior: from N(0, I) at every step (the paper), or kept for every sentence."
     )
     chain_num_steps: int = _option(4, "Persistent inference: Langevin steps a visit.")
-    chain_step_size: float = _option(0.5, "Persistent inference: Langevin step size.")
+    chain_step_size: float = _option(0.5, "Persistent inference: Langevin step size of a visit's first step.")
+    chain_step_size_end: float | None = _option(None, "Of its last step; none for a constant size.")
     chain_refresh: float = _option(0.3, "Persistent inference: part of each latent drawn anew at a visit, 0 to 1.")
     initial_likelihood_weight: float | None = _option(
         None, "Likelihood weight at the first step, falling to likelihood_weight; a high one wakes the latent."
@@ -147,8 +150,9 @@ class TrainingArguments:
             "num_eval_samples",
         ):  # fmt: skip
             require_positive(name, getattr(self, name))
-        if self.initial_likelihood_weight is not None:
-            require_positive("initial_likelihood_weight", self.initial_likelihood_weight)
+        for name in ("initial_likelihood_weight", "chain_step_size_end"):
+            if getattr(self, name) is not None:
+                require_positive(name, getattr(self, name))
         for name in ("chain_refresh", "final_learning_rate_factor"):
             require_in_interval(name, getattr(self, name), 0.0, 1.0)
         require_in_interval("num_eval_sentences", self.num_eval_sentences, 2, float("inf"))  # for a standard error

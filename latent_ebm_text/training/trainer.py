@@ -23,7 +23,7 @@ from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.samplers import ChainStore, sampler_from_dict
 from latent_ebm_text.streams import stream, stream_seed
-from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.arguments import TrainingArguments, ramp
 from latent_ebm_text.training.checkpointing import (
     Checkpoint,
     flatten_optimizer_state,
@@ -129,7 +129,8 @@ def train(
             if chains is None:
                 sampler, initial = model.posterior_sampler, None
             else:
-                visit = {"num_steps": args.chain_num_steps, "step_size": args.chain_step_size}
+                step_sizes = ramp(args.chain_step_size, args.chain_step_size_end)
+                visit = {"num_steps": args.chain_num_steps, "step_size": step_sizes}
                 sampler = sampler_from_dict({**model.config.posterior_sampler, **visit})
                 start_noise = stream(args.seed, "chain start", step, rank)
                 initial = chains.start(indices, refresh=args.chain_refresh, generator=start_noise).to(device)

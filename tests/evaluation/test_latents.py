@@ -52,7 +52,8 @@ def test_comparison_by_hand():
 
 
 def test_mismatches_of_opposite_sign_do_not_cancel():
-    posterior, prior = torch.randn(500, 2) * torch.tensor([0.5, 1.5]), torch.randn(500, 2)
+    posterior, prior = two_draws(torch.zeros(2), n=500)
+    posterior = posterior * torch.tensor([0.5, 1.5])
     report = compare_latents(posterior, posterior, prior, torch.zeros(500), torch.zeros(500))
     assert report.posterior_std == pytest.approx(report.prior_std, rel=0.15)
     assert report.std_mismatch == pytest.approx(0.5, abs=0.15)

@@ -410,7 +410,7 @@ def test_a_runaway_energy_is_told(health, gap):
 
 
 def test_one_large_gap_long_ago_is_no_runaway(health):
-    for gap in (80.0, 1.0, 1.0, 1.0, 1.0, 1.0):
+    for gap in (800.0, 1.0, 1.0, 1.0, 1.0, 1.0):
         health.observe({"energy_gap": gap})
     assert health.judge(HEALTHY) == []
 
