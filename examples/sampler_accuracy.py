@@ -2,11 +2,13 @@
 
     python examples/sampler_accuracy.py
 
-Two targets: a correlated Gaussian, where the discretised chain's own stationary covariance is known in closed form, and
-a skewed mixture of two Gaussians, whose moments come from quadrature. The error falls as the square of the step size.
+Two targets: a correlated Gaussian, where the discretised chain's own stationary covariance is known in closed form,
+and a skewed mixture of two Gaussians, whose moments come from quadrature. The error falls as the square of the step
+size.
 """
 
 import argparse
+import math
 
 import torch
 from torch import Tensor
@@ -23,9 +25,8 @@ def gaussian(z: Tensor) -> Tensor:
 def mixture(z: Tensor) -> Tensor:
     """A narrow mode of weight 0.3 at -1 and a wide one of weight 0.7 at 1.5."""
     x = z[:, 0]
-    parts = [
-        torch.log(torch.tensor(w / s)) - 0.5 * ((x - m) / s) ** 2 for w, m, s in ((0.3, -1.0, 0.6), (0.7, 1.5, 1.0))
-    ]
+    modes = ((0.3, -1.0, 0.6), (0.7, 1.5, 1.0))  # weight, mean, standard deviation
+    parts = [math.log(w / s) - 0.5 * ((x - m) / s) ** 2 for w, m, s in modes]
     return torch.logsumexp(torch.stack(parts), dim=0)
 
 
@@ -51,7 +52,8 @@ def main() -> None:
         theory = stationary_covariance(step_size)
         print(
             f"{step_size:9.2f}  {(covariance - COVARIANCE).abs().max():17.4f}  "
-            f"{(theory - COVARIANCE).abs().max():7.4f}  {(covariance - theory).abs().max():14.4f}  {standard_error:.4f}"
+            f"{(theory - COVARIANCE).abs().max():7.4f}  {(covariance - theory).abs().max():14.4f}  "
+            f"{standard_error:.4f}"
         )
 
     grid = torch.linspace(-12, 12, 100_001, dtype=torch.float64)
