@@ -1,7 +1,7 @@
 """Corpora and batches. Importing this package imports neither `datasets` nor `transformers`."""
 
 from latent_ebm_text.data.batching import BucketedBatches, TextCollator, ordered_batches, tokenize_corpus
-from latent_ebm_text.data.grammar import grammar_dataset
+from latent_ebm_text.data.newswire import grammar_dataset
 from latent_ebm_text.data.text import TextCorpus, load_text_dataset
 
 __all__ = [

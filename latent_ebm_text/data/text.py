@@ -239,7 +239,7 @@ def _fingerprint(splits: dict[str, Dataset]) -> str:
 
 
 def _generate_grammar(num_train: int, seed: int) -> dict[str, Dataset]:
-    from latent_ebm_text.data.grammar import grammar_dataset
+    from latent_ebm_text.data.newswire import grammar_dataset
 
     return dict(grammar_dataset(num_train=num_train, num_validation=1000, num_test=1000, seed=seed))
 

@@ -9,11 +9,10 @@ from latent_ebm_text.data.grammar import (
     Attribute,
     ProbabilisticGrammar,
     Production,
-    grammar_dataset,
     lexicon,
-    newswire_grammar,
     rules,
 )
+from latent_ebm_text.data.newswire import grammar_dataset, newswire_grammar
 from latent_ebm_text.errors import UsageError
 
 NEWSWIRE_SEED = 11
