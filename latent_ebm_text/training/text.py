@@ -19,9 +19,9 @@ from latent_ebm_text.data import BucketedBatches, TextCollator, load_text_datase
 from latent_ebm_text.data.text import TextCorpus
 from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.evaluation.text import evaluate_likelihoods, generate_texts, sample_statistics
-from latent_ebm_text.plots import plot_training
 from latent_ebm_text.tokenization import train_word_tokenizer
 from latent_ebm_text.training.arguments import DataArguments, TrainingArguments
+from latent_ebm_text.training.plots import plot_training
 from latent_ebm_text.training.trainer import TrainingData
 
 if TYPE_CHECKING:
