@@ -117,6 +117,9 @@ class TrainingArguments:
     prior_learning_rate: float = _option(1e-4, "Learning rate of the energy (AdamW).")
     decoder_weight_decay: float = _option(0.0, "Weight decay of the decoder.")
     prior_weight_decay: float = _option(1e-3, "Weight decay of the energy.")
+    prior_start: float = _option(
+        0.0, "Part of the training, 0 to 1, after which the energy begins to learn; until then the prior is Gaussian."
+    )
     warmup_steps: int = _option(100, "Steps over which the learning rates rise from zero.")
     final_learning_rate_factor: float = _option(0.05, "Both learning rates fall linearly to this part of themselves.")
     max_decoder_grad_norm: float = _option(100.0, "Gradient clip of the decoder, for a loss in nats per sentence.")
@@ -153,7 +156,7 @@ class TrainingArguments:
         for name in ("initial_likelihood_weight", "chain_step_size_end"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
-        for name in ("chain_refresh", "final_learning_rate_factor"):
+        for name in ("chain_refresh", "final_learning_rate_factor", "prior_start"):
             require_in_interval(name, getattr(self, name), 0.0, 1.0)
         require_in_interval("num_eval_sentences", self.num_eval_sentences, 2, float("inf"))  # for a standard error
         for name in ("warmup_steps", "decoder_weight_decay", "prior_weight_decay"):

@@ -150,8 +150,8 @@ def train(
             accelerator.backward(output.loss * (len(indices) * world / max(len(batch), world)))
 
             # 4. One update, unless something is not finite.
-            for group, factor in zip(optimizer.param_groups, _base_learning_rates(args), strict=True):
-                group["lr"] = factor * learning_rate_factor(step, total, args)
+            for group, rate in zip(optimizer.param_groups, learning_rates(step, total, args), strict=True):
+                group["lr"] = rate
             norms = [
                 float(accelerator.clip_grad_norm_(list(part.parameters()), limit))
                 for part, limit in (
@@ -189,7 +189,7 @@ def train(
 
 def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) -> torch.optim.AdamW:
     """One AdamW with two groups, decoder and prior; the same steps as two optimizers, in one call."""
-    decoder_rate, prior_rate = _base_learning_rates(args)
+    decoder_rate, prior_rate = args.decoder_learning_rate, args.prior_learning_rate
     return torch.optim.AdamW(
         [
             {
@@ -211,14 +211,18 @@ def likelihood_weight(step: int, args: TrainingArguments, final: float) -> float
     return float(final * (args.initial_likelihood_weight / final) ** remaining)
 
 
-def learning_rate_factor(step: int, total: int, args: TrainingArguments) -> float:
-    """Warm-up from zero, then a linear fall to `final_learning_rate_factor` at the last step."""
-    warmup = min(1.0, (step + 1) / args.warmup_steps) if args.warmup_steps else 1.0
-    return warmup * (1.0 - (1.0 - args.final_learning_rate_factor) * step / total)
+def learning_rates(step: int, total: int, args: TrainingArguments) -> tuple[float, float]:
+    """Learning rates of decoder and prior at a step.
 
-
-def _base_learning_rates(args: TrainingArguments) -> tuple[float, float]:
-    return args.decoder_learning_rate, args.prior_learning_rate
+    Both fall linearly to `final_learning_rate_factor` of themselves at the last step, after a warm-up from zero; the
+    prior's is zero until `prior_start`.
+    """
+    fall = 1.0 - (1.0 - args.final_learning_rate_factor) * step / total
+    rates = []
+    for rate, first in ((args.decoder_learning_rate, 0), (args.prior_learning_rate, round(args.prior_start * total))):
+        warmup = (step - first + 1) / args.warmup_steps if args.warmup_steps else float(step >= first)
+        rates.append(rate * fall * min(1.0, max(0.0, warmup)))
+    return rates[0], rates[1]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from latent_ebm_text.training.text import prepare_text
 from latent_ebm_text.training.trainer import (
     _StopSignals,
     build_optimizer,
-    learning_rate_factor,
+    learning_rates,
     likelihood_weight,
     train,
 )
@@ -427,8 +427,8 @@ def test_warnings_are_printed_and_returned(make_model, make_args, run, capsys):
 
 
 def test_learning_rate_warms_up_and_falls_linearly(make_args):
-    args = make_args(warmup_steps=10, final_learning_rate_factor=0.1)
-    factors = [learning_rate_factor(step, 100, args) for step in range(101)]
+    args = make_args(warmup_steps=10, final_learning_rate_factor=0.1, decoder_learning_rate=1.0)
+    factors = [learning_rates(step, 100, args)[0] for step in range(101)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[4] == pytest.approx(0.5 * (1 - 0.9 * 0.04))
     assert max(factors) == factors[9]
@@ -437,8 +437,29 @@ def test_learning_rate_warms_up_and_falls_linearly(make_args):
 
 
 def test_a_constant_learning_rate_can_be_had(make_args):
-    args = make_args(warmup_steps=0, final_learning_rate_factor=1.0)
-    assert {learning_rate_factor(step, 100, args) for step in range(100)} == {1.0}
+    args = make_args(
+        warmup_steps=0, final_learning_rate_factor=1.0, decoder_learning_rate=0.5, prior_learning_rate=0.25
+    )
+    assert {learning_rates(step, 100, args) for step in range(100)} == {(0.5, 0.25)}
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 10])
+def test_the_prior_may_begin_to_learn_later(make_args, warmup_steps):
+    args = make_args(
+        warmup_steps=warmup_steps, final_learning_rate_factor=0.0, decoder_learning_rate=1.0, prior_start=0.6
+    )
+    args.prior_learning_rate = 1.0
+    decoder, prior = zip(*(learning_rates(step, 100, args) for step in range(100)), strict=True)
+    assert set(prior[:60]) == {0.0}
+    assert all(rate > 0 for rate in prior[60:])
+    assert prior[75:] == decoder[75:]
+
+
+def test_a_prior_that_has_not_begun_stays_as_it_was(make_model, make_args, run):
+    model = make_model()
+    before = {name: weight.clone() for name, weight in model.prior.named_parameters()}
+    run(model, make_args(prior_start=1.0))
+    assert all(torch.equal(weight, before[name]) for name, weight in model.prior.named_parameters())
 
 
 def test_likelihood_weight_falls_geometrically_to_its_final_value(make_args):
@@ -453,7 +474,7 @@ def test_the_loop_follows_the_schedules(make_model, make_args, run, tmp_path):
     run(make_model(likelihood_weight=1.0), args)
     records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
     for step, record in enumerate(records):
-        assert record["decoder_learning_rate"] == pytest.approx(0.004 * learning_rate_factor(step, 12, args))
+        assert record["decoder_learning_rate"] == pytest.approx(learning_rates(step, 12, args)[0])
         assert record["likelihood_weight"] == pytest.approx(likelihood_weight(step, args, 1.0))
 
 
