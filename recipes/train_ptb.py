@@ -55,8 +55,12 @@ def main() -> int:
 
     # Evaluation, and everything a reader wants to see.
     if accelerator.is_main_process:
-        run = {"command": " ".join(sys.argv), "step": result.step, "training_seconds": round(result.seconds, 1)}
-        run["warnings"] = result.warnings
+        run = {
+            "command": " ".join(sys.argv),
+            "step": result.step,
+            "training_seconds": round(result.seconds, 1),
+            "warnings": result.warnings,
+        }
         results = finish_text_run(model, text, args, run)
         print(f"\ntrained {result.step} steps in {result.seconds / 60:.1f} min\n{describe_results(results)}\n")
         samples = Path(results["paths"]["samples"]).read_text(encoding="utf-8").splitlines()
