@@ -34,7 +34,9 @@ class LatentEBMConfig(PreTrainedConfig):
     The samplers are part of the model: a chain of other length or step size draws from another distribution.
 
     Args:
-        latent_dim (`int`): Size of the latent z.
+        latent_dim (`int`): Size of the latent z. Zero, with a Gaussian prior, leaves a plain model of the data
+            without a latent: the baseline.
+        prior_type (`str`): `"energy"`, or `"gaussian"` for N(0, I), which learns nothing.
         prior_hidden_size (`int`): Width of the energy network (200 in the paper).
         prior_num_hidden_layers (`int`): Hidden layers of the energy network (2 in the paper).
         prior_activation (`str`): `"gelu"` or `"leaky_relu"`.
@@ -44,6 +46,8 @@ class LatentEBMConfig(PreTrainedConfig):
         likelihood_weight (`float`): `w` of the posterior `p(z) p(x|z)^w`; 1 in the paper.
         energy_penalty (`float`): Weight of the squared tilt `f(z)^2` in the loss, which keeps the energy from growing
             without bound.
+        free_bits (`float`): Of a model with an encoder: nats per dimension that the divergence from the prior may
+            have at no cost (Kingma et al., 2016).
 
     Raises:
         UsageError: If a key is unknown (names the nearest known one) or a value cannot be right.
@@ -51,6 +55,7 @@ class LatentEBMConfig(PreTrainedConfig):
     """
 
     latent_dim: int = 32
+    prior_type: Literal["energy", "gaussian"] = "energy"
     prior_hidden_size: int = 200
     prior_num_hidden_layers: int = 2
     prior_activation: Literal["gelu", "leaky_relu"] = "gelu"
@@ -58,6 +63,7 @@ class LatentEBMConfig(PreTrainedConfig):
     posterior_sampler: dict[str, Any] | None = None
     likelihood_weight: float | int = 1.0
     energy_penalty: float | int = 0.0
+    free_bits: float | int = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.prior_sampler = _default_prior_sampler() if self.prior_sampler is None else dict(self.prior_sampler)
@@ -68,9 +74,12 @@ class LatentEBMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for sampler in (self.prior_sampler, self.posterior_sampler):
             sampler_from_dict(sampler)
-        self._require_positive("latent_dim", "prior_hidden_size", "prior_num_hidden_layers", "likelihood_weight")
-        if not self.energy_penalty >= 0:
-            raise UsageError(f"energy_penalty must be zero or positive, got {self.energy_penalty}")
+        self._require_positive("prior_hidden_size", "prior_num_hidden_layers", "likelihood_weight")
+        for name in ("latent_dim", "energy_penalty", "free_bits"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} must be zero or positive, got {getattr(self, name)}")
+        if self.latent_dim == 0 and self.prior_type != "gaussian":
+            raise UsageError("latent_dim must be positive for an energy prior; with 0 set prior_type to 'gaussian'")
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         generation = GenerationConfig._get_default_generation_params()
@@ -102,6 +111,8 @@ class LatentEBMTextConfig(LatentEBMConfig):
         output_rank (`int`, *optional*): Rank of an untied output layer; full rank by default.
         dropout (`float`): Dropout on word embeddings and hidden states.
         word_dropout (`float`): Probability that an input word is hidden from the decoder in training.
+        encoder_hidden_size (`int`, *optional*): Width of an LSTM encoder q(z | x), which then takes the place of the
+            posterior chains: a variational autoencoder. None by default.
         max_sentence_length (`int`): Most words (the end counted) of a sentence in training and of a generated one.
     """
 
@@ -115,6 +126,7 @@ class LatentEBMTextConfig(LatentEBMConfig):
     output_rank: int | None = None
     dropout: float | int = 0.2
     word_dropout: float | int = 0.0
+    encoder_hidden_size: int | None = None
     max_sentence_length: int = 100
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
@@ -124,6 +136,9 @@ class LatentEBMTextConfig(LatentEBMConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self._require_positive("vocab_size", "hidden_size", "embedding_size", "output_rank", "max_sentence_length")
+        self._require_positive("encoder_hidden_size")
+        if self.encoder_hidden_size is not None and (self.prior_type != "gaussian" or self.latent_dim == 0):
+            raise UsageError("encoder_hidden_size makes a VAE: set prior_type to 'gaussian' and latent_dim above 0")
         for name in ("dropout", "word_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} must lie in [0, 1), got {getattr(self, name)}")

@@ -11,9 +11,10 @@ from transformers import initialization as init
 
 from latent_ebm_text.configuration import LatentEBMConfig
 from latent_ebm_text.decoders.base import LatentDecoder
+from latent_ebm_text.encoders.base import LatentEncoder
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.posterior import LatentPosterior
-from latent_ebm_text.prior import EnergyPrior
+from latent_ebm_text.prior import EnergyPrior, GaussianPrior
 from latent_ebm_text.samplers import Sampler, SamplerOutput, sampler_from_dict
 
 
@@ -24,31 +25,41 @@ class LatentEBMLoss:
     Attributes:
         loss: What is minimised: `reconstruction + prior + penalty`.
         reconstruction: `-log p(x | z+)`.
-        prior: `E(z+) - E(z-)`, the posterior-prior energy gap; its gradient trains the prior (paper, eq. 6).
+        prior: `E(z+) - E(z-)`, the posterior-prior energy gap; its gradient trains the prior (paper, eq. 6). Of a
+            variational model the divergence `KL(q(z | x) || p(z))`.
         penalty: The weighted squared tilt.
-        posterior_energy: `E(z+)`.
-        prior_energy: `E(z-)`.
+        latents: `z+`, of shape `(batch, latent_dim)`.
     """
 
     loss: Tensor
     reconstruction: Tensor
     prior: Tensor
     penalty: Tensor
-    posterior_energy: Tensor
-    prior_energy: Tensor
+    latents: Tensor
 
 
 class LatentEBMPreTrainedModel(PreTrainedModel):
     """What every latent energy-based model has, whatever its decoder.
 
     Attributes:
-        prior: The [`EnergyPrior`].
+        prior: The [`EnergyPrior`], or a [`GaussianPrior`] where the configuration says so.
         decoder: The [`~latent_ebm_text.decoders.LatentDecoder`].
+        encoder: Of a variational model: the [`~latent_ebm_text.encoders.LatentEncoder`], which then gives the
+            posterior draws in place of Langevin dynamics.
     """
 
     config_class = LatentEBMConfig
-    prior: EnergyPrior
+    prior: EnergyPrior | GaussianPrior
     decoder: LatentDecoder
+    encoder: LatentEncoder | None
+
+    def _build_prior(self) -> EnergyPrior | GaussianPrior:
+        config = self.config
+        if config.prior_type == "gaussian":
+            return GaussianPrior(config.latent_dim)
+        return EnergyPrior(
+            config.latent_dim, config.prior_hidden_size, config.prior_num_hidden_layers, config.prior_activation
+        )
 
     @property
     def prior_sampler(self) -> Sampler:
@@ -64,7 +75,7 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         """Called by transformers for every layer that holds weights of its own."""
         if isinstance(module, nn.Linear):
             # The energy starts nearly flat, so that the first prior is nearly the reference Gaussian.
-            gain = 0.1 if module is self.prior.out else 1.0
+            gain = 0.1 if module is getattr(self.prior, "out", None) else 1.0
             init.xavier_uniform_(module.weight, gain=gain)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -103,7 +114,9 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         if num_samples < 1:
             raise UsageError(f"num_samples must be a positive integer, got {num_samples}")
         if initial_latents is None:
-            initial_latents = self.prior.sample_reference(num_samples, generator)
+            initial_latents = self.sample_reference(num_samples, generator)
+            if sampler is None and isinstance(self.prior, GaussianPrior):
+                return SamplerOutput(initial_latents)  # exact draws need no chain
         initial_latents = self.check_latents(initial_latents, num_samples)
         sampler = self.prior_sampler if sampler is None else sampler
         return sampler.sample(initial_latents, self.prior, generator=generator, return_trace=return_trace)
@@ -118,10 +131,20 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         generator: torch.Generator | None = None,
         return_trace: bool = False,
     ) -> SamplerOutput:
-        """Draws one latent per example from the posterior; arguments as in `posterior` and `sample_prior`."""
+        """Draws one latent per example from the posterior; arguments as in `posterior` and `sample_prior`.
+
+        A model with an encoder gives the encoder's draws, unless it is given a sampler.
+        """
         batch = len(next(iter(inputs.values())))
+        if self.config.latent_dim == 0:
+            return SamplerOutput(self.sample_reference(batch, generator))  # nothing to infer
+        if initial_latents is None and self.encoder is not None:
+            with torch.no_grad():
+                initial_latents = self.encoder(inputs).sample(generator)
+            if sampler is None:
+                return SamplerOutput(initial_latents)
         if initial_latents is None:
-            initial_latents = self.prior.sample_reference(batch, generator)
+            initial_latents = self.sample_reference(batch, generator)
         initial_latents = self.check_latents(initial_latents, batch)
         sampler = self.posterior_sampler if sampler is None else sampler
         posterior = self.posterior(inputs, likelihood_weight)
@@ -144,9 +167,28 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         )
         penalty = self.config.energy_penalty * sum(tilt.square().mean() for tilt in tilts)
         gap = posterior_energy - prior_energy
-        return LatentEBMLoss(
-            reconstruction + gap + penalty, reconstruction, gap, penalty, posterior_energy, prior_energy
-        )
+        return LatentEBMLoss(reconstruction + gap + penalty, reconstruction, gap, penalty, latents)
+
+    def variational_objective(self, inputs: dict[str, Tensor], likelihood_weight: float) -> LatentEBMLoss:
+        """The loss of a model with an encoder, whose prior is N(0, I): the negative evidence lower bound.
+
+        `-log p(x | z) + KL(q(z | x) || N(0, I)) / w` with z drawn from the encoder. A likelihood weight that falls to
+        1 is the annealing of the divergence of Bowman et al. (2016); `config.free_bits` nats per dimension are free
+        of cost. The noise comes from torch's global stream, as that of dropout does.
+        """
+        assert self.encoder is not None
+        proposal = self.encoder(inputs)
+        latents = proposal.sample()
+        reconstruction = -self.decoder.log_prob(inputs, latents).mean()
+        divergence = proposal.divergence().mean(dim=0)  # (latent_dim,)
+        charged = divergence.clamp(min=self.config.free_bits).sum()
+        loss = reconstruction + charged / likelihood_weight
+        return LatentEBMLoss(loss, reconstruction, divergence.sum(), torch.zeros_like(loss), latents.detach())
+
+    def sample_reference(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draws from N(0, I), `(num_samples, latent_dim)`, of the model's type and on its device."""
+        like = torch.empty(0, device=self.device, dtype=self.dtype)
+        return self.prior.sample_reference(num_samples, generator, like=like)
 
     def check_latents(self, latents: Tensor, batch: int | None = None) -> Tensor:
         """Latents on the model's device, or a `UsageError` that names the wrong shape or the values not finite."""
@@ -156,4 +198,4 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
             raise UsageError(f"latents must have shape {wanted}, got {tuple(latents.shape)}")
         if not bool(torch.isfinite(latents).all()):
             raise UsageError("latents contain values that are not finite (nan or inf)")
-        return latents.to(self.prior.out.weight)
+        return latents.to(self.device, self.dtype)

@@ -14,9 +14,9 @@ from transformers.utils import ModelOutput
 from latent_ebm_text.configuration import LatentEBMTextConfig
 from latent_ebm_text.decoders.lstm import LSTMCache, LSTMDecoder
 from latent_ebm_text.decoders.softmax import SoftmaxOutput
+from latent_ebm_text.encoders.lstm import LSTMEncoder
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
-from latent_ebm_text.prior import EnergyPrior
 from latent_ebm_text.samplers import Sampler
 
 
@@ -27,7 +27,7 @@ class LatentEBMTextOutput(ModelOutput):
     Args:
         loss: Scalar, with `labels`: `reconstruction_loss + prior_loss + penalty`, in nats per sentence.
         reconstruction_loss: Scalar, `-log p(x | z+)`.
-        prior_loss: Scalar, `E(z+) - E(z-)`, the posterior-prior energy gap.
+        prior_loss: Scalar, `E(z+) - E(z-)`, the posterior-prior energy gap; `KL(q || p)` of a variational model.
         logits: `(batch, length, vocab_size)`, without `labels`: scores of the next word at every place.
         past_key_values: Recurrent state, for generation.
         latents: `(batch, latent_dim)`, the latents that were used.
@@ -65,9 +65,7 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LatentEBMTextConfig) -> None:
         super().__init__(config)
-        self.prior = EnergyPrior(
-            config.latent_dim, config.prior_hidden_size, config.prior_num_hidden_layers, config.prior_activation
-        )
+        self.prior = self._build_prior()
         self.decoder = LSTMDecoder(
             config.vocab_size,
             config.latent_dim,
@@ -79,6 +77,14 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
             word_dropout=config.word_dropout,
             unk_token_id=config.unk_token_id if config.unk_token_id is not None else 0,
         )
+        self.encoder = None
+        if config.encoder_hidden_size is not None:
+            self.encoder = LSTMEncoder(
+                config.vocab_size,
+                config.latent_dim,
+                embedding_size=config.embedding_size,
+                hidden_size=config.encoder_hidden_size,
+            )
         self.post_init()
         # Ancestral sampling at temperature 1 is what the model defines; other decodings are the caller's choice.
         self.generation_config.update(do_sample=True, top_k=0, max_new_tokens=config.max_sentence_length)
@@ -112,6 +118,7 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         latents: Tensor | None = None,
         prior_latents: Tensor | None = None,
+        likelihood_weight: float | None = None,
         past_key_values: LSTMCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -127,6 +134,7 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
                 inside, as everywhere in transformers.
             latents: `(batch, latent_dim)`. With labels they default to posterior draws, else to prior draws.
             prior_latents: `(samples, latent_dim)`, the prior draws of the objective; drawn if not given.
+            likelihood_weight: Another `w` than the model's own, for the draws that are made here.
             past_key_values: State of the words before, in generation.
             use_cache: Whether to return that state.
             logits_to_keep: How many of the last places to score; 0 for all.
@@ -139,7 +147,9 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         if latents is not None and past_key_values is None:  # later words of a generation bring the same latents
             latents = self.check_latents(latents, len(input_ids))
         if labels is not None:
-            output = self._loss(input_ids, attention_mask, labels, latents, prior_latents, generator)
+            output = self._loss(
+                input_ids, attention_mask, labels, latents, prior_latents, likelihood_weight, generator
+            )
         else:
             output = self._logits(
                 input_ids, attention_mask, latents, past_key_values, use_cache, logits_to_keep, generator
@@ -153,23 +163,28 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         labels: Tensor,
         latents: Tensor | None,
         prior_latents: Tensor | None,
+        likelihood_weight: float | None,
         generator: torch.Generator | None,
     ) -> LatentEBMTextOutput:
         counted = labels != -100
         counted = counted if attention_mask is None else counted & attention_mask.bool()
         inputs = {"input_ids": input_ids, "attention_mask": counted}
-        if latents is None:
-            latents = self.sample_posterior(inputs, generator=generator).latents
-        if prior_latents is None:
-            prior_latents = self.sample_prior(len(input_ids), generator=generator).latents
-        prior_latents = self.check_latents(prior_latents)
-        parts = self.objective(inputs, latents, prior_latents)
+        if self.encoder is not None and latents is None:
+            weight = self.config.likelihood_weight if likelihood_weight is None else likelihood_weight
+            parts = self.variational_objective(inputs, weight)
+        else:
+            if latents is None:
+                draws = self.sample_posterior(inputs, likelihood_weight=likelihood_weight, generator=generator)
+                latents = draws.latents
+            if prior_latents is None:
+                prior_latents = self.sample_prior(len(input_ids), generator=generator).latents
+            parts = self.objective(inputs, latents, self.check_latents(prior_latents))
         return LatentEBMTextOutput(
             loss=parts.loss,
             reconstruction_loss=parts.reconstruction,
             prior_loss=parts.prior,
             penalty=parts.penalty,
-            latents=latents,
+            latents=parts.latents,
         )
 
     def _logits(

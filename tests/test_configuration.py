@@ -38,7 +38,7 @@ def test_configurations_share_no_sampler_settings() -> None:
         ({"prior_samplers": {}}, "did you mean 'prior_sampler'"),
         ({"xyzzy": 1}, "no setting 'xyzzy'$"),
         ({"temperature": 0.7}, r"'temperature' belongs to generation: give it to generate\(\)"),
-        ({"latent_dim": 0}, "latent_dim must be positive, got 0"),
+        ({"latent_dim": 0}, "latent_dim must be positive for an energy prior"),
         ({"prior_hidden_size": -1}, "prior_hidden_size must be positive"),
         ({"prior_num_hidden_layers": 0}, "prior_num_hidden_layers must be positive"),
         ({"likelihood_weight": 0.0}, "likelihood_weight must be positive"),

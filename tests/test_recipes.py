@@ -306,7 +306,7 @@ def contents(folder):
     [
         ({"latent_dims": 3}, ["unknown option '--latent_dims'", "did you mean '--latent_dim'"]),
         ({"latent_dim": "many"}, ["latent_dim must be an integer, got 'many'"]),
-        ({"latent_dim": 0}, ["latent_dim must be positive, got 0"]),
+        ({"latent_dim": 0}, ["latent_dim must be positive for an energy prior"]),
         ({"hidden_size": -8}, ["hidden_size must be positive, got -8"]),
         ({"embedding_size": 0}, ["embedding_size must be positive"]),
         ({"output_rank": 0}, ["output_rank must be positive"]),
@@ -325,7 +325,7 @@ def contents(folder):
         ({"decoder_learning_rate": 0}, ["decoder_learning_rate must be positive"]),
         ({"chain_num_steps": 0}, ["chain_num_steps must be positive"]),
         ({"chain_refresh": 1.5}, ["chain_refresh must be in [0.0, 1.0], got 1.5"]),
-        ({"inference": "exact"}, ["inference must be one of 'short_run', 'persistent', got 'exact'"]),
+        ({"inference": "exact"}, ["inference must be one of 'short_run', 'persistent', 'variational', got 'exact'"]),
         ({"num_eval_sentences": 1}, ["num_eval_sentences must be in [2, inf], got 1"]),
         ({"max_length": 1}, ["max_length is 1", "need 2"]),
         ({"vocab_size": 4}, ["vocab_size is 4"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -49,8 +51,10 @@ class LSTMDecoder(LatentDecoder):
         self.latent_dim, self.embedding_size, self.hidden_size = latent_dim, embedding_size, hidden_size
         self.word_dropout, self.unk_token_id = word_dropout, unk_token_id
         self.embedding = nn.Embedding(vocab_size, embedding_size)
-        self.initial_hidden = nn.Linear(latent_dim, hidden_size)
-        self.initial_cell = nn.Linear(latent_dim, hidden_size)
+        with warnings.catch_warnings():  # without a latent these layers are biases, whose empty weights torch mentions
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            self.initial_hidden = nn.Linear(latent_dim, hidden_size)
+            self.initial_cell = nn.Linear(latent_dim, hidden_size)
         self.lstm = nn.LSTM(embedding_size + latent_dim, hidden_size)
         self.dropout = nn.Dropout(dropout)
         rank = embedding_size if tie_word_embeddings else output_rank

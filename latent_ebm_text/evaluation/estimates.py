@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.measurements import Measurement
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Estimate:
             raise UsageError(f"a mean with a standard error needs at least 2 values, got shape {tuple(values.shape)}")
         values = values.double()
         return cls(float(values.mean()), float(values.std() / len(values) ** 0.5), len(values))
+
+    def described(self, definition: str, **details: Any) -> Measurement:
+        """The same, fit to be reported: with the 95 % interval of the normal approximation and what it means."""
+        margin = 1.96 * self.standard_error
+        interval = (self.value - margin, self.value + margin)
+        return Measurement(self.value, interval, self.n, definition, details)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values, with the 95 % interval of the normal approximation."""

@@ -69,9 +69,14 @@ def compare_latents(
     posterior_std, prior_std = torch.cat([first, second]).std(dim=0), prior_draws.std(dim=0)
     return LatentReport(
         active_units=active_units(first, second),
-        posterior_std=float(posterior_std.mean()),
-        prior_std=float(prior_std.mean()),
-        std_mismatch=float((posterior_std / prior_std - 1).abs().mean()),
+        posterior_std=_mean(posterior_std),
+        prior_std=_mean(prior_std),
+        std_mismatch=_mean((posterior_std / prior_std - 1).abs()),
         energy_gap=float(posterior_energy.mean() - prior_energy.mean()),
         n=len(first),
     )
+
+
+def _mean(values: Tensor) -> float:
+    """Zero of nothing: a model without a latent has no dimensions."""
+    return float(values.mean()) if len(values) else 0.0

@@ -14,8 +14,13 @@ from latent_ebm_text.samplers.base import SamplerTrace as SamplerTrace
 from latent_ebm_text.samplers.base import ScoredLogDensity as ScoredLogDensity
 from latent_ebm_text.samplers.chains import ChainStore as ChainStore
 from latent_ebm_text.samplers.langevin import LangevinSampler as LangevinSampler
+from latent_ebm_text.samplers.metropolis import HMCSampler as HMCSampler
+from latent_ebm_text.samplers.metropolis import MALASampler as MALASampler
+from latent_ebm_text.samplers.tempering import ParallelTemperingSampler as ParallelTemperingSampler
 
-SAMPLERS: dict[str, type[Any]] = {"langevin": LangevinSampler}
+SAMPLERS: dict[str, type[Any]] = {
+    sampler.name: sampler for sampler in (LangevinSampler, MALASampler, HMCSampler, ParallelTemperingSampler)
+}
 
 
 def sampler_from_dict(settings: Mapping[str, Any]) -> Sampler:
@@ -33,7 +38,7 @@ def sampler_from_dict(settings: Mapping[str, Any]) -> Sampler:
     name = arguments.pop("name", None)
     if not isinstance(name, str) or name not in SAMPLERS:
         raise UsageError(f"unknown sampler {name!r}; known samplers: {', '.join(sorted(SAMPLERS))}")
-    known = SAMPLERS[name].__dataclass_fields__
+    known = [field.name for field in fields(SAMPLERS[name])]
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise UsageError(f"sampler {name!r} has no setting {unknown[0]!r}; its settings are {', '.join(known)}")

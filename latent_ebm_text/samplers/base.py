@@ -51,10 +51,17 @@ class SamplerOutput:
     Attributes:
         latents: `(batch, latent_dim)`, the final positions, detached.
         trace: The [`SamplerTrace`], where it was asked for.
+        acceptance_rate: `(batch,)`, mean acceptance probability; samplers with a Metropolis correction.
+        step_sizes: `(batch,)`, the step sizes that such a sampler ended with.
+        swap_rates: `(temperatures - 1,)`, mean acceptance probability of swaps between neighbouring temperatures;
+            parallel tempering.
     """
 
     latents: Tensor
     trace: SamplerTrace | None = None
+    acceptance_rate: Tensor | None = None
+    step_sizes: Tensor | None = None
+    swap_rates: Tensor | None = None
 
 
 class Sampler(Protocol):

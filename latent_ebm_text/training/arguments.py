@@ -22,13 +22,16 @@ def ramp(start: float, end: float | None) -> Any:
 class ModelArguments:
     """Model and samplers. The defaults are the paper's for PTB."""
 
-    latent_dim: int = _option(32, "Size of the latent z.")
+    latent_dim: int = _option(
+        32, "Size of the latent z; 0 for a language model without one (needs prior_type gaussian)."
+    )
     hidden_size: int = _option(512, "Width of the LSTM.")
     embedding_size: int = _option(128, "Width of the word embedding.")
     tie_word_embeddings: bool = _option(False, "Use the word embedding as the output layer, behind a projection.")
     output_rank: int | None = _option(None, "Rank of an untied output layer; none for full rank.")
     dropout: float = _option(0.2, "Dropout on word embeddings and hidden states.")
     word_dropout: float = _option(0.0, "Probability that an input word is hidden from the decoder in training.")
+    prior_type: Literal["energy", "gaussian"] = _option("energy", "The prior: learned, or N(0, I).")
     prior_hidden_size: int = _option(200, "Width of the energy network.")
     prior_num_hidden_layers: int = _option(2, "Hidden layers of the energy network.")
     prior_activation: Literal["gelu", "leaky_relu"] = _option("gelu", "Activation of the energy network.")
@@ -42,10 +45,18 @@ class ModelArguments:
         "Longest score that moves a posterior chain, here and in training; keeps long sentences from overshooting.",
     )
     posterior_temperature: float = _option(1.0, "Noise temperature of the posterior's chains; 1 draws from it.")
+    integrator: Literal["euler", "leimkuhler_matthews"] = _option(
+        "euler", "Integrator of all Langevin chains: the paper's, or one without error for Gaussian targets."
+    )
     likelihood_weight: float = _option(1.0, "w of the posterior p(z) p(x|z)^w; above 1 the latent carries more of x.")
     energy_penalty: float = _option(
         0.0, "Weight of the squared tilt f(z)^2, which keeps the energy from running away."
     )
+
+    encoder_hidden_size: int | None = _option(
+        None, "Width of an LSTM encoder, which makes a VAE (needs prior_type gaussian, inference variational)."
+    )
+    free_bits: float = _option(0.0, "VAE: nats per dimension that the divergence from the prior may have at no cost.")
 
     def __post_init__(self) -> None:
         for name in ("prior_num_steps", "prior_step_size", "posterior_num_steps", "posterior_step_size"):
@@ -65,6 +76,7 @@ class ModelArguments:
             output_rank=self.output_rank,
             dropout=self.dropout,
             word_dropout=self.word_dropout,
+            prior_type=self.prior_type,
             prior_hidden_size=self.prior_hidden_size,
             prior_num_hidden_layers=self.prior_num_hidden_layers,
             prior_activation=self.prior_activation,
@@ -72,6 +84,7 @@ class ModelArguments:
                 "name": "langevin",
                 "num_steps": self.prior_num_steps,
                 "step_size": self.prior_step_size,
+                "integrator": self.integrator,
             },
             posterior_sampler={
                 "name": "langevin",
@@ -79,9 +92,12 @@ class ModelArguments:
                 "step_size": ramp(self.posterior_step_size, self.posterior_step_size_end),
                 "temperature": self.posterior_temperature,
                 "max_score_norm": self.posterior_max_score_norm,
+                "integrator": self.integrator,
             },
             likelihood_weight=self.likelihood_weight,
             energy_penalty=self.energy_penalty,
+            encoder_hidden_size=self.encoder_hidden_size,
+            free_bits=self.free_bits,
         )
 
 
@@ -124,8 +140,9 @@ class TrainingArguments:
     final_learning_rate_factor: float = _option(0.05, "Both learning rates fall linearly to this part of themselves.")
     max_decoder_grad_norm: float = _option(100.0, "Gradient clip of the decoder, for a loss in nats per sentence.")
     max_prior_grad_norm: float = _option(1.0, "Gradient clip of the energy.")
-    inference: Literal["short_run", "persistent"] = _option(
-        "short_run", "Chains of the posterior: from N(0, I) at every step (the paper), or kept for every sentence."
+    inference: Literal["short_run", "persistent", "variational"] = _option(
+        "short_run",
+        "Posterior draws: chains from N(0, I) at every step (the paper), kept for every sentence, or an encoder's.",
     )
     chain_num_steps: int = _option(4, "Persistent inference: Langevin steps a visit.")
     chain_step_size: float = _option(0.5, "Persistent inference: Langevin step size of a visit's first step.")

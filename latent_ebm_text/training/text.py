@@ -70,8 +70,10 @@ class PreparedText:
         }
 
 
-def prepare_text(args: DataArguments, seed: int, accelerator: Accelerator) -> PreparedText:
-    """Loads a corpus, trains its word-level tokeniser and tokenises it; the first process does the work."""
+def prepare_text(
+    args: DataArguments, seed: int, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreparedText:
+    """Loads a corpus and tokenises it, by a tokeniser trained on it unless one is given; the first process works."""
     with accelerator.main_process_first():
         corpus = load_text_dataset(
             args.dataset_name,
@@ -80,9 +82,10 @@ def prepare_text(args: DataArguments, seed: int, accelerator: Accelerator) -> Pr
             num_sentences=args.num_sentences,
             seed=seed,
         )
-        tokenizer = train_word_tokenizer(
-            corpus.splits["train"]["text"], vocab_size=args.vocab_size, max_length=args.max_length
-        )
+        if tokenizer is None:
+            tokenizer = train_word_tokenizer(
+                corpus.splits["train"]["text"], vocab_size=args.vocab_size, max_length=args.max_length
+            )
         splits, truncated = tokenize_corpus(corpus.splits, tokenizer, args.max_length)
     for split in ("validation", "test"):
         if len(splits[split]) < 2:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_ebm_text.data.batching import BucketedBatches
 from latent_ebm_text.errors import DivergenceError, UsageError
@@ -99,6 +99,8 @@ def train(
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     folder, persistent = Path(args.output_dir), args.inference == "persistent"
+    if (args.inference == "variational") != (model.encoder is not None):
+        raise UsageError("inference 'variational' and encoder_hidden_size go together: set both or neither")
     optimizer = build_optimizer(model, args)
     checkpoint = _newest_checkpoint(folder, identity, accelerator)
     chains = _open_chains(folder, len(data.batches.lengths), model, accelerator) if persistent else None
@@ -124,20 +126,10 @@ def train(
             inputs = {name: value.to(device) for name, value in data.load(indices.numpy()).items()}
             weight = likelihood_weight(step, args, model.config.likelihood_weight)
 
-            # 1. Posterior draws z+ for the batch, by Langevin dynamics.
-            noise = stream(args.seed, "posterior", step, rank, device=device)
-            if chains is None:
-                sampler, initial = model.posterior_sampler, None
-            else:
-                step_sizes = ramp(args.chain_step_size, args.chain_step_size_end)
-                visit = {"num_steps": args.chain_num_steps, "step_size": step_sizes}
-                sampler = sampler_from_dict({**model.config.posterior_sampler, **visit})
-                start_noise = stream(args.seed, "chain start", step, rank)
-                initial = chains.start(indices, refresh=args.chain_refresh, generator=start_noise).to(device)
-            with _naming(step):
-                latents = model.sample_posterior(
-                    inputs, likelihood_weight=weight, initial_latents=initial, sampler=sampler, generator=noise
-                ).latents
+            # 1. Posterior draws z+ for the batch, by Langevin dynamics; an encoder draws its own, with a gradient.
+            latents = None
+            if model.encoder is None:
+                latents = _posterior_draws(model, inputs, indices, chains, step, rank, weight, args)
 
             # 2. Prior draws z-, by Langevin dynamics from N(0, I).
             noise = stream(args.seed, "prior", step, rank, device=device)
@@ -146,7 +138,7 @@ def train(
 
             # 3. One loss whose gradient is the learning gradient of both parts (eq. 6 and 7).
             torch.manual_seed(stream_seed(args.seed, "dropout", step, rank))
-            output = wrapped(**inputs, latents=latents, prior_latents=prior_latents)
+            output = wrapped(**inputs, latents=latents, prior_latents=prior_latents, likelihood_weight=weight)
             accelerator.backward(output.loss * (len(indices) * world / max(len(batch), world)))
 
             # 4. One update, unless something is not finite.
@@ -155,7 +147,7 @@ def train(
             norms = [
                 float(accelerator.clip_grad_norm_(list(part.parameters()), limit))
                 for part, limit in (
-                    (model.decoder, args.max_decoder_grad_norm),
+                    (_likelihood_parts(model), args.max_decoder_grad_norm),
                     (model.prior, args.max_prior_grad_norm),
                 )
             ]
@@ -163,11 +155,11 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
             if chains is not None:
-                chains.write(indices, latents)
+                chains.write(indices, output.latents)
             step += 1
             bar.update()
 
-            means.add(_measure(output, latents, prior_latents, norms, weight, optimizer), len(batch))
+            means.add(_measure(output, prior_latents, norms, weight, optimizer), len(batch))
             if step % args.log_every == 0:
                 record = means.take()
                 health.observe(record)
@@ -193,7 +185,7 @@ def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) ->
     return torch.optim.AdamW(
         [
             {
-                "params": list(model.decoder.parameters()),
+                "params": list(_likelihood_parts(model).parameters()),
                 "lr": decoder_rate,
                 "weight_decay": args.decoder_weight_decay,
             },
@@ -201,6 +193,37 @@ def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) ->
         ],
         betas=(0.9, 0.99),
     )
+
+
+def _likelihood_parts(model: LatentEBMPreTrainedModel) -> nn.ModuleList:
+    """Decoder, and encoder where there is one: what learns from the likelihood."""
+    return nn.ModuleList([model.decoder] if model.encoder is None else [model.decoder, model.encoder])
+
+
+def _posterior_draws(
+    model: LatentEBMPreTrainedModel,
+    inputs: dict[str, Tensor],
+    indices: Tensor,
+    chains: ChainStore | None,
+    step: int,
+    rank: int,
+    weight: float,
+    args: TrainingArguments,
+) -> Tensor:
+    """The ends of short-run chains, or of the next few steps of the examples' own chains."""
+    noise = stream(args.seed, "posterior", step, rank, device=model.device)
+    if chains is None:
+        sampler, initial = model.posterior_sampler, None
+    else:
+        step_sizes = ramp(args.chain_step_size, args.chain_step_size_end)
+        visit = {"num_steps": args.chain_num_steps, "step_size": step_sizes}
+        sampler = sampler_from_dict({**model.config.posterior_sampler, **visit})
+        start_noise = stream(args.seed, "chain start", step, rank)
+        initial = chains.start(indices, refresh=args.chain_refresh, generator=start_noise).to(model.device)
+    with _naming(step):
+        return model.sample_posterior(
+            inputs, likelihood_weight=weight, initial_latents=initial, sampler=sampler, generator=noise
+        ).latents
 
 
 def likelihood_weight(step: int, args: TrainingArguments, final: float) -> float:
@@ -251,14 +274,14 @@ def _require_finite(step: int, indices: Tensor, output: Any, norms: list[float])
 
 
 def _measure(
-    output: Any, latents: Tensor, prior_latents: Tensor, norms: list[float], weight: float, optimizer: Any
+    output: Any, prior_latents: Tensor, norms: list[float], weight: float, optimizer: Any
 ) -> dict[str, float]:
     return {
         "loss": float(output.loss.detach()),
         "reconstruction_nll": float(output.reconstruction_loss.detach()),
         "energy_gap": float(output.prior_loss.detach()),
         "penalty": float(output.penalty.detach()),
-        "posterior_std": _spread(latents),
+        "posterior_std": _spread(output.latents),
         "prior_std": _spread(prior_latents),
         "decoder_grad_norm": norms[0],
         "prior_grad_norm": norms[1],
@@ -269,6 +292,8 @@ def _measure(
 
 def _spread(latents: Tensor) -> float:
     """Standard deviation, averaged over dimensions; zero of a single row (a short last batch may be one)."""
+    if latents.numel() == 0:
+        return 0.0
     return float(latents.std(dim=0, correction=int(len(latents) > 1)).mean())
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -126,6 +127,36 @@ def test_the_loss_falls_on_the_grammar(make_model, make_args, run, tmp_path):
     assert np.mean(nll[-6:]) < 0.7 * np.mean(nll[:6])  # an epoch each, so that both count the same sentences
 
 
+BASELINES = {
+    "language model": ({"latent_dim": 0, "prior_type": "gaussian"}, "short_run"),
+    "Gaussian prior": ({"prior_type": "gaussian"}, "persistent"),
+    "VAE": ({"prior_type": "gaussian", "encoder_hidden_size": 16, "free_bits": 0.1}, "variational"),
+}
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_baselines_learn_in_the_same_loop(make_model, make_args, run, tmp_path, baseline):
+    model_settings, inference = BASELINES[baseline]
+    model = make_model(hidden_size=64, embedding_size=32, dropout=0.0, word_dropout=0.0, **model_settings)
+    before = copy_of(model)
+    run(model, make_args(num_epochs=10.0, decoder_learning_rate=0.03, inference=inference))
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    nll = [record["reconstruction_nll"] for record in records if record["kind"] == "train"]
+    assert np.mean(nll[-6:]) < 0.7 * np.mean(nll[:6])
+    still = {name for name, weight in copy_of(model).items() if weight.numel() and torch.equal(weight, before[name])}
+    assert not still, "every weight learns"
+
+
+@pytest.mark.parametrize(
+    ("settings", "inference"),
+    [({}, "variational"), ({"prior_type": "gaussian", "encoder_hidden_size": 8}, "short_run")],
+)
+def test_an_encoder_and_variational_inference_go_together(make_model, make_args, run, tmp_path, settings, inference):
+    with pytest.raises(UsageError, match="go together"):
+        run(make_model(**settings), make_args(inference=inference))
+    assert not (tmp_path / "run").exists(), "refused before anything is written"
+
+
 def test_evaluation_comes_every_so_many_steps_in_training_mode_and_is_written(make_model, make_args, run, tmp_path):
     seen = []
 
@@ -193,9 +224,11 @@ def test_every_visited_chain_is_written_and_no_other(make_model, make_args, run,
 # -------- stopping and going on
 
 
-@pytest.mark.parametrize("inference", ["short_run", "persistent"])
+@pytest.mark.parametrize("inference", ["short_run", "persistent", "variational"])
 def test_a_stopped_run_ends_like_one_that_never_stopped(make_model, make_args, run, tmp_path, inference):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    if inference == "variational":
+        make_model = partial(make_model, **BASELINES["VAE"][0])
     settings = {"inference": inference, "log_every": 3}  # the stops fall between the lines of metrics.jsonl
     run(make_model(), make_args(output_dir=str(straight), **settings))
 

@@ -1,0 +1,38 @@
+"""The interface of an encoder q(z | x), a diagonal Gaussian per datum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GaussianPosterior:
+    """A diagonal Gaussian per datum.
+
+    Attributes:
+        mean: `(batch, latent_dim)`.
+        log_std: `(batch, latent_dim)`.
+    """
+
+    mean: Tensor
+    log_std: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One draw per datum, `(batch, latent_dim)`, differentiable in mean and standard deviation."""
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        return self.mean + self.log_std.exp() * noise
+
+    def divergence(self) -> Tensor:
+        """`KL(q(z | x) || N(0, I))` of every dimension in nats, `(batch, latent_dim)`."""
+        return 0.5 * (self.mean.square() + (2 * self.log_std).exp() - 1.0) - self.log_std
+
+
+class LatentEncoder(nn.Module):
+    """A network that proposes where the latents of data are."""
+
+    def forward(self, inputs: dict[str, Tensor]) -> GaussianPosterior:
+        """The proposal for a batch of data."""
+        raise NotImplementedError

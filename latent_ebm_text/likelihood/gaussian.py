@@ -1,0 +1,135 @@
+"""Gaussians fitted to a posterior, and the posterior seen in their coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.samplers.base import LogDensity, value_and_score_function
+
+
+@dataclass(frozen=True)
+class GaussianProposal:
+    """One Gaussian per datum.
+
+    Attributes:
+        mean: `(num_data, latent_dim)`.
+        scale: `(num_data, latent_dim, latent_dim)`, lower triangular; the covariance is `scale @ scale.T`.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def widened(self, factor: float) -> GaussianProposal:
+        """The same with standard deviations `factor` times as large, since a proposal must not miss the tails."""
+        return GaussianProposal(self.mean, factor * self.scale)
+
+
+class WhitenedDensity:
+    """A log-density in the coordinates `u` of a proposal: `z = mean + scale u`, under which the proposal is N(0, I).
+
+    Samplers find one step size for all directions there, and integrals stay as they are: the Jacobian is counted.
+
+    Args:
+        density: `(num_data, latent_dim)` to `(num_data,)`.
+        proposal: The Gaussian of each datum.
+    """
+
+    def __init__(self, density: LogDensity, proposal: GaussianProposal) -> None:
+        self._density, self._value_and_score = density, value_and_score_function(density)
+        self._proposal = proposal
+        self._log_volume = proposal.scale.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+
+    def latents(self, whitened: Tensor) -> Tensor:
+        """The latents `z` of coordinates `u`; `(num_data, latent_dim)` both."""
+        return self._proposal.mean + torch.einsum("nij,nj->ni", self._proposal.scale, whitened)
+
+    def __call__(self, whitened: Tensor) -> Tensor:
+        """Log-density of `u`, `(num_data,)`."""
+        return self._density(self.latents(whitened)) + self._log_volume
+
+    def score(self, whitened: Tensor) -> Tensor:
+        """Its score in `u`, `(num_data, latent_dim)`."""
+        return self.value_and_score(whitened)[1]
+
+    def value_and_score(self, whitened: Tensor) -> tuple[Tensor, Tensor]:
+        """Both."""
+        value, score = self._value_and_score(self.latents(whitened))
+        return value + self._log_volume, torch.einsum("nij,ni->nj", self._proposal.scale, score)
+
+
+def laplace_approximation(
+    density: LogDensity,
+    initial: Tensor,
+    *,
+    num_steps: int = 60,
+    learning_rate: float = 0.1,
+    difference: float = 1e-2,
+    least_precision: float = 0.25,
+) -> GaussianProposal:
+    """The Gaussian at a mode, with the curvature there.
+
+    The mode is found by Adam on the score and a few Newton steps, the Hessian by central differences of the score,
+    `2 * latent_dim` evaluations in all. A direction with less curvature than `least_precision` (or the wrong sign, at
+    a place that is no mode) gets that precision.
+
+    Args:
+        density: The unnormalised log-density, one row per datum.
+        initial: `(num_data, latent_dim)`, where the ascent starts, a posterior draw for example.
+        num_steps: Steps of the ascent.
+        learning_rate: Of Adam; falls to zero over the steps.
+        difference: Half width of the differences, in units of the latent.
+        least_precision: Smallest eigenvalue of the precision; a quarter is a standard deviation of 2.
+    """
+    value_and_score = value_and_score_function(density)
+    with torch.no_grad():
+        mode = initial.detach().clone()
+        best, best_value = mode.clone(), torch.full_like(mode[:, 0], -torch.inf)
+        optimizer = torch.optim.Adam([mode], lr=learning_rate, betas=(0.8, 0.95))
+        for step in range(num_steps + 1):
+            value, score = value_and_score(mode)
+            better = value > best_value
+            best_value = torch.where(better, value, best_value)
+            best[better] = mode[better]
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * (1 - step / (num_steps + 1))
+            mode.grad = -score
+            optimizer.step()
+        columns = []
+        for dim in range(best.shape[1]):
+            shift = torch.zeros_like(best)
+            shift[:, dim] = difference
+            columns.append((value_and_score(best - shift)[1] - value_and_score(best + shift)[1]) / (2 * difference))
+        precision = torch.stack(columns, dim=-1)
+        eigenvalues, vectors = torch.linalg.eigh((precision + precision.mT) / 2)
+        variances = 1 / eigenvalues.clamp(min=least_precision)
+        covariance = (vectors * variances[:, None, :]) @ vectors.mT
+        for _ in range(3):  # Newton's steps, with the curvature found: the ascent is slow along long ridges
+            position = best + torch.einsum("nij,nj->ni", covariance, value_and_score(best)[1])
+            value, _ = value_and_score(position)
+            better = value > best_value
+            best_value = torch.where(better, value, best_value)
+            best[better] = position[better]
+        return GaussianProposal(best, torch.linalg.cholesky(covariance))
+
+
+def fit_gaussian(draws: Tensor, *, shrinkage: float = 0.2) -> GaussianProposal:
+    """The Gaussian with the moments of posterior draws.
+
+    Args:
+        draws: `(num_draws, num_data, latent_dim)`, at least 3 draws.
+        shrinkage: Part of the covariance's off-diagonal that is dropped; 1 leaves a diagonal covariance, which few
+            draws call for.
+    """
+    if draws.dim() != 3 or len(draws) < 3:
+        raise UsageError(f"a Gaussian is fitted to draws (3 or more, num_data, latent_dim), got {tuple(draws.shape)}")
+    if not 0 < shrinkage <= 1:
+        raise UsageError(f"shrinkage must be in (0, 1], got {shrinkage}")
+    mean = draws.mean(dim=0)
+    centred = draws - mean
+    covariance = torch.einsum("mni,mnj->nij", centred, centred) / (len(draws) - 1)
+    diagonal = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
+    return GaussianProposal(mean, torch.linalg.cholesky((1 - shrinkage) * covariance + shrinkage * diagonal))

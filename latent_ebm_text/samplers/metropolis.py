@@ -1,0 +1,266 @@
+"""Samplers with a Metropolis correction, whose stationary law is exact: Hamiltonian Monte Carlo and MALA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from latent_ebm_text.errors import DivergenceError, UsageError
+from latent_ebm_text.samplers.base import LogDensity, SamplerOutput, SamplerTrace, value_and_score_function
+from latent_ebm_text.samplers.schedules import Schedule, schedule_values
+
+ValueAndScore = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class ChainState:
+    """A batch of chains with what is known where they stand.
+
+    Attributes:
+        position: `(batch, latent_dim)`.
+        value: `(batch,)`, log-density at the position, in nats.
+        score: `(batch, latent_dim)`, its gradient there.
+    """
+
+    position: Tensor
+    value: Tensor
+    score: Tensor
+
+    @classmethod
+    def at(cls, position: Tensor, value_and_score: ValueAndScore) -> ChainState:
+        """The chains at a position, which must have a finite log-density."""
+        state = cls(position, *value_and_score(position))
+        if not bool((state.value.isfinite() & state.score.isfinite().all(dim=-1)).all()):
+            raise DivergenceError("a chain starts where the log-density or its score is not finite; start elsewhere")
+        return state
+
+    def where(self, chosen: Tensor, other: ChainState) -> ChainState:
+        """This state in the `chosen` rows, the other one elsewhere."""
+        rows = chosen[:, None]
+        return ChainState(
+            torch.where(rows, self.position, other.position),
+            torch.where(chosen, self.value, other.value),
+            torch.where(rows, self.score, other.score),
+        )
+
+
+def hmc_step(
+    state: ChainState,
+    value_and_score: ValueAndScore,
+    step_sizes: Tensor,
+    num_leapfrog_steps: int,
+    *,
+    inverse_temperature: float = 1.0,
+    reference: ValueAndScore | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[ChainState, Tensor]:
+    r"""One step of Hamiltonian Monte Carlo (Neal, 2011) towards `beta * log-density + (1 - beta) * reference`.
+
+    Args:
+        state: Where the chains stand, with the log-density itself, whatever `beta` is; not modified.
+        value_and_score: The log-density and its score.
+        step_sizes: `(batch,)`. With one leapfrog step, `s` is the step size of Langevin dynamics.
+        num_leapfrog_steps: Gradient evaluations of the step.
+        inverse_temperature: `beta`.
+        reference: The other end of the path, cheap to evaluate; flat by default.
+        generator: Source of momenta and of the accept-reject draws.
+
+    Returns:
+        The chains after the step and the acceptance probability of each, `(batch,)`. A proposal that is not finite
+        has probability zero.
+    """
+    size, beta = step_sizes[:, None], inverse_temperature
+
+    def mixed(at: ChainState) -> tuple[Tensor, Tensor]:
+        if reference is None:
+            return beta * at.value, beta * at.score
+        value, score = reference(at.position)
+        return beta * at.value + (1 - beta) * value, beta * at.score + (1 - beta) * score
+
+    momentum = torch.empty_like(state.position).normal_(generator=generator)
+    start_kinetic = 0.5 * momentum.square().sum(dim=-1)
+    start_value, score = mixed(state)
+    proposal, value = state, start_value
+    for _ in range(num_leapfrog_steps):
+        momentum = momentum + 0.5 * size * score
+        position = proposal.position + size * momentum
+        proposal = ChainState(position, *value_and_score(position))
+        value, score = mixed(proposal)
+        momentum = momentum + 0.5 * size * score
+    log_ratio = value - start_value - 0.5 * momentum.square().sum(dim=-1) + start_kinetic
+    acceptance = log_ratio.clamp(max=0.0).exp().nan_to_num(nan=0.0)
+    uniform = torch.empty_like(acceptance).uniform_(generator=generator)
+    return proposal.where(uniform < acceptance, state), acceptance
+
+
+class DualAveraging:
+    """Step sizes that seek an acceptance rate, one per chain (Hoffman and Gelman, 2014, section 3.2).
+
+    Args:
+        step_sizes: `(batch,)`, the first step sizes.
+        target: The acceptance rate sought.
+    """
+
+    _PULL, _OFFSET, _FORGET = 0.05, 10.0, 0.75  # gamma, t0 and kappa of the article
+
+    def __init__(self, step_sizes: Tensor, target: float) -> None:
+        self._centre = (10.0 * step_sizes).log()
+        self._target = target
+        self._error = torch.zeros_like(step_sizes)
+        self._mean_log = step_sizes.log()
+        self._count = 0
+
+    def update(self, acceptance: Tensor) -> Tensor:
+        """The step sizes to try next, after acceptance probabilities `(batch,)` with the ones before."""
+        self._count += 1
+        share = 1.0 / (self._count + self._OFFSET)
+        self._error = (1.0 - share) * self._error + share * (self._target - acceptance)
+        log_size = self._centre - self._count**0.5 / self._PULL * self._error
+        weight = self._count**-self._FORGET
+        self._mean_log = weight * log_size + (1.0 - weight) * self._mean_log
+        return log_size.exp()
+
+    def final(self) -> Tensor:
+        """The step sizes to keep, `(batch,)`: averages that give late trials more weight."""
+        return self._mean_log.exp()
+
+
+@dataclass(frozen=True)
+class HMCSampler:
+    r"""Hamiltonian Monte Carlo: leapfrog trajectories with a Metropolis correction, so that the target law is exact.
+
+    Args:
+        num_steps: Number of steps, each a trajectory.
+        step_size: Leapfrog step size `s`, in the units of Langevin's; adapted, it is where the adaptation begins.
+        num_leapfrog_steps: Gradient evaluations of a step.
+        temperature: `T`; the target is `logdensity / T`. A schedule that falls to 1 anneals.
+        num_adaptation_steps: So many of the steps, the first ones, adapt the step size of every chain by dual
+            averaging; it then stays, since a chain that adapts for ever has no stationary law.
+        target_acceptance: The acceptance rate that the adaptation seeks.
+
+    Raises:
+        UsageError: If a setting is out of range.
+    """
+
+    name: ClassVar[str] = "hmc"
+
+    num_steps: int
+    step_size: float = 0.1
+    num_leapfrog_steps: int = 8
+    temperature: Schedule = 1.0
+    num_adaptation_steps: int = 0
+    target_acceptance: float = 0.8
+
+    def __post_init__(self) -> None:
+        for setting, least in (("num_steps", 1), ("num_leapfrog_steps", 1), ("num_adaptation_steps", 0)):
+            value = getattr(self, setting)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UsageError(f"{setting} of an HMC sampler must be an integer of at least {least}, got {value!r}")
+        if self.num_adaptation_steps >= self.num_steps:
+            raise UsageError(
+                f"num_adaptation_steps ({self.num_adaptation_steps}) must be below num_steps ({self.num_steps}): "
+                "draws of a chain that still adapts its step size do not follow the target"
+            )
+        if not 0 < self.target_acceptance < 1:
+            raise UsageError(f"target_acceptance must be between 0 and 1, got {self.target_acceptance}")
+        schedule_values(self.step_size, 1, name="step_size")
+        self._temperatures()
+
+    def _temperatures(self) -> list[float]:
+        return schedule_values(self.temperature, self.num_steps, name="temperature")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-able values."""
+        return {"name": self.name, **asdict(self)}
+
+    def sample(
+        self,
+        init: Tensor,
+        logdensity: LogDensity,
+        *,
+        generator: torch.Generator | None = None,
+        return_trace: bool = False,
+    ) -> SamplerOutput:
+        """Runs one chain per row; arguments and errors as in
+        [`~latent_ebm_text.samplers.LangevinSampler.sample`].
+
+        Returns:
+            [`SamplerOutput`] with `acceptance_rate` and `step_sizes` of shape `(batch,)`: the rate is the mean
+            acceptance probability of the steps after the adaptation.
+        """
+        value_and_score = value_and_score_function(logdensity)
+        energies, score_norms, displacements = [], [], []
+        with torch.no_grad():
+            state = ChainState.at(init.detach().clone(), value_and_score)
+            step_sizes = torch.full_like(state.value, float(self.step_size))
+            adaptation = DualAveraging(step_sizes, self.target_acceptance)
+            accepted = torch.zeros_like(state.value)
+            for step, temperature in enumerate(self._temperatures()):
+                before = state
+                state, acceptance = hmc_step(
+                    state,
+                    value_and_score,
+                    step_sizes,
+                    self.num_leapfrog_steps,
+                    inverse_temperature=1 / temperature,
+                    generator=generator,
+                )
+                if step < self.num_adaptation_steps:
+                    step_sizes = adaptation.update(acceptance)
+                    if step + 1 == self.num_adaptation_steps:
+                        step_sizes = adaptation.final()
+                else:
+                    accepted += acceptance
+                if return_trace:
+                    energies.append(-before.value)
+                    score_norms.append(before.score.norm(dim=-1))
+                    displacements.append((state.position - before.position).norm(dim=-1))
+            trace = None
+            if return_trace:
+                energies.append(-state.value)
+                trace = SamplerTrace(torch.stack(energies), torch.stack(score_norms), torch.stack(displacements))
+        rate = accepted / (self.num_steps - self.num_adaptation_steps)
+        return SamplerOutput(state.position, trace, acceptance_rate=rate, step_sizes=step_sizes)
+
+
+@dataclass(frozen=True)
+class MALASampler:
+    """The Metropolis-adjusted Langevin algorithm (Roberts and Tweedie, 1996): Langevin steps, each accepted or not.
+
+    The same as Hamiltonian Monte Carlo with one leapfrog step, and run as that. Arguments as in [`HMCSampler`], with
+    the acceptance rate that is optimal for it (Roberts and Rosenthal, 1998).
+    """
+
+    name: ClassVar[str] = "mala"
+
+    num_steps: int
+    step_size: float = 0.1
+    temperature: Schedule = 1.0
+    num_adaptation_steps: int = 0
+    target_acceptance: float = 0.574
+
+    def __post_init__(self) -> None:
+        self._hmc()
+
+    def _hmc(self) -> HMCSampler:
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        return HMCSampler(num_leapfrog_steps=1, **settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-able values."""
+        return {"name": self.name, **asdict(self)}
+
+    def sample(
+        self,
+        init: Tensor,
+        logdensity: LogDensity,
+        *,
+        generator: torch.Generator | None = None,
+        return_trace: bool = False,
+    ) -> SamplerOutput:
+        """Runs one chain per row; see [`HMCSampler.sample`]."""
+        return self._hmc().sample(init, logdensity, generator=generator, return_trace=return_trace)
