@@ -74,7 +74,10 @@ def test_settings_survive_json(sampler: LangevinSampler) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "gibbs", "num_steps": 3}, "unknown sampler 'gibbs'; known samplers: langevin"),
+        (
+            {"name": "gibbs", "num_steps": 3},
+            "unknown sampler 'gibbs'; known samplers: hmc, langevin, mala, parallel_tempering",
+        ),
         ({"num_steps": 3}, "unknown sampler None"),
         (
             {"name": "langevin", "num_steps": 3, "stepsize": 0.1},

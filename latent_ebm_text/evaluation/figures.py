@@ -1,0 +1,233 @@
+"""The figures of a text model's report, each function one group of them, from the functions that know how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate.utils import tqdm
+from torch import Tensor
+
+from latent_ebm_text.data.batching import ordered_batches
+from latent_ebm_text.evaluation.compare import bootstrap_interval
+from latent_ebm_text.evaluation.diversity import sample_entropy, self_bleu, training_overlap, unique_rate
+from latent_ebm_text.evaluation.estimates import Estimate
+from latent_ebm_text.evaluation.information import mutual_information
+from latent_ebm_text.evaluation.language_model import LanguageModel
+from latent_ebm_text.evaluation.likelihood import MarginalLikelihood, estimate_log_likelihood, estimate_log_partition
+from latent_ebm_text.evaluation.measurements import Measurement
+from latent_ebm_text.evaluation.perplexity import (
+    encode_texts,
+    estimate_perplexity,
+    forward_perplexity,
+    reverse_perplexity,
+)
+from latent_ebm_text.evaluation.text import evaluate_likelihoods
+from latent_ebm_text.streams import stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from latent_ebm_text.modeling_text import LatentEBMForTextGeneration
+
+Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
+
+#: Sentences behind the figures of variety and novelty, most of which depend on the number.
+MAX_SAMPLES = 2000
+
+
+def reconstruction_figures(
+    model: LatentEBMForTextGeneration, dataset: Any, collate: Collate, *, batch_size: int, seed: int
+) -> dict[str, Measurement]:
+    """Reconstruction and prior NLL, active units, standard deviations and energies of posterior and prior draws."""
+    found = evaluate_likelihoods(
+        model, dataset, collate, batch_size=batch_size, seed=seed, progress=partial(tqdm, desc="reconstruction")
+    )
+    latents = found["latents"]
+    n, dims = latents["n"], model.config.latent_dim
+
+    def estimate(name: str) -> Estimate:
+        return Estimate(found[name]["value"], found[name]["standard_error"], found[name]["n"])
+
+    figures = {
+        "reconstruction NLL": estimate("reconstruction_nll").described(
+            "-log p(x | z) in nats per sentence, the end counted, z from the model's own posterior sampler (two "
+            "chains a sentence); normal interval over sentences"
+        ),
+        "prior NLL": estimate("prior_nll").described(
+            "the same with z from the model's prior sampler: what the latent tells is the difference"
+        ),
+    }
+    if dims:
+        figures["active units"] = Measurement(
+            latents["active_units"],
+            (latents["active_units"], latents["active_units"]),
+            n,
+            f"of {dims} dimensions, those whose posterior mean has a variance above 0.01 by two standard errors",
+        )
+        figures["posterior-prior mismatch"] = _without_interval(
+            latents["std_mismatch"],
+            n,
+            "mean over dimensions of |posterior std / prior std - 1|, of draws over the data and from the prior",
+        )
+        figures["energy gap"] = _without_interval(
+            latents["energy_gap"], n, "mean energy of posterior draws minus that of prior draws, in nats"
+        )
+    return figures
+
+
+def _without_interval(value: float, n: int, definition: str) -> Measurement:
+    return Measurement(value, (value, value), n, f"{definition}; no interval is computed")
+
+
+def marginal_likelihood_figures(
+    model: LatentEBMForTextGeneration,
+    dataset: Any,
+    collate: Collate,
+    *,
+    num_sentences: int,
+    num_samples: int,
+    batch_size: int,
+    seed: int,
+) -> tuple[dict[str, Measurement], MarginalLikelihood, np.ndarray]:
+    """log p(x) by annealed importance sampling of random sentences, as NLL and as perplexity; log Z.
+
+    Returns:
+        The figures, the estimate of every sentence, and which sentences of the dataset they are.
+    """
+    lengths = np.asarray(dataset["length"][:])
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(lengths))[:num_sentences])
+    groups = [chosen[group] for group in ordered_batches(lengths[chosen], batch_size)]
+    log_partition = estimate_log_partition(model, seed=seed)
+    with tqdm(total=len(chosen), desc="log p(x)", unit="sentence") as bar:
+        estimate = estimate_log_likelihood(
+            model,
+            (_inputs(model, dataset, collate, group) for group in groups),
+            num_samples=num_samples,
+            log_partition=log_partition,
+            seed=seed,
+            on_batch=bar.update,
+        )
+    order = np.concatenate(groups)
+    warning = None
+    if not estimate.reliable:
+        warning = f"UNRELIABLE: effective sample size below 5 for {100 * estimate.unreliable_share:.0f} % of sentences"
+    definition = f"-log p(x) in nats per sentence of random test sentences, {estimate.method}, a bound from above"
+    figures = {
+        "marginal NLL": Estimate.of_mean(-estimate.log_prob).described(
+            definition,
+            warning=warning,
+            unreliable_share=estimate.unreliable_share,
+            mean_standard_error_per_sentence=float(estimate.standard_error.mean()),
+        )
+    }
+    perplexity = bootstrap_interval(-estimate.log_prob.numpy(), tokens=lengths[order], seed=seed)
+    figures["marginal perplexity"] = Measurement(
+        perplexity.value,
+        perplexity.interval_95,
+        perplexity.n,
+        "exp of these NLLs over the number of words, the end counted; bootstrap over sentences",
+        {"warning": warning},
+    )
+    if estimate.method != "exact":
+        spread = 1.96 * log_partition.standard_error
+        figures["log Z"] = Measurement(
+            log_partition.value,
+            (log_partition.lower - spread, max(log_partition.upper, log_partition.lower + spread)),
+            log_partition.num_chains,
+            "log of the prior's partition function against N(0, I) by annealed importance sampling; from below by "
+            "forward walks, from above by walks back from long chains",
+        )
+    return figures, estimate, order
+
+
+def information_figures(
+    model: LatentEBMForTextGeneration, dataset: Any, collate: Collate, *, num_sentences: int, seed: int
+) -> dict[str, Measurement]:
+    """What the latent knows of the sentence."""
+    indices = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:num_sentences])
+    inputs = _inputs(model, dataset, collate, indices)
+    latents = model.sample_posterior(inputs, generator=stream(seed, "information", device=model.device)).latents
+    weight = 1.0 if model.encoder is not None else model.config.likelihood_weight
+    found = mutual_information(model.decoder.likelihood(inputs), latents, likelihood_weight=weight)
+    warning = f"at least this: the estimator cannot exceed {found.limit:.1f}" if found.saturated else None
+    return {
+        "mutual information": found.lower_bound.described(
+            "noise-contrastive lower bound of I(x; z) in nats between sentences and their posterior draws; biased "
+            f"downwards, at most log n = {found.limit:.2f}",
+            warning=warning,
+        )
+    }
+
+
+def _inputs(
+    model: LatentEBMForTextGeneration, dataset: Any, collate: Collate, indices: np.ndarray
+) -> dict[str, Tensor]:
+    batch = collate([{"input_ids": ids} for ids in dataset[indices]["input_ids"]])
+    return {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+
+
+def sample_figures(
+    samples: Sequence[str], train_texts: Sequence[str], test_texts: Sequence[str], *, seed: int
+) -> dict[str, Measurement]:
+    """How varied and how new generated sentences are, beside real text where that tells how to read a figure.
+
+    Args:
+        samples: Generated sentences, at least 200.
+        train_texts: The training sentences.
+        test_texts: Real sentences that were not trained on.
+        seed: Of the sub-samples.
+    """
+    few, real = samples[:MAX_SAMPLES], list(test_texts)
+    some_real = [real[index] for index in np.random.default_rng(seed).permutation(len(real))[: len(few)]]
+    overlap = training_overlap(few, train_texts, some_real)
+    words = [len(text.split()) + 1 for text in few]
+    return {
+        "unique rate": unique_rate(few),
+        "mean length": bootstrap_interval(words, seed=seed),
+        "mean length, real": bootstrap_interval([len(text.split()) + 1 for text in some_real], seed=seed),
+        "self-BLEU": self_bleu(few, seed=seed),
+        "self-BLEU, real": self_bleu(some_real, seed=seed),
+        "bigram entropy": sample_entropy(few, order=2),
+        "bigram entropy, real": sample_entropy(some_real, order=2),
+        "training overlap": overlap.samples["mean_overlap"],
+        "training overlap, real": overlap.held_out["mean_overlap"],
+        "copy rate": overlap.samples["copy_rate"],
+        "copy rate, real": overlap.held_out["copy_rate"],
+    }
+
+
+def perplexity_figures(
+    samples: Sequence[str],
+    lm: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    test_texts: Sequence[str],
+    *,
+    cache_dir: str | Path,
+) -> dict[str, Measurement]:
+    """The evaluator's own perplexity of real test text, then FPPL and RPPL."""
+    forward = forward_perplexity(samples, lm, tokenizer, real_test=test_texts, progress=True)
+    reverse = reverse_perplexity(samples, lm, tokenizer, real_test=test_texts, cache_dir=cache_dir, progress=True)
+    real = estimate_perplexity(lm, encode_texts(test_texts, "test_texts", lm, tokenizer))
+    return {
+        "evaluator's test perplexity": Measurement(
+            real["perplexity"],
+            tuple(real["interval_95"]),
+            real["n_sentences"],
+            f"of real test text under the language model {lm.recipe.name!r} trained on real training text, seed "
+            f"{forward['evaluator_seed']}: what real data would score as FPPL and as RPPL",
+        ),
+        **{
+            name: Measurement(
+                found["perplexity"],
+                tuple(found["interval_95"]),
+                found["n_sentences"],
+                f"{found['definition']}; evaluator {found['evaluator']!r}",
+                {"warning": found.get("warning")},
+            )
+            for name, found in (("FPPL", forward), ("RPPL", reverse))
+        },
+    }

@@ -1,0 +1,439 @@
+"""A sentence-level LSTM language model, used only as an evaluator: FPPL and RPPL are perplexities under such a model.
+
+A perplexity says nothing without the language model behind it. So the model is a named recipe, is trained for a fixed
+number of epochs, and is kept under a hash of everything that its weights depend on: equal hash, equal numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate.utils import tqdm
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from latent_ebm_text.data.batching import BucketedBatches, TextCollator, ordered_batches
+from latent_ebm_text.decoders.lstm import predicted_mask
+from latent_ebm_text.decoders.softmax import SoftmaxOutput
+from latent_ebm_text.errors import DataError, DivergenceError, UsageError
+from latent_ebm_text.streams import stream, stream_seed
+from latent_ebm_text.training.checkpointing import (
+    Checkpoint,
+    flatten_optimizer_state,
+    load_latest_checkpoint,
+    restore_optimizer_state,
+    save_checkpoint,
+)
+from latent_ebm_text.training.configuration import require_in_interval, require_positive
+from latent_ebm_text.version import __version__
+
+#: Raised whenever this file trains other weights than before: what is cached is then left alone, and trained anew.
+RECIPE_VERSION = 1
+
+#: Sentences of token ids, each from its beginning-of-sentence to its end-of-sentence token.
+Sentences = Sequence[Sequence[int]] | Sequence[npt.NDArray[np.int64]]
+
+logger = logging.getLogger(__name__)
+_collate = TextCollator(pad_token_id=0)  # any id will do: padding is neither predicted nor followed by a word
+
+
+@dataclass(frozen=True)
+class LanguageModelRecipe:
+    """Everything about a language model but its data and its seed.
+
+    Attributes:
+        name: Stands beside every figure; a changed recipe gets a name of its own.
+        embedding_size: Width of the word embedding, which is also the output layer, behind a projection.
+        hidden_size: Width of every LSTM layer.
+        num_layers: LSTM layers.
+        word_dropout: Probability that a word is absent from the input, wherever it stands in the batch.
+        embedding_dropout: Dropout on word embeddings; one mask for all words of a sentence, as the following two.
+        hidden_dropout: Dropout between LSTM layers.
+        output_dropout: Dropout on the last layer's hidden states.
+        epochs: Passes through the training sentences.
+        averaged_epochs: The last so many epochs, over all steps of which the weights are averaged.
+        batch_size: Sentences a step.
+        learning_rate: Of AdamW, after the warm-up.
+        warmup_steps: Steps over which the learning rate rises from zero.
+        final_learning_rate_factor: It then falls linearly to this part of itself.
+        weight_decay: Of AdamW.
+        max_grad_norm: Gradient clip, for a loss in nats per token.
+        matmul_precision: Of training, see `torch.set_float32_matmul_precision`. Evaluation has full precision always.
+    """
+
+    name: str
+    embedding_size: int
+    hidden_size: int
+    num_layers: int
+    word_dropout: float
+    embedding_dropout: float
+    hidden_dropout: float
+    output_dropout: float
+    epochs: int
+    averaged_epochs: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 100
+    final_learning_rate_factor: float = 0.1
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    matmul_precision: Literal["highest", "high", "medium"] = "medium"
+
+    def __post_init__(self) -> None:
+        for name in (
+            "embedding_size", "hidden_size", "num_layers", "epochs", "averaged_epochs", "batch_size", "learning_rate",
+            "warmup_steps", "max_grad_norm",
+        ):  # fmt: skip
+            require_positive(name, getattr(self, name))
+        for name in ("word_dropout", "embedding_dropout", "hidden_dropout", "output_dropout"):
+            require_in_interval(name, getattr(self, name), 0.0, 0.95)
+        require_in_interval("averaged_epochs", self.averaged_epochs, 1, self.epochs)
+        require_in_interval("final_learning_rate_factor", self.final_learning_rate_factor, 0.0, 1.0)
+        require_in_interval("weight_decay", self.weight_decay, 0.0, math.inf)
+
+
+#: For figures that are reported. Some 48 MFLOP a token of PTB: under two hours on two cores at 150 GFLOP/s.
+EVALUATOR = LanguageModelRecipe(
+    name="evaluator",
+    embedding_size=384,
+    hidden_size=512,
+    num_layers=2,
+    word_dropout=0.1,
+    embedding_dropout=0.3,
+    hidden_dropout=0.3,
+    output_dropout=0.4,
+    epochs=20,
+    averaged_epochs=4,
+    batch_size=64,
+    learning_rate=2e-3,
+)
+
+#: For a first look, in minutes. Its figures are not comparable with those of [`EVALUATOR`], and carry its name.
+QUICK_EVALUATOR = LanguageModelRecipe(
+    name="quick-evaluator",
+    embedding_size=128,
+    hidden_size=256,
+    num_layers=1,
+    word_dropout=0.0,
+    embedding_dropout=0.1,
+    hidden_dropout=0.0,
+    output_dropout=0.2,
+    epochs=5,
+    averaged_epochs=1,
+    batch_size=64,
+    learning_rate=5e-3,
+)
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """How a language model was trained.
+
+    Attributes:
+        seed: Of weights, order of the data and dropout.
+        train_sentences: Number of training sentences.
+        train_tokens: Predicted tokens of these, the ends of sentences counted.
+        validation_perplexity: After each epoch, of the weights that would have been returned then; empty without
+            validation sentences.
+        seconds: Time spent training.
+    """
+
+    seed: int
+    train_sentences: int
+    train_tokens: int
+    validation_perplexity: list[float]
+    seconds: float
+
+
+class LanguageModel(nn.Module):
+    """`p(sentence)`, each sentence on its own: from the beginning-of-sentence token to the end-of-sentence token.
+
+    Args:
+        vocab_size: Number of words.
+        recipe: Sizes and dropout rates.
+    """
+
+    def __init__(self, vocab_size: int, recipe: LanguageModelRecipe) -> None:
+        super().__init__()
+        self.vocab_size, self.recipe = vocab_size, recipe
+        #: How the weights came about; `None` of a model that [`train_language_model`] did not make.
+        self.record: TrainingRecord | None = None
+        widths = [recipe.embedding_size, *[recipe.hidden_size] * recipe.num_layers]
+        self.embedding = nn.Embedding(vocab_size, recipe.embedding_size)
+        self.layers = nn.ModuleList(nn.LSTM(*pair) for pair in itertools.pairwise(widths))
+        self.output = SoftmaxOutput(recipe.hidden_size, vocab_size, recipe.embedding_size, tied=True)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+
+    def log_prob(self, inputs: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """`log p(word | words before it)` in nats, differentiable in the weights.
+
+        Args:
+            inputs: `input_ids` and `attention_mask` of shape `(batch, length)`, padded on the right.
+            generator: Draws the dropout masks; there is no dropout without it.
+
+        Returns:
+            Shape `(batch, length - 1)`, for every token but the first; zero at padding.
+        """
+        rows = predicted_mask(inputs).t()  # (time, batch)
+        previous, targets = inputs["input_ids"][:, :-1].t(), inputs["input_ids"][:, 1:].t()
+        words, recipe = self.embedding(previous), self.recipe  # (time, batch, embedding_size)
+        if generator is not None:
+            words = words * _dropout_mask(recipe.word_dropout, (self.vocab_size, 1), generator)[previous]
+        hidden = _drop(words, recipe.embedding_dropout, generator)
+        for number, layer in enumerate(self.layers, start=1):
+            is_last = number == len(self.layers)
+            hidden = _drop(layer(hidden)[0], recipe.output_dropout if is_last else recipe.hidden_dropout, generator)
+        values = self.output.log_prob(hidden[rows], targets[rows], self.embedding.weight)
+        return values.new_zeros(rows.shape).masked_scatter(rows, values).t()
+
+
+def _drop(hidden: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
+    """Dropout with one mask for all steps of a sentence (Gal and Ghahramani, 2016); `(time, batch, size)`."""
+    return hidden if generator is None else hidden * _dropout_mask(rate, hidden.shape[1:], generator)
+
+
+def _dropout_mask(rate: float, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Zeros with probability `rate`, and elsewhere what makes the mean one."""
+    return torch.empty(*shape, device=generator.device).bernoulli_(1 - rate, generator=generator) / (1 - rate)
+
+
+# -------- perplexity
+
+
+@torch.no_grad()
+def sentence_nll(
+    lm: LanguageModel, ids: Sentences, *, batch_size: int = 256, progress: bool = False
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """`-log p(sentence)` in nats, the end of the sentence counted and its beginning not.
+
+    Args:
+        lm: The language model.
+        ids: Sentences, each from its beginning-of-sentence to its end-of-sentence token.
+        batch_size: Sentences a batch.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        NLLs and numbers of predicted tokens, both of shape `(sentences,)`.
+
+    Raises:
+        DataError: No sentence, or one without any word to predict.
+        UsageError: Ids outside of the vocabulary.
+    """
+    rows = _check_ids(ids, lm.vocab_size, "evaluated")
+    tokens = np.array([len(row) - 1 for row in rows])
+    nll = np.zeros(len(rows))
+    with _matmul_precision("highest"):
+        for indices in tqdm(ordered_batches(tokens, batch_size), desc="perplexity", disable=not progress):
+            log_probs = lm.log_prob(_batch(rows, indices, lm))
+            nll[indices] = -log_probs.double().sum(dim=1).cpu().numpy()
+    return nll, tokens
+
+
+def perplexity(nll: npt.NDArray[np.float64], tokens: npt.NDArray[np.int64]) -> float:
+    """`exp(sum of NLLs / sum of tokens)`, of what [`sentence_nll`] returns."""
+    return math.exp(nll.sum() / tokens.sum())
+
+
+def _check_ids(ids: Sentences, vocab_size: int, what: str) -> list[npt.NDArray[np.int64]]:
+    rows = [np.asarray(row, dtype=np.int64) for row in ids]
+    if not rows:
+        raise DataError(f"the {what} text has no sentence; give at least one.")
+    shortest = min(range(len(rows)), key=lambda number: len(rows[number]))
+    if len(rows[shortest]) < 2:
+        raise DataError(
+            f"sentence {shortest} of the {what} text has {len(rows[shortest])} tokens and nothing to predict; "
+            "put the bos token before and the eos token after its words."
+        )
+    lowest, highest = min(row.min() for row in rows), max(row.max() for row in rows)
+    if lowest < 0 or highest >= vocab_size:
+        raise UsageError(
+            f"the {what} text has the ids {lowest} to {highest}, but the language model knows 0 to {vocab_size - 1}; "
+            "use the tokenizer of the real training text."
+        )
+    return rows
+
+
+def _batch(rows: list[npt.NDArray[np.int64]], indices: npt.NDArray[np.int64], lm: LanguageModel) -> dict[str, Tensor]:
+    batch = _collate([{"input_ids": rows[index]} for index in indices])
+    return {name: value.to(lm.embedding.weight.device) for name, value in batch.items()}
+
+
+@contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    """Whatever a recipe has set for the whole process, the same model gives the same numbers."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+# -------- training
+
+
+def train_language_model(
+    train_ids: Sentences,
+    validation_ids: Sentences | None,
+    vocab_size: int,
+    recipe: LanguageModelRecipe,
+    *,
+    cache_dir: str | Path,
+    seed: int = 0,
+    progress: bool = True,
+) -> LanguageModel:
+    """The language model of a recipe, trained on sentences; from the cache where it was trained before.
+
+    **Nothing is selected.** The weights are always those of the end, averaged over the steps of the last epochs, as
+    the paper's language models are trained for a fixed number of epochs. The model for RPPL sees generated text only:
+    to choose its weights by real validation text would tell it something about the real text, and no generated text
+    can stand in, for want of which a model that repeats itself would be judged by its own repetitions. And the model
+    for FPPL must be made in the same way, or the two could not be compared. Validation sentences are thus measured
+    after every epoch, for people, and change no weight.
+
+    A model is kept in `cache_dir/<hash of recipe, data, vocabulary size, seed and version>/`, as a checkpoint of
+    [`latent_ebm_text.training.checkpointing`]; so is the state after every epoch while it trains, from which a killed
+    training goes on, bit for bit on a CPU with the same number of threads. What is damaged there is trained again,
+    and a line of the log says so. One process trains a model at a time.
+
+    Args:
+        train_ids: Sentences, each from its beginning-of-sentence to its end-of-sentence token.
+        validation_ids: Sentences to measure after every epoch, or `None`.
+        vocab_size: Number of words.
+        recipe: The recipe, such as [`EVALUATOR`].
+        cache_dir: Where models are kept.
+        seed: Of weights, order of the data and dropout.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        DataError: No sentence, or one without any word to predict.
+        UsageError: Ids outside of the vocabulary, or a `cache_dir` that cannot be a folder.
+        DivergenceError: A gradient that is not finite.
+    """
+    train = _check_ids(train_ids, vocab_size, "training")
+    validation = None if validation_ids is None else _check_ids(validation_ids, vocab_size, "validation")
+    identity = {
+        "version": [RECIPE_VERSION, *__version__.split(".")[:2]],
+        "vocab_size": vocab_size,
+        "seed": seed,
+        "train": _fingerprint(train),
+        "validation": validation and _fingerprint(validation),
+        **{f"recipe.{name}": value for name, value in asdict(recipe).items()},
+    }
+    folder = Path(cache_dir) / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cache_dir {cache_dir} cannot be used: {error.strerror}; name another folder.") from error
+    checkpoint, damaged = load_latest_checkpoint(folder, identity=identity)
+    for reason in damaged:
+        logger.warning("a cached language model is damaged and is trained again: %s", reason)
+
+    with torch.random.fork_rng(devices=[]):  # the initialisers of torch draw from the global stream
+        torch.manual_seed(stream_seed(seed, "language model weights"))
+        lm = LanguageModel(vocab_size, recipe)
+    lm = lm.to("cuda" if torch.cuda.is_available() else "cpu")
+    if checkpoint is None or "record" not in checkpoint.state:
+        with _matmul_precision(recipe.matmul_precision):
+            lm = _train(lm, train, validation, checkpoint, folder, identity, progress)
+    else:
+        lm.load_state_dict(checkpoint.tensors["model"])
+        lm.record = TrainingRecord(**checkpoint.state["record"])
+    return lm
+
+
+def _train(
+    lm: LanguageModel,
+    train: list[npt.NDArray[np.int64]],
+    validation: list[npt.NDArray[np.int64]] | None,
+    checkpoint: Checkpoint | None,
+    folder: Path,
+    identity: dict[str, Any],
+    progress: bool,
+) -> LanguageModel:
+    """Trains from a checkpoint, which always stands between two epochs, and leaves only the finished model behind."""
+    recipe, seed, started = lm.recipe, identity["seed"], time.monotonic()
+    lengths = np.array([len(row) - 1 for row in train])
+    batches = BucketedBatches(lengths, recipe.batch_size, stream_seed(seed, "language model batches"))
+    total = recipe.epochs * len(batches)
+    tokens_per_batch = lengths.sum() / len(batches)
+    optimizer = torch.optim.AdamW(
+        lm.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    averaged = AveragedModel(lm)
+    step, perplexities = 0, []
+    if checkpoint is not None:
+        step, perplexities = checkpoint.step, checkpoint.state["validation_perplexity"]
+        started -= checkpoint.state["seconds"]
+        lm.load_state_dict(checkpoint.tensors["model"])
+        averaged.load_state_dict(checkpoint.tensors["averaged"])
+        restore_optimizer_state(optimizer, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
+
+    bar = tqdm(total=total, initial=step, desc=f"training {recipe.name}", unit="step", disable=not progress)
+    with bar:
+        for epoch in range(step // len(batches), recipe.epochs):
+            is_averaging = epoch >= recipe.epochs - recipe.averaged_epochs
+            for indices in batches.epoch(epoch):
+                dropout = stream(seed, "language model dropout", step, device=lm.embedding.weight.device)
+                # Over the tokens of an average batch, not of this one: every token of the corpus weighs the same.
+                loss = -lm.log_prob(_batch(train, indices, lm), dropout).sum() / tokens_per_batch
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(lm.parameters(), recipe.max_grad_norm)
+                if not math.isfinite(norm):
+                    raise DivergenceError(
+                        f"the language model {recipe.name!r} has the gradient norm {float(norm)} at step {step + 1}; "
+                        f"lower its learning_rate, which is {recipe.learning_rate}."
+                    )
+                optimizer.param_groups[0]["lr"] = learning_rate(step, total, recipe)
+                optimizer.step()
+                optimizer.zero_grad()
+                if is_averaging:
+                    averaged.update_parameters(lm)
+                step += 1
+                bar.update()
+
+            current: Any = averaged.module if is_averaging else lm
+            if validation is not None:
+                perplexities.append(perplexity(*sentence_nll(current, validation)))
+                bar.set_postfix(validation_perplexity=f"{perplexities[-1]:.1f}")
+            figures: dict[str, Any] = {"validation_perplexity": perplexities, "seconds": time.monotonic() - started}
+            if step < total:
+                optimizer_tensors, optimizer_rest = flatten_optimizer_state(optimizer)
+                tensors = {
+                    "model": dict(lm.state_dict()),
+                    "averaged": dict(averaged.state_dict()),
+                    "optimizer": optimizer_tensors,
+                }
+                state = {**figures, "optimizer": optimizer_rest}
+                save_checkpoint(folder, step, tensors, state, identity=identity)
+
+    final: LanguageModel = current
+    final.record = TrainingRecord(seed, len(train), int(lengths.sum()), **figures)
+    tensors, state = {"model": dict(final.state_dict())}, {"record": asdict(final.record)}
+    save_checkpoint(folder, total, tensors, state, identity=identity, keep_last=1)
+    return final
+
+
+def learning_rate(step: int, total: int, recipe: LanguageModelRecipe) -> float:
+    """The learning rate at a step: a linear rise from zero, and a linear fall to its final part."""
+    fall = 1.0 - (1.0 - recipe.final_learning_rate_factor) * step / total
+    return recipe.learning_rate * fall * min(1.0, (step + 1) / recipe.warmup_steps)
+
+
+def _fingerprint(rows: list[npt.NDArray[np.int64]]) -> str:
+    digest = hashlib.sha256(np.array([len(row) for row in rows]).tobytes())
+    digest.update(np.concatenate(rows).tobytes())
+    return digest.hexdigest()

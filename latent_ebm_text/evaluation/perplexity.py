@@ -1,0 +1,223 @@
+"""FPPL and RPPL of generated text (section 4.2 of the paper): how fluent it is, and how much of real text it covers.
+
+Both are computed by the functions below, and as a metric of `evaluate`, without a network:
+
+    from latent_ebm_text.evaluation.perplexity import SamplePerplexity
+    SamplePerplexity("fppl").compute(predictions=samples, lm=lm, tokenizer=tokenizer, real_test=real_test)
+
+    evaluate.load("latent_ebm_text/evaluation/perplexity.py", "rppl")  # the same class, by the path of this file
+
+They take text, so that any model can be judged. Words that the tokeniser of the real training text does not know
+count as `<unk>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.language_model import (
+    LanguageModel,
+    Sentences,
+    perplexity,
+    sentence_nll,
+    train_language_model,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NUM_RESAMPLES = 1000
+
+
+def forward_perplexity(
+    samples: Sequence[str],
+    lm: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    real_test: Sequence[str],
+    progress: bool = False,
+) -> dict[str, Any]:
+    """FPPL: the perplexity of generated sentences under a language model of real training text.
+
+    Real text has the FPPL `evaluator_test_perplexity`. Far below it the samples are not better than real text, but
+    duller, as those of greedy decoding are. A sentence without words is kept: leaving it out would flatter the model.
+
+    Args:
+        samples: Generated sentences, words separated by spaces; drawn ancestrally, unless the row says otherwise.
+        lm: The evaluator, trained on the real training text.
+        tokenizer: The tokeniser of the real training text.
+        real_test: The real test sentences, by which the evaluator itself is judged.
+        progress: Whether to show progress bars.
+
+    Returns:
+        `perplexity`, `interval_95`, `n_sentences` and `n_tokens` as of [`estimate_perplexity`]; `evaluator` and
+        `evaluator_seed`; `evaluator_test_perplexity`, of the real test text under `lm`; `definition`.
+
+    Raises:
+        UsageError: Samples that are none, all blank or all the same, no test text, or a tokeniser of another
+            vocabulary than the evaluator's.
+    """
+    _require_samples(samples)
+    sample_ids = encode_texts(samples, "samples", lm, tokenizer)
+    return {
+        **estimate_perplexity(lm, sample_ids, progress=progress),
+        **_describe_evaluator(lm, encode_texts(real_test, "real_test", lm, tokenizer), progress),
+        "definition": "FPPL: perplexity of generated sentences under a language model trained on real training text; "
+        "exp of the mean NLL per token, the ends of sentences counted, each sentence on its own, unknown words as "
+        "<unk>; interval: 95 %, bootstrap over the generated sentences, the language model fixed",
+    }
+
+
+def reverse_perplexity(
+    samples: Sequence[str],
+    lm: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    real_test: Sequence[str],
+    cache_dir: str | Path,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """RPPL: the perplexity of real test text under a language model of generated sentences.
+
+    The language model has recipe, seed and vocabulary of the evaluator `lm` and is trained as it was, on the first of
+    the samples, as many as the evaluator had training sentences. So samples as good as the real training text have
+    the RPPL `evaluator_test_perplexity`, and a model that covers a part of the text only has a higher one.
+
+    Args:
+        samples: Generated sentences, words separated by spaces; drawn ancestrally, unless the row says otherwise.
+        lm: The evaluator, trained on the real training text by `train_language_model`.
+        tokenizer: The tokeniser of the real training text.
+        real_test: The real test sentences.
+        cache_dir: Where `train_language_model` keeps the language model of the samples.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The same as [`forward_perplexity`], with the test sentences counted in `n_sentences` and `n_tokens`;
+        `n_samples`, the generated sentences trained on; `warning`, `None` unless these are fewer than they should be.
+
+    Raises:
+        UsageError: As [`forward_perplexity`], an evaluator that was not trained, or an unusable `cache_dir`.
+        DivergenceError: As `train_language_model`.
+    """
+    if lm.record is None:
+        raise UsageError("this language model has no training record; make it with train_language_model.")
+    wanted = lm.record.train_sentences
+    _require_samples(samples)
+    samples = samples[:wanted]
+    _require_samples(samples)
+    sample_ids = encode_texts(samples, "samples", lm, tokenizer)
+    test_ids = encode_texts(real_test, "real_test", lm, tokenizer)
+    reverse_lm = train_language_model(
+        sample_ids, None, lm.vocab_size, lm.recipe, cache_dir=cache_dir, seed=lm.record.seed, progress=progress
+    )
+    warning = None
+    if len(samples) < wanted:
+        warning = (
+            f"trained on {len(samples)} generated sentences rather than {wanted}, the number of real training "
+            "sentences: a language model of less text has a higher perplexity, whatever the text"
+        )
+    return {
+        **estimate_perplexity(reverse_lm, test_ids, progress=progress),
+        **_describe_evaluator(lm, test_ids, progress),
+        "definition": "RPPL: perplexity of the real test text under a language model trained on generated sentences; "
+        "exp of the mean NLL per token, the ends of sentences counted, each sentence on its own, unknown words as "
+        "<unk>; interval: 95 %, bootstrap over the test sentences, the generated sentences and the language model "
+        "fixed",
+        "n_samples": len(samples),
+        "warning": warning,
+    }
+
+
+def estimate_perplexity(lm: LanguageModel, ids: Sentences, *, progress: bool = False) -> dict[str, Any]:
+    """The perplexity of sentences of token ids, bos and eos included, with its interval.
+
+    Args:
+        lm: The language model.
+        ids: As of `sentence_nll`.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        `perplexity`, `exp(nats / tokens)`; `interval_95`, the 2.5 % and 97.5 % quantiles over 1,000 resamples of the
+        sentences, always the same ones; `n_sentences`; `n_tokens`, the ends of sentences counted.
+    """
+    nll, tokens = sentence_nll(lm, ids, progress=progress)
+    generator = np.random.default_rng(0)
+    resamples = (generator.integers(len(nll), size=len(nll)) for _ in range(NUM_RESAMPLES))
+    low, high = np.quantile([perplexity(nll[chosen], tokens[chosen]) for chosen in resamples], [0.025, 0.975])
+    return {
+        "perplexity": perplexity(nll, tokens),
+        "interval_95": [float(low), float(high)],
+        "n_sentences": len(nll),
+        "n_tokens": int(tokens.sum()),
+    }
+
+
+def _describe_evaluator(lm: LanguageModel, test_ids: list[list[int]], progress: bool) -> dict[str, Any]:
+    return {
+        "evaluator": lm.recipe.name,
+        "evaluator_seed": None if lm.record is None else lm.record.seed,
+        "evaluator_test_perplexity": perplexity(*sentence_nll(lm, test_ids, progress=progress)),
+    }
+
+
+def _require_samples(samples: Sequence[str]) -> None:
+    """Refuses what comes of a broken generation, and would get a perplexity all the same."""
+    if isinstance(samples, str):
+        raise UsageError("samples is one string; give a list of sentences.")
+    distinct = {" ".join(sample.split()) for sample in samples}
+    if distinct <= {""}:
+        problem = f"all {len(samples)} are blank" if distinct else "there are none"
+    elif len(distinct) == 1:
+        problem = f"all {len(samples)} are the same"
+    else:
+        return
+    raise UsageError(f"samples must be generated sentences, but {problem}; look at how they were generated.")
+
+
+def encode_texts(
+    texts: Sequence[str], name: str, lm: LanguageModel, tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    """Ids with bos and eos put on here, because only some tokenisers do it themselves."""
+    if isinstance(texts, str) or not len(texts):
+        raise UsageError(f"{name} must be a list of at least one sentence.")
+    if len(tokenizer) != lm.vocab_size:
+        raise UsageError(
+            f"the tokenizer knows {len(tokenizer)} words and the evaluator {lm.vocab_size}; "
+            "use the tokenizer of the real training text for both."
+        )
+    words = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in words]
+
+
+class SamplePerplexity(evaluate.Metric):
+    """FPPL or RPPL as a metric of `evaluate`: `SamplePerplexity("fppl")` or `SamplePerplexity("rppl")`.
+
+    `compute(predictions=samples, ...)` takes the further arguments of [`forward_perplexity`] or
+    [`reverse_perplexity`] by name, and returns what they return.
+
+    Raises:
+        UsageError: Another name than these two.
+    """
+
+    # One class, for `evaluate.load` knows but one of a file.
+    _figures: dict[str, Callable[..., dict[str, Any]]] = {"fppl": forward_perplexity, "rppl": reverse_perplexity}
+
+    def _info(self) -> evaluate.MetricInfo:
+        if self.config_name not in self._figures:
+            raise UsageError(f"this metric is 'fppl' or 'rppl', not {self.config_name!r}; name one as config_name.")
+        return evaluate.MetricInfo(
+            description=self._figures[self.config_name].__doc__,
+            citation="Pang, Han, Nijkamp, Zhu and Wu. Learning Latent Space Energy-Based Prior Model. NeurIPS 2020.",
+            inputs_description="predictions: generated sentences, words separated by spaces.",
+            features=datasets.Features({"predictions": datasets.Value("string")}),
+        )
+
+    def _compute(self, predictions: list[str], **settings: Any) -> dict[str, Any]:
+        return self._figures[self.config_name](predictions, **settings)

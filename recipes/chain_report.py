@@ -1,0 +1,87 @@
+"""Run a model's chains for 100 times their length: have they arrived, do they mix, what becomes of the sentences?
+
+    python recipes/chain_report.py --model runs/ptb-cpu/model                        # the prior's chains
+    python recipes/chain_report.py --model runs/ptb-cpu/model --compare_samplers     # and other samplers beside it
+
+The paper's long-run experiment. Prints a verdict in words, and writes the report, the energies' plot and, with
+--compare_samplers, the effective sample sizes per second of Langevin dynamics, MALA, HMC and parallel tempering.
+"""
+
+import json
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate.utils import tqdm
+from transformers import AutoTokenizer
+
+from latent_ebm_text import LatentEBMForTextGeneration
+from latent_ebm_text.evaluation.chain_plots import plot_chain_report
+from latent_ebm_text.evaluation.chains import run_chain_report
+from latent_ebm_text.evaluation.sampler_comparison import compare_samplers
+from latent_ebm_text.samplers import HMCSampler, MALASampler, ParallelTemperingSampler
+from latent_ebm_text.streams import stream
+from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
+
+
+@dataclass
+class ChainArguments:
+    """Chains"""
+
+    model: str = field(metadata={"help": "Folder or Hub id of the model and its tokenizer."})
+    output_dir: str = field(default="runs/chains", metadata={"help": "Folder of the report."})
+    num_chains: int = field(default=256, metadata={"help": "Chains; a multiple of the superchains."})
+    superchains: int = field(default=16, metadata={"help": "Groups of chains, each from one start."})
+    repetitions: int = field(default=100, metadata={"help": "How many times the training chain is repeated."})
+    compare_samplers: bool = field(default=False, metadata={"help": "Also compare samplers by ESS per second."})
+    seed: int = field(default=0, metadata={"help": "Of every draw."})
+
+
+def main() -> None:
+    (args,) = parse_recipe_arguments((ChainArguments,), description=__doc__)
+    model = LatentEBMForTextGeneration.from_pretrained(args.model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    generator = stream(args.seed, "chain report", device=model.device)
+    folder = Path(args.output_dir)
+
+    def decode(latents: torch.Tensor) -> list[str]:
+        return tokenizer.batch_decode(model.generate(latents=latents, do_sample=False), skip_special_tokens=True)
+
+    starts = model.sample_reference(args.superchains, generator)
+    report = run_chain_report(
+        model.prior,
+        model.prior_sampler,
+        starts.repeat_interleave(args.num_chains // args.superchains, dim=0),
+        multiples=sorted({m for m in (1, 2, 5, 10, 40, 100) if m < args.repetitions} | {args.repetitions}),
+        superchains=args.superchains,
+        decode=decode,
+        generator=generator,
+        progress=partial(tqdm, desc="chains"),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    written, markdown = report.to_dict(), report.to_markdown()
+    if args.compare_samplers:
+        size = report.sampler.get("step_size")
+        step = size if isinstance(size, float) else 0.4
+        comparison = compare_samplers(
+            model.prior,
+            {
+                "langevin (the model's)": model.prior_sampler,
+                "MALA": MALASampler(60, step, num_adaptation_steps=30),
+                "HMC": HMCSampler(12, step, num_leapfrog_steps=5, num_adaptation_steps=6),
+                "parallel tempering": ParallelTemperingSampler(20, step, num_temperatures=3, num_adaptation_steps=10),
+            },
+            starts.repeat_interleave(args.num_chains // args.superchains, dim=0),
+            generator=generator,
+            progress=partial(tqdm, desc="samplers"),
+        )
+        written["samplers"] = comparison.to_dict()
+        markdown += f"\n## Samplers\n\n{comparison.to_markdown()}"
+    (folder / "chains.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    (folder / "chains.md").write_text(markdown, encoding="utf-8")
+    print(f"{markdown}\n{plot_chain_report(report, folder / 'chains.png')}")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,57 @@
+"""Train the language model that judges generated text (FPPL and RPPL), and keep it for whoever needs it next.
+
+    python recipes/train_evaluator.py --dataset_name path/to/ptb                # the evaluator of reported figures
+    python recipes/train_evaluator.py --dataset_name path/to/ptb --recipe quick # minutes; never mix the two
+
+Killed, it goes on from its last epoch; finished, it prints its figures again at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from accelerate import Accelerator
+
+from latent_ebm_text.evaluation.language_model import EVALUATOR, QUICK_EVALUATOR, train_language_model
+from latent_ebm_text.evaluation.perplexity import estimate_perplexity
+from latent_ebm_text.training.arguments import DataArguments
+from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
+from latent_ebm_text.training.text import prepare_text
+
+RECIPES = {"full": EVALUATOR, "quick": QUICK_EVALUATOR}
+
+
+@dataclass
+class EvaluatorArguments:
+    """Evaluator"""
+
+    recipe: Literal["full", "quick"] = field(default="full", metadata={"help": "Hours, or minutes on two CPU cores."})
+    cache_dir: str = field(default="runs/evaluators", metadata={"help": "Folder where trained evaluators are kept."})
+    seed: int = field(default=0, metadata={"help": "Of weights, order of the data and dropout."})
+
+
+def main() -> None:
+    data_args, args = parse_recipe_arguments((DataArguments, EvaluatorArguments), description=__doc__)
+    text = prepare_text(data_args, args.seed, Accelerator(cpu=True))
+    print(text.description)
+
+    lm = train_language_model(
+        text.splits["train"]["input_ids"][:],
+        text.splits["validation"]["input_ids"][:],
+        len(text.tokenizer),
+        RECIPES[args.recipe],
+        cache_dir=args.cache_dir,
+        seed=args.seed,
+    )
+    print(f"{lm.recipe.name}: {sum(weight.numel() for weight in lm.parameters()):,} parameters, seed {args.seed}")
+    for split in ("validation", "test"):
+        figures = estimate_perplexity(lm, text.splits[split]["input_ids"][:], progress=True)
+        low, high = figures["interval_95"]
+        print(
+            f"{split:>10} perplexity {figures['perplexity']:.2f} [{low:.2f}, {high:.2f}] (95 %, bootstrap over "
+            f"{figures['n_sentences']:,} sentences; {figures['n_tokens']:,} tokens, ends of sentences counted)"
+        )
+    print(f"trained in {lm.record.seconds / 60:.1f} min; kept in {args.cache_dir}")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,129 @@
+"""The bootstrap over sentences: cases by hand, and how often its intervals cover the truth."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.compare import bootstrap_interval, paired_bootstrap
+
+
+def test_figures_by_hand() -> None:
+    comparison = paired_bootstrap([2.0, 4.0, 9.0], [1.0, 3.0, 5.0])
+    assert (comparison.first, comparison.second, comparison.difference) == (5.0, 3.0, 2.0)
+    assert comparison.n == 3
+    assert comparison.statistic == "mean"
+
+
+def test_perplexity_is_that_of_the_corpus_not_the_mean_of_the_sentences() -> None:
+    comparison = paired_bootstrap([2.0, 10.0], [4.0, 12.0], tokens=[1, 5])
+    assert comparison.first == pytest.approx(math.exp(12 / 6))
+    assert comparison.second == pytest.approx(math.exp(16 / 6))
+    interval = bootstrap_interval([2.0, 10.0], tokens=[1, 5])
+    assert interval.value == pytest.approx(math.exp(2.0))
+    assert interval.interval_95 == pytest.approx((math.exp(2.0), math.exp(2.0)))  # 2 nats a token in each sentence
+    assert "perplexity exp(sum of values / sum of tokens)" in interval.definition
+
+
+def test_two_values_have_the_interval_of_their_four_resamples() -> None:
+    """Means 0, 1/2, 1/2 and 1, each in a quarter of the resamples."""
+    interval = bootstrap_interval([0.0, 1.0])
+    assert interval.interval_95 == (0.0, 1.0)
+    assert interval.n == 2
+
+
+def test_equal_runs_do_not_differ() -> None:
+    values = np.random.default_rng(0).normal(size=50)
+    comparison = paired_bootstrap(values, values)
+    assert not comparison.differs
+    assert comparison.p_value == 1.0
+    assert comparison.verdict.startswith("no difference beyond noise: ")
+
+
+def test_a_constant_gain_is_found_however_noisy_the_sentences_are() -> None:
+    """Unpaired, a gain of 0.1 would drown in a standard error of 14."""
+    values = 100 * np.random.default_rng(0).normal(size=50)
+    comparison = paired_bootstrap(values, values + 0.1)
+    assert comparison.differs
+    assert comparison.interval_95 == pytest.approx((-0.1, -0.1))
+    assert comparison.p_value == pytest.approx(2 / 1001)
+    assert comparison.verdict.startswith("the first run is lower: ")
+    assert paired_bootstrap(values + 0.1, values).verdict.startswith("the first run is higher: ")
+
+
+def test_a_gain_within_the_noise_is_not_called_one() -> None:
+    first = np.array([0.0, 1.0] * 20)
+    second = np.array([1.0, 0.0] * 19 + [1.0, 0.3])  # worse by 0.0075 in the mean, standard error 0.16
+    comparison = paired_bootstrap(first, second)
+    assert comparison.difference < 0
+    assert not comparison.differs
+    assert comparison.p_value > 0.5
+    assert "n = 40" in comparison.verdict
+
+
+def test_intervals_cover_the_truth_in_95_of_100_cases() -> None:
+    """400 data sets of 60 sentences: within 3.5 standard errors of 95 %, less the known shortfall of small samples."""
+    rng = np.random.default_rng(0)
+    hits = {"difference": 0, "perplexity": 0}
+    for seed in range(400):
+        tokens = rng.integers(5, 30, size=60)
+        hard = rng.normal(size=60)
+        first, second = 2.0 * tokens + hard + rng.normal(size=60), 2.0 * tokens + hard + rng.normal(size=60)
+        low, high = paired_bootstrap(first, second, num_resamples=300, seed=seed).interval_95
+        hits["difference"] += low <= 0 <= high
+        low, high = bootstrap_interval(first, tokens=tokens, num_resamples=300, seed=seed).interval_95
+        hits["perplexity"] += low <= math.exp(2.0) <= high
+    for covered in hits.values():
+        assert 0.90 <= covered / 400 <= 0.985
+
+
+def test_the_interval_is_that_of_the_normal_approximation_for_many_sentences() -> None:
+    values = np.random.default_rng(0).normal(5, 2, size=2000)
+    low, high = bootstrap_interval(values, num_resamples=4000).interval_95
+    error = values.std() / math.sqrt(2000)
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+
+
+def test_memory_is_bounded_without_a_change_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=30)
+    whole = bootstrap_interval(values)
+    monkeypatch.setattr("latent_ebm_text.evaluation.compare._CHUNK", 70)  # two resamples at a time
+    assert bootstrap_interval(values).interval_95 == pytest.approx(whole.interval_95)
+
+
+def test_the_seed_alone_decides() -> None:
+    values = np.random.default_rng(0).normal(size=30)
+    assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
+    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
+
+
+def test_tensors_are_welcome_and_results_are_json() -> None:
+    first, second = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2.0, 2.0, 3.0])
+    comparison = paired_bootstrap(first, second, tokens=torch.tensor([1, 2, 3]))
+    figures = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    assert figures["difference"] == comparison.difference == 0.0
+    assert figures["interval_95"] == list(comparison.interval_95)
+    assert figures["verdict"] == comparison.verdict
+    assert json.loads(json.dumps(bootstrap_interval(first).to_dict()))["n"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"second": [1.0, 2.0]}, "second has 2 values where the other side has 3: give the same sentences"),
+        ({"tokens": [1, 2]}, "tokens has 2 values where the other side has 3"),
+        ({"second": [1.0, math.nan, 2.0]}, "second contains values that are not finite"),
+        ({"tokens": [1, 0, 2]}, "tokens must be positive for every sentence"),
+        ({"first": [1.0], "second": [1.0]}, r"first must hold one number for each of at least 2 .* got shape \(1,\)"),
+        ({"first": 1.0}, "first must hold one number for each"),
+        ({"num_resamples": 99}, "num_resamples must be at least 100 to give a 95 % interval, got 99"),
+    ],
+)
+def test_refused_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        paired_bootstrap(**{"first": [1.0, 2.0, 3.0], "second": [3.0, 2.0, 1.0], **arguments})

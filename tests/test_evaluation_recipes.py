@@ -1,0 +1,107 @@
+"""The evaluation recipes end to end on a tiny model of the embedded corpus, and the table made of their reports."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
+from latent_ebm_text.evaluation.measurements import Measurement
+from latent_ebm_text.evaluation.report import Report
+from latent_ebm_text.training.arguments import DataArguments
+from latent_ebm_text.training.text import prepare_text
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+DATA = ["--dataset_name", "grammar", "--num_sentences", "300"]
+RunRecipe = Callable[..., str]
+
+
+@pytest.fixture
+def run_recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunRecipe:
+    def run(name: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(RECIPES / name), run_name="__main__")
+        captured = capsys.readouterr()
+        assert stopped.value.code in (0, None), captured.err
+        return captured.out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    text = prepare_text(DataArguments(num_sentences=300), 0, Accelerator(cpu=True))
+    short: dict[str, Any] = {"name": "langevin", "num_steps": 3, "step_size": 0.3}
+    config = LatentEBMTextConfig(
+        vocab_size=len(text.tokenizer), hidden_size=12, embedding_size=6, latent_dim=3, prior_hidden_size=6,
+        max_sentence_length=12, prior_sampler=short, posterior_sampler=short,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LatentEBMForTextGeneration(config).save_pretrained(folder)
+    text.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_whole_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Path) -> None:
+    output = run_recipe(
+        "evaluate_text.py", "--model", model_folder, *DATA, "--output_dir", tmp_path, "--evaluator", "none",
+        "--num_likelihood_sentences", 12, "--num_likelihood_samples", 6, "--num_information_sentences", 8,
+        "--num_samples", 220,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    figures = report["figures"]
+    for name, figure in figures.items():
+        low, high = figure["interval_95"]
+        assert low <= figure["value"] <= high, name
+        assert figure["n"] > 1, name
+        assert figure["definition"], name
+        assert f"| {name} |" in output, name
+    per_sentence = np.load(tmp_path / "sentences.npz")["marginal_nll"]
+    assert figures["marginal NLL"]["value"] == pytest.approx(per_sentence.mean())
+    # log p(x) is the log of a mean over prior draws of what the prior NLL is the mean of: Jensen.
+    assert figures["marginal NLL"]["value"] < figures["prior NLL"]["value"] + 1.0
+    assert len((tmp_path / "samples.txt").read_text().splitlines()) == 220
+    assert "grammar" in report["facts"]["data"]
+    assert (tmp_path / "evaluation.md").read_text() in output
+
+
+def test_the_chain_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Path) -> None:
+    output = run_recipe(
+        "chain_report.py", "--model", model_folder, "--output_dir", tmp_path, "--num_chains", 32, "--superchains", 4,
+        "--repetitions", 10,
+    )  # fmt: skip
+    written = json.loads((tmp_path / "chains.json").read_text())
+    assert [stage["multiple"] for stage in written["stages"]] == [1, 2, 5, 10]
+    assert written["verdict"] in output
+    assert (tmp_path / "chains.png").stat().st_size > 10_000
+
+
+def test_the_table_sets_our_rows_beside_the_published_ones(tmp_path: Path) -> None:
+    make_table = runpy.run_path(str(RECIPES / "table_ptb.py"))["make_table"]
+    for row, shift in (("language_model", 5.0), ("latent_ebm", 0.0)):
+        folder = tmp_path / row / "evaluation-quick"
+        report = Report({}, {"marginal NLL": Measurement(100.0 + shift, (99.0 + shift, 101.0 + shift), 50, "made up")})
+        report.write(folder)
+        np.savez(folder / "sentences.npz", marginal_nll=np.linspace(50, 150, 50) + shift)
+    table = make_table(tmp_path, "quick")
+    assert "| LSTM language model | - | - | - | 105.00 [104.00, 106.00] |" in table
+    assert "| latent EBM (published) | 107.45 | 181.54 | 91.35 |" in table
+    assert "against LSTM language model, marginal NLL per sentence: the first run is lower" in table
+    for line in table.splitlines():
+        assert ("107.45" in line) <= ("(published)" in line), "no published figure without its label"
+
+
+def test_a_figure_may_stand_in_a_report_only_once() -> None:
+    report = Report({})
+    report.add({"figure": Measurement(1.0, (0.0, 2.0), 3, "made up")})
+    with pytest.raises(ValueError, match="already"):
+        report.add({"figure": Measurement(1.0, (0.0, 2.0), 3, "made up")})
