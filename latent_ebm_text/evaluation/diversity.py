@@ -261,7 +261,7 @@ def _share(count: int, n: int, what: str) -> Measurement:
     share, spread = count / n, _Z**2 / n
     centre = (share + spread / 2) / (1 + spread)
     margin = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    interval = (max(0.0, centre - margin), min(1.0, centre + margin))
+    interval = (min(share, max(0.0, centre - margin)), max(share, min(1.0, centre + margin)))  # rounding aside
     return Measurement(share, interval, n, f"{what}; Wilson interval", {"count": count})
 
 
