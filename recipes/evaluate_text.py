@@ -41,6 +41,7 @@ class EvaluationArguments:
     cache_dir: str = field(default="runs/evaluators", metadata={"help": "Folder where trained evaluators are kept."})
     num_likelihood_sentences: int = field(default=500, metadata={"help": "Random test sentences for log p(x)."})
     num_likelihood_samples: int = field(default=16, metadata={"help": "Annealed walks per sentence."})
+    num_likelihood_levels: int = field(default=100, metadata={"help": "Levels of each walk."})
     num_information_sentences: int = field(default=256, metadata={"help": "Sentences for the mutual information."})
     num_samples: int | None = field(
         default=None, metadata={"help": "Generated sentences; as many as training sentences by default, for RPPL."}
@@ -60,7 +61,14 @@ def main() -> None:
     print(text.description)
     train_texts, test_texts = (text.corpus.splits[split]["text"][:] for split in ("train", "test"))
     test = text.splits["test"]
-    report = Report({"model": args.model, "data": text.corpus.describe(), "command": " ".join(sys.argv), "seeds": 1})
+    report = Report(
+        {
+            "model": args.model,
+            "data": " / ".join(text.description.splitlines()),
+            "command": " ".join(sys.argv),
+            "seeds": 1,
+        }
+    )
 
     # What the model says of real text.
     common = {"batch_size": args.batch_size, "seed": args.seed}
@@ -71,10 +79,13 @@ def main() -> None:
         text.collate,
         num_sentences=args.num_likelihood_sentences,
         num_samples=args.num_likelihood_samples,
+        num_levels=args.num_likelihood_levels,
         **common,
     )
     report.add(found)
     np.savez(folder / "sentences.npz", index=sentences, marginal_nll=-estimate.log_prob.numpy())
+    if "log_prob" in text.corpus.splits["test"].column_names:  # a corpus that knows its own probabilities
+        report.add(figures.exact_figures(text.corpus.splits["test"][sentences]["log_prob"]))
     if model.config.latent_dim:
         size = args.num_information_sentences
         report.add(figures.information_figures(model, test, text.collate, num_sentences=size, seed=args.seed))

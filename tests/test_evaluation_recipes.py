@@ -54,7 +54,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_whole_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Path) -> None:
     output = run_recipe(
         "evaluate_text.py", "--model", model_folder, *DATA, "--output_dir", tmp_path, "--evaluator", "none",
-        "--num_likelihood_sentences", 12, "--num_likelihood_samples", 6, "--num_information_sentences", 8,
+        "--num_likelihood_sentences", 12, "--num_likelihood_samples", 6, "--num_likelihood_levels", 10,
+        "--num_information_sentences", 8,
         "--num_samples", 220,
     )  # fmt: skip
     report = json.loads((tmp_path / "evaluation.json").read_text())
@@ -69,6 +70,7 @@ def test_a_whole_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Pat
     assert figures["marginal NLL"]["value"] == pytest.approx(per_sentence.mean())
     # log p(x) is the log of a mean over prior draws of what the prior NLL is the mean of: Jensen.
     assert figures["marginal NLL"]["value"] < figures["prior NLL"]["value"] + 1.0
+    assert figures["exact NLL"]["value"] < figures["marginal NLL"]["value"], "no model beats the corpus itself"
     assert len((tmp_path / "samples.txt").read_text().splitlines()) == 220
     assert "grammar" in report["facts"]["data"]
     assert (tmp_path / "evaluation.md").read_text() in output

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from accelerate.utils import tqdm
 from torch import Tensor
 
@@ -90,6 +91,7 @@ def marginal_likelihood_figures(
     *,
     num_sentences: int,
     num_samples: int,
+    num_levels: int,
     batch_size: int,
     seed: int,
 ) -> tuple[dict[str, Measurement], MarginalLikelihood, np.ndarray]:
@@ -107,6 +109,7 @@ def marginal_likelihood_figures(
             model,
             (_inputs(model, dataset, collate, group) for group in groups),
             num_samples=num_samples,
+            num_levels=num_levels,
             log_partition=log_partition,
             seed=seed,
             on_batch=bar.update,
@@ -142,6 +145,12 @@ def marginal_likelihood_figures(
             "forward walks, from above by walks back from long chains",
         )
     return figures, estimate, order
+
+
+def exact_figures(log_probs: Sequence[float]) -> dict[str, Measurement]:
+    """What a corpus that knows its own probabilities says of sentences: no model can have a lower mean NLL."""
+    estimate = Estimate.of_mean(-torch.tensor(log_probs, dtype=torch.float64))
+    return {"exact NLL": estimate.described("-log p(x) of the same sentences under the corpus itself, in nats, exact")}
 
 
 def information_figures(
