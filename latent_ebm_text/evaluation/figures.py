@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,7 @@ from latent_ebm_text.evaluation.information import mutual_information
 from latent_ebm_text.evaluation.language_model import LanguageModel
 from latent_ebm_text.evaluation.likelihood import MarginalLikelihood, estimate_log_likelihood, estimate_log_partition
 from latent_ebm_text.evaluation.measurements import Measurement
-from latent_ebm_text.evaluation.perplexity import (
-    encode_texts,
-    estimate_perplexity,
-    forward_perplexity,
-    reverse_perplexity,
-)
+from latent_ebm_text.evaluation.perplexity import forward_perplexity, reverse_perplexity
 from latent_ebm_text.evaluation.text import evaluate_likelihoods
 from latent_ebm_text.streams import stream
 
@@ -193,11 +189,10 @@ def sample_figures(
     few, real = samples[:MAX_SAMPLES], list(test_texts)
     some_real = [real[index] for index in np.random.default_rng(seed).permutation(len(real))[: len(few)]]
     overlap = training_overlap(few, train_texts, some_real)
-    words = [len(text.split()) + 1 for text in few]
     return {
         "unique rate": unique_rate(few),
-        "mean length": bootstrap_interval(words, seed=seed),
-        "mean length, real": bootstrap_interval([len(text.split()) + 1 for text in some_real], seed=seed),
+        "mean length": _mean_length(few, seed),
+        "mean length, real": _mean_length(some_real, seed),
         "self-BLEU": self_bleu(few, seed=seed),
         "self-BLEU, real": self_bleu(some_real, seed=seed),
         "bigram entropy": sample_entropy(few, order=2),
@@ -207,6 +202,11 @@ def sample_figures(
         "copy rate": overlap.samples["copy_rate"],
         "copy rate, real": overlap.held_out["copy_rate"],
     }
+
+
+def _mean_length(texts: Sequence[str], seed: int) -> Measurement:
+    figure = bootstrap_interval([len(text.split()) + 1 for text in texts], seed=seed)
+    return replace(figure, definition=f"words of a sentence, its end counted: {figure.definition}")
 
 
 def perplexity_figures(
@@ -220,12 +220,11 @@ def perplexity_figures(
     """The evaluator's own perplexity of real test text, then FPPL and RPPL."""
     forward = forward_perplexity(samples, lm, tokenizer, real_test=test_texts, progress=True)
     reverse = reverse_perplexity(samples, lm, tokenizer, real_test=test_texts, cache_dir=cache_dir, progress=True)
-    real = estimate_perplexity(lm, encode_texts(test_texts, "test_texts", lm, tokenizer))
     return {
         "evaluator's test perplexity": Measurement(
-            real["perplexity"],
-            tuple(real["interval_95"]),
-            real["n_sentences"],
+            forward["evaluator_test_perplexity"],
+            tuple(forward["evaluator_test_interval_95"]),
+            len(test_texts),
             f"of real test text under the language model {lm.recipe.name!r} trained on real training text, seed "
             f"{forward['evaluator_seed']}: what real data would score as FPPL and as RPPL",
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -141,7 +141,7 @@ def estimate_log_likelihood(
     model: LatentEBMPreTrainedModel,
     batches: Iterable[dict[str, Tensor]],
     *,
-    method: str = "ais",
+    method: Literal["ais", "importance"] = "ais",
     num_samples: int = 16,
     num_levels: int = 30,
     log_partition: LogPartition | None = None,

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import evaluate
-import numpy as np
 
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.compare import bootstrap_interval
 from latent_ebm_text.evaluation.language_model import (
     LanguageModel,
     Sentences,
@@ -32,8 +32,6 @@ from latent_ebm_text.evaluation.language_model import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-NUM_RESAMPLES = 1000
 
 
 def forward_perplexity(
@@ -58,17 +56,18 @@ def forward_perplexity(
 
     Returns:
         `perplexity`, `interval_95`, `n_sentences` and `n_tokens` as of [`estimate_perplexity`]; `evaluator` and
-        `evaluator_seed`; `evaluator_test_perplexity`, of the real test text under `lm`; `definition`.
+        `evaluator_seed`; `evaluator_test_perplexity` and `evaluator_test_interval_95`, of the real test text under
+        `lm`; `definition`.
 
     Raises:
         UsageError: Samples that are none, all blank or all the same, no test text, or a tokeniser of another
             vocabulary than the evaluator's.
     """
     _require_samples(samples)
-    sample_ids = encode_texts(samples, "samples", lm, tokenizer)
+    sample_ids = _encode(samples, "samples", lm, tokenizer)
     return {
         **estimate_perplexity(lm, sample_ids, progress=progress),
-        **_describe_evaluator(lm, encode_texts(real_test, "real_test", lm, tokenizer), progress),
+        **_describe_evaluator(lm, _encode(real_test, "real_test", lm, tokenizer), progress),
         "definition": "FPPL: perplexity of generated sentences under a language model trained on real training text; "
         "exp of the mean NLL per token, the ends of sentences counted, each sentence on its own, unknown words as "
         "<unk>; interval: 95 %, bootstrap over the generated sentences, the language model fixed",
@@ -112,8 +111,8 @@ def reverse_perplexity(
     _require_samples(samples)
     samples = samples[:wanted]
     _require_samples(samples)
-    sample_ids = encode_texts(samples, "samples", lm, tokenizer)
-    test_ids = encode_texts(real_test, "real_test", lm, tokenizer)
+    sample_ids = _encode(samples, "samples", lm, tokenizer)
+    test_ids = _encode(real_test, "real_test", lm, tokenizer)
     reverse_lm = train_language_model(
         sample_ids, None, lm.vocab_size, lm.recipe, cache_dir=cache_dir, seed=lm.record.seed, progress=progress
     )
@@ -148,22 +147,22 @@ def estimate_perplexity(lm: LanguageModel, ids: Sentences, *, progress: bool = F
         sentences, always the same ones; `n_sentences`; `n_tokens`, the ends of sentences counted.
     """
     nll, tokens = sentence_nll(lm, ids, progress=progress)
-    generator = np.random.default_rng(0)
-    resamples = (generator.integers(len(nll), size=len(nll)) for _ in range(NUM_RESAMPLES))
-    low, high = np.quantile([perplexity(nll[chosen], tokens[chosen]) for chosen in resamples], [0.025, 0.975])
+    low, high = bootstrap_interval(nll, tokens=tokens).interval_95
     return {
         "perplexity": perplexity(nll, tokens),
-        "interval_95": [float(low), float(high)],
+        "interval_95": [low, high],
         "n_sentences": len(nll),
         "n_tokens": int(tokens.sum()),
     }
 
 
 def _describe_evaluator(lm: LanguageModel, test_ids: list[list[int]], progress: bool) -> dict[str, Any]:
+    own = estimate_perplexity(lm, test_ids, progress=progress)
     return {
         "evaluator": lm.recipe.name,
         "evaluator_seed": None if lm.record is None else lm.record.seed,
-        "evaluator_test_perplexity": perplexity(*sentence_nll(lm, test_ids, progress=progress)),
+        "evaluator_test_perplexity": own["perplexity"],
+        "evaluator_test_interval_95": own["interval_95"],
     }
 
 
@@ -181,9 +180,7 @@ def _require_samples(samples: Sequence[str]) -> None:
     raise UsageError(f"samples must be generated sentences, but {problem}; look at how they were generated.")
 
 
-def encode_texts(
-    texts: Sequence[str], name: str, lm: LanguageModel, tokenizer: PreTrainedTokenizerBase
-) -> list[list[int]]:
+def _encode(texts: Sequence[str], name: str, lm: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Ids with bos and eos put on here, because only some tokenisers do it themselves."""
     if isinstance(texts, str) or not len(texts):
         raise UsageError(f"{name} must be a list of at least one sentence.")

@@ -114,12 +114,11 @@ class AnnealedImportanceSampler:
         value_and_score = value_and_score_function(target)
         with torch.no_grad():
             state = ChainState.at(init.detach().clone(), value_and_score)
-            total = torch.zeros_like(state.value, dtype=torch.float64)
+            total, betas = torch.zeros_like(state.value, dtype=torch.float64), self.betas
             for level in range(self.num_levels):
-                total += (self.betas[level + 1] - self.betas[level]) * _log_ratio(state)
+                total += (betas[level + 1] - betas[level]) * _log_ratio(state)
                 if level + 1 < self.num_levels:
-                    sizes = step_sizes[level]
-                    state, _ = self._step(state, value_and_score, sizes, self.betas[level + 1], generator)
+                    state, _ = self._step(state, value_and_score, step_sizes[level], betas[level + 1], generator)
             return total, state.position
 
     def reverse_log_weights(
@@ -142,12 +141,11 @@ class AnnealedImportanceSampler:
         value_and_score = value_and_score_function(target)
         with torch.no_grad():
             state = ChainState.at(draws.detach().clone(), value_and_score)
-            total = torch.zeros_like(state.value, dtype=torch.float64)
+            total, betas = torch.zeros_like(state.value, dtype=torch.float64), self.betas
             for level in range(self.num_levels, 0, -1):
-                total += (self.betas[level] - self.betas[level - 1]) * _log_ratio(state)
+                total += (betas[level] - betas[level - 1]) * _log_ratio(state)
                 if level > 1:
-                    sizes = step_sizes[level - 2]
-                    state, _ = self._step(state, value_and_score, sizes, self.betas[level - 1], generator)
+                    state, _ = self._step(state, value_and_score, step_sizes[level - 2], betas[level - 1], generator)
             return total
 
     def _step(

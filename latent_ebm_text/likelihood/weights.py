@@ -34,7 +34,8 @@ class LogIntegral:
             raise UsageError(f"an estimate with a standard error needs log weights (2 or more, num_data), got {shape}")
         if bool(self.log_weights.isnan().any()) or bool((self.log_weights == math.inf).any()):
             raise DivergenceError(
-                "importance weights are not finite: the log-density is not, somewhere; see its model"
+                "importance weights are not finite, because the log-density is not at some draw: look for weights of "
+                "the model that are not finite"
             )
 
     @property

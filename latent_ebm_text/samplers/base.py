@@ -44,6 +44,29 @@ class SamplerTrace:
     displacements: Tensor
 
 
+class TraceRecorder:
+    """Collects a [`SamplerTrace`] step by step."""
+
+    def __init__(self) -> None:
+        self._energies: list[Tensor] = []
+        self._score_norms: list[Tensor] = []
+        self._displacements: list[Tensor] = []
+
+    def start_step(self, value: Tensor, score: Tensor) -> None:
+        """Takes note of log-density `(batch,)` and score `(batch, latent_dim)` where a step starts from."""
+        self._energies.append(-value)
+        self._score_norms.append(score.norm(dim=-1))
+
+    def end_step(self, displacement: Tensor) -> None:
+        """Takes note of what the step moved the chains by, `(batch, latent_dim)`."""
+        self._displacements.append(displacement.norm(dim=-1))
+
+    def finish(self, value: Tensor) -> SamplerTrace:
+        """The trace, given the log-density after the last step."""
+        energies = torch.stack([*self._energies, -value])
+        return SamplerTrace(energies, torch.stack(self._score_norms), torch.stack(self._displacements))
+
+
 @dataclass(frozen=True)
 class SamplerOutput:
     """The end of a batch of chains.

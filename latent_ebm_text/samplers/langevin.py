@@ -13,7 +13,7 @@ from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.samplers.base import (
     LogDensity,
     SamplerOutput,
-    SamplerTrace,
+    TraceRecorder,
     score_function,
     value_and_score_function,
 )
@@ -116,12 +116,11 @@ class LangevinSampler:
             noise = _Noise(position, generator, averaged=self.integrator == "leimkuhler_matthews")
             # Counted on the device and read once at the end, so that a chain never waits for the host.
             finite_steps = torch.zeros((), dtype=torch.long, device=position.device)
-            energies, score_norms, displacements = [], [], []
+            recorder = TraceRecorder()
             for step, (drift, noise_scale) in enumerate(self._coefficients()):
                 if return_trace:
                     value, score = value_and_score_of(position)
-                    energies.append(-value)
-                    score_norms.append(score.norm(dim=-1))
+                    recorder.start_step(value, score)
                     previous = position.clone()
                 else:
                     score = score_of(position)
@@ -132,12 +131,9 @@ class LangevinSampler:
                     position.add_(noise.draw(), alpha=noise_scale)
                 finite_steps += torch.isfinite(position.sum())
                 if return_trace:
-                    displacements.append((position - previous).norm(dim=-1))
+                    recorder.end_step(position - previous)
             self._require_finite(int(finite_steps), position)
-            trace = None
-            if return_trace:
-                energies.append(-value_and_score_of(position)[0])
-                trace = SamplerTrace(torch.stack(energies), torch.stack(score_norms), torch.stack(displacements))
+            trace = recorder.finish(value_and_score_of(position)[0]) if return_trace else None
         return SamplerOutput(position, trace)
 
     def _require_finite(self, finite_steps: int, position: Tensor) -> None:

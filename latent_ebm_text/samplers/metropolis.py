@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text.errors import DivergenceError, UsageError
-from latent_ebm_text.samplers.base import LogDensity, SamplerOutput, SamplerTrace, value_and_score_function
+from latent_ebm_text.samplers.base import LogDensity, SamplerOutput, TraceRecorder, value_and_score_function
 from latent_ebm_text.samplers.schedules import Schedule, schedule_values
 
 ValueAndScore = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -129,6 +129,31 @@ class DualAveraging:
         return self._mean_log.exp()
 
 
+def check_adaptive_settings(sampler: Any, kind: str, **least: int) -> None:
+    """Refuses settings that no sampler with an adaptive step size can have.
+
+    Args:
+        sampler: With `num_steps`, `num_adaptation_steps`, `step_size` and `target_acceptance`.
+        kind: What it is, for the error message.
+        **least: Names of the integers among its settings, each with the least value that makes sense.
+
+    Raises:
+        UsageError: Names the setting and what it may be.
+    """
+    for setting, lowest in least.items():
+        value = getattr(sampler, setting)
+        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+            raise UsageError(f"{setting} of {kind} must be an integer of at least {lowest}, got {value!r}")
+    if sampler.num_adaptation_steps >= sampler.num_steps:
+        raise UsageError(
+            f"num_adaptation_steps ({sampler.num_adaptation_steps}) must be below num_steps ({sampler.num_steps}): "
+            "draws of a chain that still adapts its step size do not follow the target"
+        )
+    if not 0 < sampler.target_acceptance < 1:
+        raise UsageError(f"target_acceptance must be between 0 and 1, got {sampler.target_acceptance}")
+    schedule_values(sampler.step_size, 1, name="step_size")
+
+
 @dataclass(frozen=True)
 class HMCSampler:
     r"""Hamiltonian Monte Carlo: leapfrog trajectories with a Metropolis correction, so that the target law is exact.
@@ -156,18 +181,7 @@ class HMCSampler:
     target_acceptance: float = 0.8
 
     def __post_init__(self) -> None:
-        for setting, least in (("num_steps", 1), ("num_leapfrog_steps", 1), ("num_adaptation_steps", 0)):
-            value = getattr(self, setting)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"{setting} of an HMC sampler must be an integer of at least {least}, got {value!r}")
-        if self.num_adaptation_steps >= self.num_steps:
-            raise UsageError(
-                f"num_adaptation_steps ({self.num_adaptation_steps}) must be below num_steps ({self.num_steps}): "
-                "draws of a chain that still adapts its step size do not follow the target"
-            )
-        if not 0 < self.target_acceptance < 1:
-            raise UsageError(f"target_acceptance must be between 0 and 1, got {self.target_acceptance}")
-        schedule_values(self.step_size, 1, name="step_size")
+        check_adaptive_settings(self, "an HMC sampler", num_steps=1, num_leapfrog_steps=1, num_adaptation_steps=0)
         self._temperatures()
 
     def _temperatures(self) -> list[float]:
@@ -193,7 +207,7 @@ class HMCSampler:
             acceptance probability of the steps after the adaptation.
         """
         value_and_score = value_and_score_function(logdensity)
-        energies, score_norms, displacements = [], [], []
+        recorder = TraceRecorder()
         with torch.no_grad():
             state = ChainState.at(init.detach().clone(), value_and_score)
             step_sizes = torch.full_like(state.value, float(self.step_size))
@@ -216,13 +230,9 @@ class HMCSampler:
                 else:
                     accepted += acceptance
                 if return_trace:
-                    energies.append(-before.value)
-                    score_norms.append(before.score.norm(dim=-1))
-                    displacements.append((state.position - before.position).norm(dim=-1))
-            trace = None
-            if return_trace:
-                energies.append(-state.value)
-                trace = SamplerTrace(torch.stack(energies), torch.stack(score_norms), torch.stack(displacements))
+                    recorder.start_step(before.value, before.score)
+                    recorder.end_step(state.position - before.position)
+            trace = recorder.finish(state.value) if return_trace else None
         rate = accepted / (self.num_steps - self.num_adaptation_steps)
         return SamplerOutput(state.position, trace, acceptance_rate=rate, step_sizes=step_sizes)
 

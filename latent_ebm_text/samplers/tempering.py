@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.samplers.base import LogDensity, SamplerOutput, SamplerTrace, value_and_score_function
-from latent_ebm_text.samplers.metropolis import ChainState, DualAveraging, hmc_step
-from latent_ebm_text.samplers.schedules import schedule_values
+from latent_ebm_text.samplers.base import LogDensity, SamplerOutput, TraceRecorder, value_and_score_function
+from latent_ebm_text.samplers.metropolis import ChainState, DualAveraging, check_adaptive_settings, hmc_step
 
 
 @dataclass(frozen=True)
@@ -44,21 +43,11 @@ class ParallelTemperingSampler:
     target_acceptance: float = 0.574
 
     def __post_init__(self) -> None:
-        for setting, least in (("num_steps", 1), ("num_temperatures", 2), ("num_adaptation_steps", 0)):
-            value = getattr(self, setting)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(
-                    f"{setting} of a parallel tempering sampler must be an integer of at least {least}, got {value!r}"
-                )
-        if self.num_adaptation_steps >= self.num_steps:
-            raise UsageError(
-                f"num_adaptation_steps ({self.num_adaptation_steps}) must be below num_steps ({self.num_steps})"
-            )
+        check_adaptive_settings(
+            self, "a parallel tempering sampler", num_steps=1, num_temperatures=2, num_adaptation_steps=0
+        )
         if not 1 < self.max_temperature < float("inf"):
             raise UsageError(f"max_temperature must be above 1 and finite, got {self.max_temperature}")
-        if not 0 < self.target_acceptance < 1:
-            raise UsageError(f"target_acceptance must be between 0 and 1, got {self.target_acceptance}")
-        schedule_values(self.step_size, 1, name="step_size")
 
     @property
     def temperatures(self) -> list[float]:
@@ -87,14 +76,14 @@ class ParallelTemperingSampler:
         """
         value_and_score = value_and_score_function(logdensity)
         temperatures, kept = self.temperatures, self.num_steps - self.num_adaptation_steps
-        energies, score_norms, displacements = [], [], []
+        recorder = TraceRecorder()
         with torch.no_grad():
             start = ChainState.at(init.detach().clone(), value_and_score)
             chains = [start] * self.num_temperatures
             sizes = [torch.full_like(start.value, self.step_size * t**0.5) for t in temperatures]
             adaptations = [DualAveraging(size, self.target_acceptance) for size in sizes]
             accepted = torch.zeros_like(start.value)
-            swaps, proposals = torch.zeros(self.num_temperatures - 1), torch.zeros(self.num_temperatures - 1)
+            swaps, proposals = (start.value.new_zeros(self.num_temperatures - 1) for _ in range(2))
             for step in range(self.num_steps):
                 before = chains[0]
                 for rung, temperature in enumerate(temperatures):
@@ -113,17 +102,12 @@ class ParallelTemperingSampler:
                 if step + 1 == self.num_adaptation_steps:
                     sizes = [adaptation.final() for adaptation in adaptations]
                 for rung in range(step % 2, self.num_temperatures - 1, 2):
-                    rate = self._swap(chains, rung, temperatures, generator)
-                    swaps[rung] += rate
+                    swaps[rung] += self._swap(chains, rung, temperatures, generator)
                     proposals[rung] += 1
                 if return_trace:
-                    energies.append(-before.value)
-                    score_norms.append(before.score.norm(dim=-1))
-                    displacements.append((chains[0].position - before.position).norm(dim=-1))
-            trace = None
-            if return_trace:
-                energies.append(-chains[0].value)
-                trace = SamplerTrace(torch.stack(energies), torch.stack(score_norms), torch.stack(displacements))
+                    recorder.start_step(before.value, before.score)
+                    recorder.end_step(chains[0].position - before.position)
+            trace = recorder.finish(chains[0].value) if return_trace else None
         return SamplerOutput(
             chains[0].position,
             trace,
@@ -135,11 +119,11 @@ class ParallelTemperingSampler:
     @staticmethod
     def _swap(
         chains: list[ChainState], rung: int, temperatures: list[float], generator: torch.Generator | None
-    ) -> float:
+    ) -> Tensor:
         """Proposes to exchange the positions of two neighbours, row by row; gives the mean acceptance probability."""
         cold, hot = chains[rung], chains[rung + 1]
         log_ratio = (1 / temperatures[rung] - 1 / temperatures[rung + 1]) * (hot.value - cold.value)
         acceptance = log_ratio.clamp(max=0.0).exp()
         chosen = torch.empty_like(acceptance).uniform_(generator=generator) < acceptance
         chains[rung], chains[rung + 1] = hot.where(chosen, cold), cold.where(chosen, hot)
-        return float(acceptance.mean())
+        return acceptance.mean()  # not read here, so that a chain never waits for the host

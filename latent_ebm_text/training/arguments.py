@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from latent_ebm_text.configuration import LatentEBMTextConfig
+from latent_ebm_text.samplers.langevin import Integrator
 from latent_ebm_text.training.configuration import require_in_interval, require_positive
 
 
@@ -45,14 +46,13 @@ class ModelArguments:
         "Longest score that moves a posterior chain, here and in training; keeps long sentences from overshooting.",
     )
     posterior_temperature: float = _option(1.0, "Noise temperature of the posterior's chains; 1 draws from it.")
-    integrator: Literal["euler", "leimkuhler_matthews"] = _option(
+    integrator: Integrator = _option(
         "euler", "Integrator of all Langevin chains: the paper's, or one without error for Gaussian targets."
     )
     likelihood_weight: float = _option(1.0, "w of the posterior p(z) p(x|z)^w; above 1 the latent carries more of x.")
     energy_penalty: float = _option(
         0.0, "Weight of the squared tilt f(z)^2, which keeps the energy from running away."
     )
-
     encoder_hidden_size: int | None = _option(
         None, "Width of an LSTM encoder, which makes a VAE (needs prior_type gaussian, inference variational)."
     )

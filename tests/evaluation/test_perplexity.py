@@ -10,6 +10,7 @@ import torch
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation import perplexity as module
+from latent_ebm_text.evaluation.figures import perplexity_figures
 from latent_ebm_text.evaluation.language_model import (
     LanguageModel,
     LanguageModelRecipe,
@@ -269,3 +270,20 @@ def test_the_tokenizer_must_be_that_of_the_evaluator(fppl):
     other = train_word_tokenizer(["the dog sleeps"])
     with pytest.raises(UsageError, match="the tokenizer knows 7 words and the evaluator 12; use the tokenizer"):
         fppl(SAMPLES, tokenizer=other)
+
+
+# -------- in a report
+
+
+def test_the_figures_of_a_report_are_those_of_the_metrics(fppl, rppl, lm, tokenizer, tmp_path):
+    figures = perplexity_figures(SAMPLES, lm, tokenizer, REAL_TEST, cache_dir=tmp_path)
+    forward, reverse = fppl(SAMPLES), rppl(SAMPLES)
+    assert list(figures) == ["evaluator's test perplexity", "FPPL", "RPPL"], "the evaluator's own comes first"
+    own, *generated = figures.values()
+    assert own.value == forward["evaluator_test_perplexity"]
+    assert (own.n, list(own.interval_95)) == (len(REAL_TEST), forward["evaluator_test_interval_95"])
+    for figure, found in zip(generated, (forward, reverse), strict=True):
+        assert (figure.value, list(figure.interval_95)) == (found["perplexity"], found["interval_95"])
+        assert figure.n == found["n_sentences"]
+        assert "'tiny'" in figure.definition, "a figure carries its evaluator's name"
+    assert figures["RPPL"].details["warning"] == reverse["warning"]
