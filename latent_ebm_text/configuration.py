@@ -111,8 +111,12 @@ class LatentEBMTextConfig(LatentEBMConfig):
         output_rank (`int`, *optional*): Rank of an untied output layer; full rank by default.
         dropout (`float`): Dropout on word embeddings and hidden states.
         word_dropout (`float`): Probability that an input word is hidden from the decoder in training.
-        encoder_hidden_size (`int`, *optional*): Width of an LSTM encoder q(z | x), which then takes the place of the
-            posterior chains: a variational autoencoder. None by default.
+        frequent_words (`int`): In training, the softmax is taken over the first so many ids (word-level tokenisers
+            give ids by falling frequency), the words of the batch and `drawn_words` of the others, which stand for the
+            rest; 0 for all words. Evaluation and generation always take all words.
+        drawn_words (`int`): See `frequent_words`.
+        encoder_hidden_size (`int`, *optional*): Width of an LSTM encoder q(z | x), from whose draws posterior chains
+            start; with a Gaussian prior it makes a variational autoencoder. None by default.
         max_sentence_length (`int`): Most words (the end counted) of a sentence in training and of a generated one.
     """
 
@@ -126,6 +130,8 @@ class LatentEBMTextConfig(LatentEBMConfig):
     output_rank: int | None = None
     dropout: float | int = 0.2
     word_dropout: float | int = 0.0
+    frequent_words: int = 0
+    drawn_words: int = 0
     encoder_hidden_size: int | None = None
     max_sentence_length: int = 100
     pad_token_id: int | None = 0
@@ -137,8 +143,13 @@ class LatentEBMTextConfig(LatentEBMConfig):
         super().__post_init__(**kwargs)
         self._require_positive("vocab_size", "hidden_size", "embedding_size", "output_rank", "max_sentence_length")
         self._require_positive("encoder_hidden_size")
-        if self.encoder_hidden_size is not None and (self.prior_type != "gaussian" or self.latent_dim == 0):
-            raise UsageError("encoder_hidden_size makes a VAE: set prior_type to 'gaussian' and latent_dim above 0")
+        if self.frequent_words < 0 or self.drawn_words < 0 or (self.frequent_words > 0) != (self.drawn_words > 0):
+            raise UsageError(
+                "frequent_words and drawn_words go together: set both to positive numbers or both to 0, got "
+                f"{self.frequent_words} and {self.drawn_words}"
+            )
+        if self.encoder_hidden_size is not None and self.latent_dim == 0:
+            raise UsageError("encoder_hidden_size needs a latent to infer: set latent_dim above 0, or leave it out")
         for name in ("dropout", "word_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} must lie in [0, 1), got {getattr(self, name)}")

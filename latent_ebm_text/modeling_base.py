@@ -25,8 +25,8 @@ class LatentEBMLoss:
     Attributes:
         loss: What is minimised: `reconstruction + prior + penalty`.
         reconstruction: `-log p(x | z+)`.
-        prior: `E(z+) - E(z-)`, the posterior-prior energy gap; its gradient trains the prior (paper, eq. 6). Of a
-            variational model the divergence `KL(q(z | x) || p(z))`.
+        prior: `E(z+) - E(z-)`, the posterior-prior energy gap; its gradient trains the prior (paper, eq. 6). Of a VAE
+            the divergence `KL(q(z | x) || N(0, I))`.
         penalty: The weighted squared tilt.
         latents: `z+`, of shape `(batch, latent_dim)`.
     """
@@ -44,8 +44,8 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
     Attributes:
         prior: The [`EnergyPrior`], or a [`GaussianPrior`] where the configuration says so.
         decoder: The [`~latent_ebm_text.decoders.LatentDecoder`].
-        encoder: Of a variational model: the [`~latent_ebm_text.encoders.LatentEncoder`], which then gives the
-            posterior draws in place of Langevin dynamics.
+        encoder: The [`~latent_ebm_text.encoders.LatentEncoder`] whose draws posterior chains start from; under a
+            Gaussian prior (a VAE) they take the place of the chains. `None` where chains start from N(0, I).
     """
 
     config_class = LatentEBMConfig
@@ -133,7 +133,8 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
     ) -> SamplerOutput:
         """Draws one latent per example from the posterior; arguments as in `posterior` and `sample_prior`.
 
-        A model with an encoder gives the encoder's draws, unless it is given a sampler.
+        Where there is an encoder, the chains start from its draws. Under a Gaussian prior (a VAE) these are the
+        result, unless a sampler is given.
         """
         batch = len(next(iter(inputs.values())))
         if self.config.latent_dim == 0:
@@ -141,7 +142,7 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         if initial_latents is None and self.encoder is not None:
             with torch.no_grad():
                 initial_latents = self.encoder(inputs).sample(generator)
-            if sampler is None:
+            if sampler is None and isinstance(self.prior, GaussianPrior):
                 return SamplerOutput(initial_latents)
         if initial_latents is None:
             initial_latents = self.sample_reference(batch, generator)
@@ -153,37 +154,65 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
     def objective(self, inputs: dict[str, Tensor], latents: Tensor, prior_latents: Tensor) -> LatentEBMLoss:
         """The loss whose gradient is the paper's learning gradient of both parts (section 2.3, eq. 6-7).
 
+        An encoder, where there is one, learns to propose what the chains have found: by `-log q(z+ | x)`.
+
         Args:
             inputs: The data.
             latents: `(batch, latent_dim)` posterior draws `z+`; no gradient flows into them.
             prior_latents: `(samples, latent_dim)` prior draws `z-`.
         """
-        latents, prior_latents = latents.detach(), prior_latents.detach()
+        latents = latents.detach()
         reconstruction = -self.decoder.log_prob(inputs, latents).mean()
+        gap, penalty = self._prior_objective(latents, prior_latents)
+        loss = reconstruction + gap + penalty
+        if self.encoder is not None:
+            loss = loss - self.encoder(inputs).log_prob(latents).mean()
+        return LatentEBMLoss(loss, reconstruction, gap, penalty, latents)
+
+    def _prior_objective(self, latents: Tensor, prior_latents: Tensor) -> tuple[Tensor, Tensor]:
+        """`E(z+) - E(z-)` and the penalty; no gradient flows into the latents."""
+        latents, prior_latents = latents.detach(), prior_latents.detach()
         tilts = self.prior.tilt(torch.cat([latents, prior_latents])).split([len(latents), len(prior_latents)])
         posterior_energy, prior_energy = (
             0.5 * z.square().sum(dim=-1).mean() - tilt.mean()
             for z, tilt in zip((latents, prior_latents), tilts, strict=True)
         )
         penalty = self.config.energy_penalty * sum(tilt.square().mean() for tilt in tilts)
-        gap = posterior_energy - prior_energy
-        return LatentEBMLoss(reconstruction + gap + penalty, reconstruction, gap, penalty, latents)
+        return posterior_energy - prior_energy, penalty
 
-    def variational_objective(self, inputs: dict[str, Tensor], likelihood_weight: float) -> LatentEBMLoss:
-        """The loss of a model with an encoder, whose prior is N(0, I): the negative evidence lower bound.
+    def variational_objective(
+        self, inputs: dict[str, Tensor], likelihood_weight: float, prior_latents: Tensor
+    ) -> LatentEBMLoss:
+        """The loss of a model with an encoder q(z | x) in place of posterior chains: a negative evidence lower bound.
 
-        `-log p(x | z) + KL(q(z | x) || N(0, I)) / w` with z drawn from the encoder. A likelihood weight that falls to
-        1 is the annealing of the divergence of Bowman et al. (2016); `config.free_bits` nats per dimension are free
-        of cost. The noise comes from torch's global stream, as that of dropout does.
+        `-log p(x | z) + KL(q(z | x) || p(z)) / w` with z drawn from the encoder, up to `log Z`. A likelihood weight
+        that falls to 1 is the annealing of the divergence of Bowman et al. (2016); `config.free_bits` nats per
+        dimension of the divergence from N(0, I) are free of cost. The prior learns as in `objective`. The noise comes
+        from torch's global stream, as that of dropout does.
+
+        Args:
+            inputs: The data.
+            likelihood_weight: `w`.
+            prior_latents: `(samples, latent_dim)` prior draws; may be none where the prior is Gaussian.
         """
         assert self.encoder is not None
         proposal = self.encoder(inputs)
         latents = proposal.sample()
         reconstruction = -self.decoder.log_prob(inputs, latents).mean()
-        divergence = proposal.divergence().mean(dim=0)  # (latent_dim,)
+        divergence = proposal.divergence().mean(dim=0)  # (latent_dim,), from N(0, I)
         charged = divergence.clamp(min=self.config.free_bits).sum()
-        loss = reconstruction + charged / likelihood_weight
-        return LatentEBMLoss(loss, reconstruction, divergence.sum(), torch.zeros_like(loss), latents.detach())
+        if isinstance(self.prior, GaussianPrior):
+            loss = reconstruction + charged / likelihood_weight
+            return LatentEBMLoss(loss, reconstruction, divergence.sum(), torch.zeros_like(loss), latents.detach())
+        gap, penalty = self._prior_objective(latents, prior_latents)
+        loss = reconstruction + (charged - self._frozen_tilt(latents).mean()) / likelihood_weight + gap + penalty
+        return LatentEBMLoss(loss, reconstruction, gap, penalty, latents.detach())
+
+    def _frozen_tilt(self, latents: Tensor) -> Tensor:
+        """`f(z)`, differentiable in z alone: the encoder's loss must not train the prior a second time."""
+        weights = {name: weight.detach() for name, weight in self.prior.named_parameters()}
+        log_density: Tensor = torch.func.functional_call(self.prior, weights, (latents,))
+        return log_density + 0.5 * latents.square().sum(dim=-1)
 
     def sample_reference(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws from N(0, I), `(num_samples, latent_dim)`, of the model's type and on its device."""

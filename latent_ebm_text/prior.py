@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,26 +13,43 @@ from torch import Tensor, nn
 from latent_ebm_text.errors import UsageError
 
 LEAKY_RELU_SLOPE = 0.2
+#: Rows that the closed-form score takes at a time on a CPU: the features of so many stay in its cache between layers.
+BLOCK_ROWS = 512
 
 
-def _leaky_relu(x: Tensor) -> Tensor:
-    return nn.functional.leaky_relu(x, LEAKY_RELU_SLOPE)
+def _gelu(x: Tensor, out: Tensor) -> Tensor:
+    return nn.functional.gelu(x, out=out)  # type: ignore[call-arg]
 
 
-def _leaky_relu_backward(grad: Tensor, x: Tensor) -> Tensor:
-    result: Tensor = torch.ops.aten.leaky_relu_backward(grad, x, LEAKY_RELU_SLOPE, False)
+def _gelu_backward(gradient: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.gelu_backward.grad_input(gradient, x, grad_input=out)
     return result
 
 
-def _gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
-    result: Tensor = torch.ops.aten.gelu_backward(grad, x)
+def _leaky_relu(x: Tensor, out: Tensor) -> Tensor:
+    return nn.functional.leaky_relu_(out.copy_(x), LEAKY_RELU_SLOPE)
+
+
+def _leaky_relu_backward(gradient: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    backward = torch.ops.aten.leaky_relu_backward.grad_input
+    result: Tensor = backward(gradient, x, LEAKY_RELU_SLOPE, False, grad_input=out)
     return result
 
 
-#: Each activation with its backward, which takes the gradient and the pre-activation.
-_ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    "gelu": (nn.functional.gelu, _gelu_backward),
-    "leaky_relu": (_leaky_relu, _leaky_relu_backward),
+@dataclass(frozen=True)
+class _Activation:
+    """A non-linearity: as part of a differentiable network, and as its two passes, which fill `out` and return it."""
+
+    function: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor, Tensor], Tensor]  # (x, out)
+    backward: Callable[[Tensor, Tensor, Tensor], Tensor]  # (gradient, x, out), where out may be one of the others
+
+
+_ACTIVATIONS = {
+    "gelu": _Activation(nn.functional.gelu, _gelu, _gelu_backward),
+    "leaky_relu": _Activation(
+        partial(nn.functional.leaky_relu, negative_slope=LEAKY_RELU_SLOPE), _leaky_relu, _leaky_relu_backward
+    ),
 }
 
 
@@ -130,7 +149,7 @@ class EnergyPrior(TiltedGaussianPrior):
             )
         if activation not in _ACTIVATIONS:
             raise UsageError(f"unknown activation {activation!r}; known: {', '.join(sorted(_ACTIVATIONS))}")
-        self._activation, self._activation_backward = _ACTIVATIONS[activation]
+        self._activation = _ACTIVATIONS[activation]
         sizes = [latent_dim] + [hidden_size] * num_hidden_layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
         self.out = nn.Linear(hidden_size, 1, bias=False)
@@ -138,19 +157,97 @@ class EnergyPrior(TiltedGaussianPrior):
     def tilt(self, latents: Tensor) -> Tensor:
         """`f(z)`, the log of the tilt of the reference Gaussian, in nats; `(batch, latent_dim)` to `(batch,)`."""
         for layer in self.hidden:
-            latents = self._activation(layer(latents))
+            latents = self._activation.function(layer(latents))
         return self.out(latents).squeeze(-1)
+
+    def score(self, latents: Tensor) -> Tensor:
+        """The score `grad f(z) - z` of shape `(batch, latent_dim)`, in closed form: no graph is built."""
+        return self.frozen().score(latents)
+
+    def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """`-E(z)` of shape `(batch,)` and its score of shape `(batch, latent_dim)`, in closed form."""
+        return self.frozen().value_and_score(latents)
+
+    def frozen(self) -> FrozenEnergyPrior:
+        """The same log-density for the length of a chain, see [`FrozenEnergyPrior`]."""
+        return FrozenEnergyPrior(self)
+
+
+class FrozenEnergyPrior:
+    """The log-density of an [`EnergyPrior`] while a chain runs: its weights stay as they are, its buffers are kept.
+
+    The backward pass is written out by hand and forms no gradient of a weight. A step is a few small products, so that
+    what surrounds them counts: nothing is computed but the score, and nothing is allocated but the result.
+
+    Args:
+        prior: The prior. Made once per chain, not kept over an update of its weights.
+    """
+
+    @torch.no_grad()
+    def __init__(self, prior: EnergyPrior) -> None:
+        self._prior, self._activation = prior, prior._activation
+        weights = [layer.get_parameter("weight").detach() for layer in prior.hidden]  # each (out, in)
+        self._biases = [layer.get_parameter("bias").detach() for layer in prior.hidden]
+        self._forward_weights = [weight.t() for weight in weights]
+        # f is linear in the last features: its gradient there, `out.weight`, goes into the weights before.
+        self._backward_weights = [*weights[:-1], prior.out.weight.detach().t() * weights[-1]]
+        self._allocate(0)
+
+    def _allocate(self, rows: int) -> None:
+        """Buffers for so many rows, each `(rows, hidden_size)`."""
+        like = self._backward_weights[-1]
+        self._preactivations = [like.new_empty(rows, len(like)) for _ in self._biases]
+        self._scratch, self._ones = like.new_empty(rows, len(like)), like.new_ones(rows, len(like))
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """`-E(z)`; `(batch, latent_dim)` to `(batch,)`, differentiable."""
+        value: Tensor = self._prior(latents)
+        return value
+
+    @torch.no_grad()
+    def score(self, latents: Tensor) -> Tensor:
+        """The score; `(batch, latent_dim)` to the same shape."""
+        score = torch.empty_like(latents)
+        for block, out in _blocks(latents, score):
+            self._run_forward(block)
+            self._run_backward(block, out)
+        return score
 
     @torch.no_grad()
     def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """`-E(z)` of shape `(batch,)` and its score of shape `(batch, latent_dim)`, by one hand-written backward."""
-        preactivations = []
+        """`-E(z)` of shape `(batch,)` and its score of shape `(batch, latent_dim)`."""
+        value, score = latents.new_empty(len(latents)), torch.empty_like(latents)
+        for block, out, value_out in _blocks(latents, score, value):
+            self._run_forward(block)
+            features = self._activation.forward(self._preactivations[-1], self._scratch)
+            value_out.copy_(self._prior.out(features).squeeze(-1)).sub_(block.square().sum(dim=-1), alpha=0.5)
+            self._run_backward(block, out)
+        return value, score
+
+    def _run_forward(self, latents: Tensor) -> None:
+        """Fills the pre-activations of every layer."""
+        if len(latents) != len(self._scratch):
+            self._allocate(len(latents))
         features = latents
-        for layer in self.hidden:
-            preactivations.append(layer(features))  # (batch, hidden_size)
-            features = self._activation(preactivations[-1])
-        gradient = self.out.weight.expand_as(features)  # d f / d features
-        for layer, preactivation in zip(reversed(self.hidden), reversed(preactivations), strict=True):
-            gradient = self._activation_backward(gradient, preactivation) @ layer.get_parameter("weight")
-        value = self.out(features).squeeze(-1) - 0.5 * latents.square().sum(dim=-1)
-        return value, gradient - latents
+        for depth, preactivation in enumerate(self._preactivations):
+            if depth > 0:
+                features = self._activation.forward(self._preactivations[depth - 1], self._scratch)
+            torch.addmm(self._biases[depth], features, self._forward_weights[depth], out=preactivation)
+
+    def _run_backward(self, latents: Tensor, score: Tensor) -> None:
+        """Fills `score`; overwrites each pre-activation by the gradient of f in it."""
+        gradient = self._ones
+        for depth in range(len(self._biases) - 1, 0, -1):
+            preactivation = self._preactivations[depth]
+            self._activation.backward(gradient, preactivation, preactivation)
+            gradient = torch.mm(preactivation, self._backward_weights[depth], out=self._scratch)
+        first = self._preactivations[0]
+        self._activation.backward(gradient, first, first)
+        torch.addmm(latents, first, self._backward_weights[0], beta=-1, out=score)
+
+
+def _blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The tensors in blocks of rows that suit the cache, where there is one to suit."""
+    if tensors[0].device.type != "cpu" or len(tensors[0]) <= BLOCK_ROWS:
+        return [tensors]
+    return zip(*(tensor.split(BLOCK_ROWS) for tensor in tensors), strict=True)

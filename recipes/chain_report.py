@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
 from accelerate.utils import tqdm
 from transformers import AutoTokenizer
 
 from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.evaluation.chain_plots import plot_chain_report
-from latent_ebm_text.evaluation.chains import run_chain_report
 from latent_ebm_text.evaluation.sampler_comparison import compare_samplers
+from latent_ebm_text.evaluation.text import report_prior_chains
 from latent_ebm_text.samplers import HMCSampler, MALASampler, ParallelTemperingSampler
 from latent_ebm_text.streams import stream
 from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
@@ -42,21 +41,14 @@ def main() -> None:
     (args,) = parse_recipe_arguments((ChainArguments,), description=__doc__)
     model = LatentEBMForTextGeneration.from_pretrained(args.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    generator = stream(args.seed, "chain report", device=model.device)
     folder = Path(args.output_dir)
-
-    def decode(latents: torch.Tensor) -> list[str]:
-        return tokenizer.batch_decode(model.generate(latents=latents, do_sample=False), skip_special_tokens=True)
-
-    starts = model.sample_reference(args.superchains, generator)
-    report = run_chain_report(
-        model.prior,
-        model.prior_sampler,
-        starts.repeat_interleave(args.num_chains // args.superchains, dim=0),
-        multiples=sorted({m for m in (1, 2, 5, 10, 40, 100) if m < args.repetitions} | {args.repetitions}),
+    report = report_prior_chains(
+        model,
+        tokenizer,
+        num_chains=args.num_chains,
         superchains=args.superchains,
-        decode=decode,
-        generator=generator,
+        repetitions=args.repetitions,
+        seed=args.seed,
         progress=partial(tqdm, desc="chains"),
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,6 +56,7 @@ def main() -> None:
     if args.compare_samplers:
         size = report.sampler.get("step_size")
         step = size if isinstance(size, float) else 0.4
+        generator = stream(args.seed, "sampler comparison", device=model.device)
         comparison = compare_samplers(
             model.prior,
             {
@@ -72,7 +65,9 @@ def main() -> None:
                 "HMC": HMCSampler(12, step, num_leapfrog_steps=5, num_adaptation_steps=6),
                 "parallel tempering": ParallelTemperingSampler(20, step, num_temperatures=3, num_adaptation_steps=10),
             },
-            starts.repeat_interleave(args.num_chains // args.superchains, dim=0),
+            model.sample_reference(args.superchains, generator).repeat_interleave(
+                args.num_chains // args.superchains, dim=0
+            ),
             generator=generator,
             progress=partial(tqdm, desc="samplers"),
         )

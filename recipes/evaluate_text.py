@@ -3,27 +3,32 @@
     python recipes/evaluate_text.py --model runs/ptb-cpu/model --dataset_name path/to/ptb
     python recipes/evaluate_text.py --model runs/ptb-cpu/model --dataset_name path/to/ptb --evaluator quick
 
-Prints a table with the definition of every figure, and writes it as JSON and Markdown. The evaluator, a language
-model, is trained once per data set and kept in --cache_dir; the full one takes two hours on two CPU cores, and as long
+Prints a table with the definition of every figure, and writes it as JSON and Markdown, with plots. The evaluator, a
+language model, is trained once per data set and kept in --cache_dir; the full one takes an hour on a CPU, and as long
 again for the RPPL of every model.
 """
 
+import json
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import tqdm
 from transformers import AutoTokenizer
 
-from latent_ebm_text import LatentEBMForTextGeneration
+from latent_ebm_text import EnergyPrior, LatentEBMForTextGeneration
 from latent_ebm_text.evaluation import figures
+from latent_ebm_text.evaluation.chain_plots import plot_chain_report
 from latent_ebm_text.evaluation.language_model import EVALUATOR, QUICK_EVALUATOR, train_language_model
 from latent_ebm_text.evaluation.report import Report
-from latent_ebm_text.evaluation.text import generate_texts
+from latent_ebm_text.evaluation.text import generate_texts, report_prior_chains
+from latent_ebm_text.evaluation.text_plots import plot_text_report
 from latent_ebm_text.training.arguments import DataArguments
 from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
 from latent_ebm_text.training.text import prepare_text
@@ -45,6 +50,9 @@ class EvaluationArguments:
     num_information_sentences: int = field(default=256, metadata={"help": "Sentences for the mutual information."})
     num_samples: int | None = field(
         default=None, metadata={"help": "Generated sentences; as many as training sentences by default, for RPPL."}
+    )
+    chain_repetitions: int = field(
+        default=100, metadata={"help": "Run the prior's chains for so many times their length; 0 leaves them out."}
     )
     batch_size: int = field(default=128, metadata={"help": "Sentences a batch."})
     seed: int = field(default=0, metadata={"help": "Of every draw."})
@@ -72,7 +80,8 @@ def main() -> None:
 
     # What the model says of real text.
     common = {"batch_size": args.batch_size, "seed": args.seed}
-    report.add(figures.reconstruction_figures(model, test, text.collate, **common))
+    found, draws = figures.reconstruction_figures(model, test, text.collate, **common)
+    report.add(found)
     found, estimate, sentences = figures.marginal_likelihood_figures(
         model,
         test,
@@ -83,7 +92,7 @@ def main() -> None:
         **common,
     )
     report.add(found)
-    np.savez(folder / "sentences.npz", index=sentences, marginal_nll=-estimate.log_prob.numpy())
+    per_sentence = {"index": sentences, "marginal_nll": -estimate.log_prob.numpy()}
     if "log_prob" in text.corpus.splits["test"].column_names:  # a corpus that knows its own probabilities
         report.add(figures.exact_figures(text.corpus.splits["test"][sentences]["log_prob"]))
     if model.config.latent_dim:
@@ -103,10 +112,35 @@ def main() -> None:
             cache_dir=args.cache_dir,
             seed=args.seed,
         )
-        report.add(figures.perplexity_figures(samples, lm, tokenizer, test_texts, cache_dir=args.cache_dir))
+        found, nll = figures.perplexity_figures(samples, lm, tokenizer, test_texts, cache_dir=args.cache_dir)
+        report.add(found)
+        per_sentence |= {**nll, "rppl_tokens": test["length"][:], "fppl_tokens": [len(s.split()) + 1 for s in samples]}
+    np.savez(folder / "sentences.npz", **per_sentence)
+
+    # Whether the prior's chains have arrived, and the pictures.
+    paths = [
+        plot_text_report(
+            draws,
+            samples,
+            folder / "evaluation.png",
+            marginal_nll=per_sentence["marginal_nll"],
+            marginal_lengths=np.asarray(test["length"][:])[sentences],
+        )
+    ]
+    if isinstance(model.prior, EnergyPrior) and args.chain_repetitions:
+        chains = report_prior_chains(
+            model,
+            tokenizer,
+            repetitions=args.chain_repetitions,
+            seed=args.seed,
+            progress=partial(tqdm, desc="chains of the prior"),
+        )
+        report.texts["Chains of the prior"] = chains.to_markdown()
+        (folder / "chains.json").write_text(json.dumps(chains.to_dict(), indent=2) + "\n", encoding="utf-8")
+        paths += [folder / "chains.json", plot_chain_report(chains, folder / "chains.png")]
 
     report.facts["wall time"] = f"{(time.monotonic() - started) / 60:.1f} min"
-    paths = report.write(folder)
+    paths = [*report.write(folder), folder / "samples.txt", folder / "sentences.npz", *paths]
     print(f"\n{report.to_markdown()}")
     print("\n".join(str(path) for path in paths))
 

@@ -15,9 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from latent_ebm_text.evaluation.compare import paired_bootstrap
+from latent_ebm_text.evaluation.compare import compare_evaluations
 from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
 
 RECIPES = Path(__file__).parent
@@ -26,7 +24,7 @@ ROWS = {
     "vae_kl_annealing": ("VAE, KL annealing", "table_ptb/vae_kl_annealing.yaml"),
     "vae_free_bits": ("VAE, free bits", "table_ptb/vae_free_bits.yaml"),
     "gaussian_prior": ("Gaussian prior, Langevin posterior", "table_ptb/gaussian_prior.yaml"),
-    "latent_ebm": ("latent EBM", "ptb_cpu.yaml"),
+    "latent_ebm": ("latent EBM", "table_ptb/latent_ebm.yaml"),
 }
 COLUMNS = ("FPPL", "RPPL", "reconstruction NLL", "marginal NLL", "prior NLL", "active units")
 # Table 2 of Pang et al. (2020). Its NLL is that of the reconstruction.
@@ -78,12 +76,11 @@ def launch(program: Any, *arguments: Any) -> None:
 
 def make_table(folder: Path, evaluator: str) -> str:
     """The finished rows with their intervals, ours against each by paired bootstrap, and the published ones."""
-    reports, sentences = {}, {}
+    reports = {}
     for row in ROWS:
         path = folder / row / f"evaluation-{evaluator}"
         if (path / "evaluation.json").exists():
             reports[row] = json.loads((path / "evaluation.json").read_text(encoding="utf-8"))
-            sentences[row] = np.load(path / "sentences.npz")
     lines = ["| model | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for row, report in reports.items():
         cells = [cell(report["figures"].get(column)) for column in COLUMNS]
@@ -93,9 +90,9 @@ def make_table(folder: Path, evaluator: str) -> str:
         lines.append(f"| {title} (published) | " + " | ".join(cells) + " |")
     for row in reports:
         if row != "latent_ebm" and "latent_ebm" in reports:
-            ours, theirs = sentences["latent_ebm"]["marginal_nll"], sentences[row]["marginal_nll"]
-            verdict = paired_bootstrap(ours, theirs).verdict
-            lines.append(f"\nlatent EBM against {ROWS[row][0]}, marginal NLL per sentence: {verdict}")
+            paths = (folder / name / f"evaluation-{evaluator}" for name in ("latent_ebm", row))
+            for figure, comparison in compare_evaluations(*paths).items():
+                lines.append(f"\nlatent EBM against {ROWS[row][0]}, {figure}: {comparison.verdict}")
     return "\n".join(lines) + "\n"
 
 

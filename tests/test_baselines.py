@@ -127,7 +127,6 @@ def test_a_language_model_generates_is_saved_and_loaded_without_a_word_of_warnin
     [
         ({"latent_dim": 0}, "latent_dim must be positive for an energy prior"),
         ({"latent_dim": -1}, "latent_dim must be zero or positive"),
-        ({"encoder_hidden_size": 8}, "encoder_hidden_size makes a VAE: set prior_type to 'gaussian'"),
         ({"encoder_hidden_size": 8, "prior_type": "gaussian", "latent_dim": 0}, "latent_dim above 0"),
         ({"free_bits": -0.1}, "free_bits must be zero or positive"),
     ],

@@ -55,8 +55,7 @@ def test_a_whole_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Pat
     output = run_recipe(
         "evaluate_text.py", "--model", model_folder, *DATA, "--output_dir", tmp_path, "--evaluator", "none",
         "--num_likelihood_sentences", 12, "--num_likelihood_samples", 6, "--num_likelihood_levels", 10,
-        "--num_information_sentences", 8,
-        "--num_samples", 220,
+        "--num_information_sentences", 8, "--num_samples", 220, "--chain_repetitions", 10,
     )  # fmt: skip
     report = json.loads((tmp_path / "evaluation.json").read_text())
     figures = report["figures"]
@@ -74,6 +73,11 @@ def test_a_whole_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Pat
     assert len((tmp_path / "samples.txt").read_text().splitlines()) == 220
     assert "grammar" in report["facts"]["data"]
     assert (tmp_path / "evaluation.md").read_text() in output
+    assert "## Chains of the prior" in output
+    for picture in ("evaluation.png", "chains.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
+    comparison = run_recipe("compare_runs.py", "--first", tmp_path, "--second", tmp_path)
+    assert comparison.startswith("marginal NLL: no difference beyond noise")
 
 
 def test_the_chain_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Path) -> None:
@@ -93,11 +97,11 @@ def test_the_table_sets_our_rows_beside_the_published_ones(tmp_path: Path) -> No
         folder = tmp_path / row / "evaluation-quick"
         report = Report({}, {"marginal NLL": Measurement(100.0 + shift, (99.0 + shift, 101.0 + shift), 50, "made up")})
         report.write(folder)
-        np.savez(folder / "sentences.npz", marginal_nll=np.linspace(50, 150, 50) + shift)
+        np.savez(folder / "sentences.npz", index=np.arange(50), marginal_nll=np.linspace(50, 150, 50) + shift)
     table = make_table(tmp_path, "quick")
     assert "| LSTM language model | - | - | - | 105.00 [104.00, 106.00] |" in table
     assert "| latent EBM (published) | 107.45 | 181.54 | 91.35 |" in table
-    assert "against LSTM language model, marginal NLL per sentence: the first run is lower" in table
+    assert "against LSTM language model, marginal NLL: the first run is lower" in table
     for line in table.splitlines():
         assert ("107.45" in line) <= ("(published)" in line), "no published figure without its label"
 

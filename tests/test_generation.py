@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerFast,
@@ -22,7 +23,8 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from latent_ebm_text import LatentEBMForTextGeneration
+from latent_ebm_text import LatentEBMForTextGeneration, modeling_text
+from latent_ebm_text.decoders.lstm_generation import LSTMGenerator
 from latent_ebm_text.errors import UsageError
 from tests.helpers import BOS, EOS, LATENT_DIM, PAD, VOCAB_SIZE, fake_hub, seeded, tiny_model
 
@@ -198,8 +200,11 @@ def test_output_as_a_dictionary_holds_latents_and_energies(model: Model) -> None
     output = model.generate(latents=latents, return_dict_in_generate=True, output_logits=True, generator=seeded())
     assert torch.equal(output.latents, latents)
     torch.testing.assert_close(output.energies, model.prior.energy(latents).detach())
-    assert torch.equal(output.sequences, model.generate(latents=latents, generator=seeded()))
     torch.testing.assert_close(output.logits[0], model(beginning(3), latents=latents).logits[:, -1].detach())
+    plain = model.generate(latents=latents, return_dict_in_generate=True, generator=seeded())
+    assert torch.equal(plain.sequences, model.generate(latents=latents, generator=seeded()))
+    assert torch.equal(plain.latents, latents)
+    torch.testing.assert_close(plain.energies, output.energies)
     drawn = model.generate(num_samples=2, num_return_sequences=2, return_dict_in_generate=True)
     assert (len(drawn.sequences), drawn.latents.shape, drawn.energies.shape) == (4, (2, LATENT_DIM), (2,))
 
@@ -260,6 +265,111 @@ def test_key_value_caches_and_misspelt_options_are_refused(model: Model) -> None
         model.generate(max_new_token=3)
     with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
         model.generate(prompt_lookup_num_tokens=2)
+
+
+# Plain sampling, which leaves the machinery of transformers out
+
+
+class TransformersLoop(Exception):
+    """Raised in place of the loop of transformers."""
+
+
+@pytest.fixture
+def watched(model: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """The model, with the loop of transformers replaced by an exception."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise TransformersLoop
+
+    monkeypatch.setattr(GenerationMixin, "generate", refuse)
+    return model
+
+
+PLAIN = [
+    {}, {"do_sample": False}, {"temperature": 0.7}, {"num_return_sequences": 2}, {"max_new_tokens": 3},
+    {"max_length": 4}, {"min_new_tokens": 2}, {"eos_token_id": [EOS, 5]}, {"eos_token_id": None}, {"pad_token_id": 3},
+    {"return_dict_in_generate": True}, {"top_p": 1.0, "num_beams": 1, "streamer": None, "output_logits": False},
+]  # fmt: skip
+NOT_PLAIN = [
+    {"top_k": 5}, {"top_k": None}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.5}, {"repetition_penalty": 2.0},
+    {"num_beams": 2}, {"do_sample": False, "num_return_sequences": 2}, {"do_sample": False, "temperature": 0.7},
+    {"temperature": 0.0}, {"max_new_tokens": 0}, {"max_new_tokens": None}, {"max_length": 1},
+    {"min_new_tokens": 5, "max_new_tokens": 3}, {"min_length": 3}, {"pad_token_id": None}, {"output_logits": True},
+    {"output_scores": True}, {"use_cache": False}, {"generation_config": GenerationConfig(do_sample=False)},
+    {"inputs": torch.tensor([[BOS]])}, {"input_ids": torch.tensor([[BOS]])}, {"attention_mask": torch.ones(1, 1)},
+    {"streamer": BaseStreamer()}, {"logits_processor": LogitsProcessorList()}, {"no_such_option": 1},
+    {"stopping_criteria": StoppingCriteriaList()}, {"bad_words_ids": [[5]]}, {"stop_strings": "a"}, {"max_time": 9.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", PLAIN, ids=str)
+def test_plain_sampling_leaves_transformers_out(watched: Model, tmp_path: Path, options: dict[str, Any]) -> None:
+    watched.generate(**options)
+    watched.save_pretrained(tmp_path)
+    Model.from_pretrained(tmp_path).generate(**options)
+
+
+@pytest.mark.parametrize("options", NOT_PLAIN, ids=lambda options: ",".join(options))
+def test_whatever_else_is_asked_for_is_left_to_transformers(watched: Model, options: dict[str, Any]) -> None:
+    with pytest.raises(TransformersLoop):
+        watched.generate(**options)
+
+
+def test_what_the_model_itself_asks_for_is_left_to_transformers(watched: Model) -> None:
+    with pytest.raises(TransformersLoop):
+        watched.train().generate()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TransformersLoop):
+        watched.eval().generate()
+    watched.generation_config.top_p = 0.9
+    with pytest.raises(TransformersLoop):
+        watched.generate()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"min_new_tokens": 6},
+        {"max_length": 5},
+        {"eos_token_id": [EOS, 5, 9]},
+        {"eos_token_id": None},
+        {"pad_token_id": 3},
+    ],
+    ids=str,
+)
+def test_both_loops_decode_alike(model: Model, options: dict[str, Any]) -> None:
+    fixed = {"latents": many_latents(200), "do_sample": False, **options}
+    expected = model.generate(**fixed, use_cache=False)  # which only the loop of transformers does
+    assert torch.equal(model.generate(**fixed), expected)
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 5])
+def test_any_number_of_sentences_is_generated_in_small_batches(
+    model: Model, monkeypatch: pytest.MonkeyPatch, sequences: int
+) -> None:
+    sizes = []
+
+    def generate(self: LSTMGenerator, latents: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        sizes.append(len(latents))
+        return in_one_batch(self, latents, generator)
+
+    in_one_batch = LSTMGenerator.generate
+    monkeypatch.setattr(LSTMGenerator, "generate", generate)
+    monkeypatch.setattr(modeling_text, "GENERATION_BATCH_SIZE", 3)
+    options = {"num_return_sequences": sequences, "temperature": 1e-4, "return_dict_in_generate": True}
+    output = model.generate(num_samples=8, generator=seeded(), **options)
+    assert max(sizes) <= 3
+    assert len(torch.unique(output.latents, dim=0)) == 8
+    expected = model.generate(latents=output.latents, do_sample=False, use_cache=False)
+    assert torch.equal(output.sequences, expected.repeat_interleave(sequences, dim=0))
+    torch.testing.assert_close(output.energies, model.prior.energy(output.latents).detach())
+    again = model.generate(num_samples=8, generator=seeded(), num_return_sequences=sequences, temperature=1e-4)
+    assert torch.equal(again, output.sequences)
+
+
+def test_no_sentences_are_refused(model: Model) -> None:
+    with pytest.raises(UsageError, match="num_samples must be a positive integer, got 0"):
+        model.generate(num_samples=0)
 
 
 # Prompts

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from latent_ebm_text.decoders.base import LatentDecoder
 from latent_ebm_text.decoders.frozen import FrozenLinear
-from latent_ebm_text.decoders.softmax import SoftmaxOutput
+from latent_ebm_text.decoders.softmax import CandidateWords, SoftmaxOutput
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
@@ -31,6 +31,10 @@ class LSTMDecoder(LatentDecoder):
         tie_word_embeddings: Whether the output layer uses the word embedding as its matrix.
         dropout: Dropout on embeddings and hidden states in training.
         word_dropout: Probability that an input word is replaced by the unknown word in training.
+        frequent_words: In training mode, the softmax is taken over the first so many ids, the words to be predicted
+            and `drawn_words` of the others, drawn from torch's global stream, see
+            [`~latent_ebm_text.decoders.softmax.CandidateWords`]; zero for all words.
+        drawn_words: See `frequent_words`.
         unk_token_id: The unknown word.
     """
 
@@ -45,11 +49,14 @@ class LSTMDecoder(LatentDecoder):
         tie_word_embeddings: bool = False,
         dropout: float = 0.0,
         word_dropout: float = 0.0,
+        frequent_words: int = 0,
+        drawn_words: int = 0,
         unk_token_id: int = 3,
     ) -> None:
         super().__init__()
         self.latent_dim, self.embedding_size, self.hidden_size = latent_dim, embedding_size, hidden_size
         self.word_dropout, self.unk_token_id = word_dropout, unk_token_id
+        self.frequent_words, self.drawn_words = frequent_words, drawn_words
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         with warnings.catch_warnings():  # without a latent these layers are biases, whose empty weights torch mentions
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
@@ -123,9 +130,17 @@ class LSTMDecoder(LatentDecoder):
         input_ids, predicted = inputs["input_ids"], predicted_mask(inputs)
         hidden, _ = self.hidden_states(input_ids[:, :-1], latents)
         rows = predicted.t()  # (length - 1, batch)
-        values = self.output.log_prob(hidden[rows], input_ids[:, 1:].t()[rows], self._tied_weight())
+        targets = input_ids[:, 1:].t()[rows]
+        values = self.output.log_prob(hidden[rows], targets, self._tied_weight(), self.candidates(targets))
         per_token = torch.zeros(rows.shape, dtype=values.dtype, device=values.device).masked_scatter(rows, values)
         return per_token.sum(dim=0)
+
+    def candidates(self, targets: Tensor) -> CandidateWords | None:
+        """In training mode, the words that the softmax is taken over, if these are not all; targets `(rows,)`."""
+        if not self.training or self.frequent_words == 0:
+            return None
+        frequent = torch.arange(self.frequent_words, device=targets.device)
+        return CandidateWords.draw(targets, frequent, self.embedding.num_embeddings, self.drawn_words, None)
 
     def likelihood(self, inputs: dict[str, Tensor]) -> LSTMLikelihood:
         """`log p(x | z)` as a function of z alone, see [`LSTMLikelihood`]."""
@@ -178,9 +193,9 @@ class LSTMLikelihood:
         recurrent_weight = decoder.lstm.get_parameter("weight_hh_l0")  # (4 * hidden_size, hidden_size)
         self._recurrent = FrozenLinear(recurrent_weight, None, len(input_ids))
         self._recurrent_backward = FrozenLinear(recurrent_weight.t(), None, len(input_ids))
-        self._output = decoder.output.frozen(decoder._tied_weight())
         self._rows = rows.reshape(-1).nonzero().squeeze(1)  # predicted places of the flattened (time, batch)
         self._targets = input_ids[:, 1:].t().reshape(-1)[self._rows]
+        self._output = decoder.output.frozen(decoder._tied_weight(), decoder.candidates(self._targets))
         time, batch, size = *rows.shape, decoder.hidden_size
         self._gates = torch.empty_like(self._word_gates)
         self._hidden = words.new_empty(time + 1, batch, size)

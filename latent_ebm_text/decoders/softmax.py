@@ -7,7 +7,9 @@ whole `(tokens, vocabulary)` array is never in memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,51 @@ CHUNK_ROWS = 256
 #: Rows are filled up to a multiple of this. A CPU kernel is generated, and kept, for every shape that is met: without
 #: it every batch brings new ones, which costs time and, over an epoch, gigabytes.
 ROW_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class CandidateWords:
+    """Some words in place of the whole vocabulary, for an unbiased estimate of the softmax's normaliser.
+
+    Attributes:
+        words: `(candidates,)`, ids; every target is among them.
+        log_weights: `(candidates,)`, zero for a word that stands for itself, and for one that was drawn at random the
+            log of how many words it stands for.
+        places: `(vocab_size,)`, where each word is among the candidates; -1 for one that is not.
+    """
+
+    words: Tensor
+    log_weights: Tensor
+    places: Tensor
+
+    @classmethod
+    def draw(
+        cls, targets: Tensor, frequent: Tensor, vocab_size: int, num_drawn: int, generator: torch.Generator | None
+    ) -> CandidateWords:
+        """The frequent words, the targets, and some of the others, drawn uniformly.
+
+        Frequent words have most of the probability wherever they stand, so that the drawn ones estimate a small rest.
+
+        Args:
+            targets: `(rows,)`.
+            frequent: `(words,)`, ids that are always candidates.
+            vocab_size: Number of words.
+            num_drawn: How many others are drawn; all of them, if there are fewer.
+            generator: Source of the draw.
+        """
+        is_kept = torch.zeros(vocab_size, dtype=torch.bool, device=targets.device)
+        is_kept[frequent] = True
+        is_kept[targets] = True
+        kept, others = is_kept.nonzero().squeeze(1), (~is_kept).nonzero().squeeze(1)
+        order = torch.randperm(len(others), generator=generator, device=targets.device)
+        drawn = others[order[:num_drawn]]
+        words = torch.cat([kept, drawn])
+        log_weights = torch.zeros(len(words), device=targets.device)
+        if len(drawn):
+            log_weights[len(kept) :] = math.log(len(others) / len(drawn))
+        places = torch.full((vocab_size,), -1, device=targets.device)
+        places[words] = torch.arange(len(words), device=targets.device)
+        return cls(words, log_weights, places)
 
 
 class SoftmaxOutput(nn.Module):
@@ -52,15 +99,30 @@ class SoftmaxOutput(nn.Module):
         features, weight = self._parts(hidden, tied_weight)
         return nn.functional.linear(features, weight, self.bias)
 
-    def log_prob(self, hidden: Tensor, targets: Tensor, tied_weight: Tensor | None = None) -> Tensor:
-        """`log p(target | hidden)` in nats, differentiable; `(rows, hidden_size)` and `(rows,)` to `(rows,)`."""
+    def log_prob(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        tied_weight: Tensor | None = None,
+        candidates: CandidateWords | None = None,
+    ) -> Tensor:
+        """`log p(target | hidden)` in nats, differentiable; `(rows, hidden_size)` and `(rows,)` to `(rows,)`.
+
+        With `candidates` the normaliser is estimated from these words, which must hold every target.
+        """
         features, weight = self._parts(_fill_rows(hidden), tied_weight)
-        result: Tensor = _ChunkedLogProb.apply(features, weight, self.bias, targets)
+        bias: Tensor = self.bias
+        if candidates is not None:
+            weight, bias = weight[candidates.words], bias[candidates.words] + candidates.log_weights
+            targets = candidates.places[targets]
+        result: Tensor = _ChunkedLogProb.apply(features, weight, bias, targets)
         return result
 
-    def frozen(self, tied_weight: Tensor | None = None) -> FrozenSoftmaxOutput:
+    def frozen(
+        self, tied_weight: Tensor | None = None, candidates: CandidateWords | None = None
+    ) -> FrozenSoftmaxOutput:
         """The same layer for the inner loop of a chain: without gradients for its weights, and faster."""
-        return FrozenSoftmaxOutput(self, tied_weight)
+        return FrozenSoftmaxOutput(self, tied_weight, candidates)
 
 
 class FrozenSoftmaxOutput:
@@ -69,15 +131,25 @@ class FrozenSoftmaxOutput:
     Args:
         output: The layer.
         tied_weight: The embedding matrix, where the layer is tied.
+        candidates: The words from which the normaliser is estimated, where these are not all.
     """
 
     @torch.no_grad()
-    def __init__(self, output: SoftmaxOutput, tied_weight: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        output: SoftmaxOutput,
+        tied_weight: Tensor | None = None,
+        candidates: CandidateWords | None = None,
+    ) -> None:
         self._projection = None if output.projection is None else output.projection.weight.detach()
         weight = tied_weight if output.weight is None else output.weight
         assert weight is not None, "a tied output layer is called with the embedding matrix"
+        bias: Tensor = output.bias
+        self._places = None if candidates is None else candidates.places
+        if candidates is not None:
+            weight, bias = weight[candidates.words], bias[candidates.words] + candidates.log_weights
         self._weight = weight.detach()
-        self._logits = FrozenLinear(weight, output.bias, CHUNK_ROWS)
+        self._logits = FrozenLinear(weight, bias, CHUNK_ROWS)
         self._expected_weight = FrozenLinear(weight.t(), None, CHUNK_ROWS)
 
     @torch.no_grad()
@@ -93,6 +165,7 @@ class FrozenSoftmaxOutput:
             Log-probabilities of shape `(rows,)` in nats or `None`, and gradients of shape `(rows, hidden_size)`.
         """
         num_rows, hidden = len(targets), _fill_rows(hidden)
+        targets = targets if self._places is None else self._places[targets]
         features = hidden if self._projection is None else hidden @ self._projection.t()
         gradient = torch.zeros_like(features)
         gradient[:num_rows] = self._weight[targets]  # d logit_target / d features; the expected one is taken off below

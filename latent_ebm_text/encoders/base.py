@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,11 @@ class GaussianPosterior:
         """One draw per datum, `(batch, latent_dim)`, differentiable in mean and standard deviation."""
         noise = torch.empty_like(self.mean).normal_(generator=generator)
         return self.mean + self.log_std.exp() * noise
+
+    def log_prob(self, latents: Tensor) -> Tensor:
+        """`log q(z | x)` in nats, of latents `(batch, latent_dim)`; `(batch,)`."""
+        standardised = (latents - self.mean) * (-self.log_std).exp()
+        return -(0.5 * standardised.square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(dim=-1)
 
     def divergence(self) -> Tensor:
         """`KL(q(z | x) || N(0, I))` of every dimension in nats, `(batch, latent_dim)`."""

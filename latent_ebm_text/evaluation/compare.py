@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,17 +92,99 @@ def paired_bootstrap(
     figures = _statistic(columns.sum(axis=0), tokens)
     resampled = _statistic(_resampled_sums(columns, num_resamples, seed), tokens)
     differences = resampled[:, 0] - resampled[:, 1]
+    return _comparison(figures, differences, len(columns), num_resamples, _name(tokens))
+
+
+def unpaired_bootstrap(
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    tokens: tuple[ArrayLike, ArrayLike] | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> PairedComparison:
+    """Compares two runs on sentences of their own, such as those that each has generated: nothing cancels.
+
+    Args:
+        first: `(n,)`, one value per sentence of the first run.
+        second: `(m,)`, of the second.
+        tokens: `(n,)` and `(m,)` tokens per sentence; given, the statistic is the perplexity, else it is the mean.
+        num_resamples: Number of bootstrap resamples.
+        seed: Of the resampling.
+
+    Returns:
+        As of [`paired_bootstrap`], with the smaller of `n` and `m` as `n`.
+
+    Raises:
+        UsageError: As [`paired_bootstrap`].
+    """
+    figures, resampled, sizes = [], [], []
+    for number, values in enumerate((first, second)):
+        own_tokens = None if tokens is None else tokens[number]
+        columns = _columns({("first", "second")[number]: values}, own_tokens, num_resamples)
+        figures.append(float(_statistic(columns.sum(axis=0), own_tokens)[0]))
+        sums = _resampled_sums(columns, num_resamples, seed + number)
+        resampled.append(_statistic(sums, own_tokens)[:, 0])
+        sizes.append(len(columns))
+    return _comparison(figures, resampled[0] - resampled[1], min(sizes), num_resamples, _name(tokens))
+
+
+def _comparison(
+    figures: ArrayLike, differences: NDArray[np.float64], n: int, num_resamples: int, statistic: str
+) -> PairedComparison:
+    first, second = (float(figure) for figure in np.asarray(figures))
     opposite = min((differences <= 0).sum(), (differences >= 0).sum())
     return PairedComparison(
-        first=float(figures[0]),
-        second=float(figures[1]),
-        difference=float(figures[0] - figures[1]),
+        first=first,
+        second=second,
+        difference=first - second,
         interval_95=_percentiles(differences),
         p_value=min(1.0, 2 * (int(opposite) + 1) / (num_resamples + 1)),
-        n=len(columns),
+        n=n,
         num_resamples=num_resamples,
-        statistic=_name(tokens),
+        statistic=statistic,
     )
+
+
+def compare_evaluations(first: Path, second: Path, *, num_resamples: int = 1000) -> dict[str, PairedComparison]:
+    """Compares two evaluations figure by figure, as far as both have them.
+
+    Marginal NLL and RPPL are those of the same test sentences and compared in pairs; FPPL is of each model's own.
+
+    Args:
+        first: Folder of the first evaluation, with the file `sentences.npz` that `recipes/evaluate_text.py` writes.
+        second: Folder of the second.
+        num_resamples: Number of bootstrap resamples.
+
+    Raises:
+        UsageError: If a folder has no such file, or the two were made of different test sentences.
+    """
+    one, two = (_load(Path(folder)) for folder in (first, second))
+    found = {}
+    if not np.array_equal(one["index"], two["index"]):
+        raise UsageError(
+            f"{first} and {second} hold log p(x) of different test sentences: evaluate with the same seed"
+        )
+    found["marginal NLL"] = paired_bootstrap(one["marginal_nll"], two["marginal_nll"], num_resamples=num_resamples)
+    if "rppl_nll" in one and "rppl_nll" in two:
+        found["RPPL"] = paired_bootstrap(
+            one["rppl_nll"], two["rppl_nll"], tokens=one["rppl_tokens"], num_resamples=num_resamples
+        )
+        found["FPPL"] = unpaired_bootstrap(
+            one["fppl_nll"],
+            two["fppl_nll"],
+            tokens=(one["fppl_tokens"], two["fppl_tokens"]),
+            num_resamples=num_resamples,
+        )
+    return found
+
+
+def _load(folder: Path) -> dict[str, NDArray[Any]]:
+    path = folder / "sentences.npz"
+    if not path.is_file():
+        raise UsageError(f"{path} is not there: make it with recipes/evaluate_text.py --output_dir {folder}")
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def bootstrap_interval(
@@ -157,7 +240,7 @@ def _statistic(sums: NDArray[np.float64], tokens: ArrayLike | None) -> NDArray[n
     return means if tokens is None else np.exp(means)
 
 
-def _name(tokens: ArrayLike | None) -> str:
+def _name(tokens: object) -> str:
     return "mean" if tokens is None else "perplexity exp(sum of values / sum of tokens)"
 
 

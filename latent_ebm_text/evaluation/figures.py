@@ -19,10 +19,11 @@ from latent_ebm_text.evaluation.diversity import sample_entropy, self_bleu, trai
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.information import mutual_information
 from latent_ebm_text.evaluation.language_model import LanguageModel
+from latent_ebm_text.evaluation.latents import compare_latents, latent_intervals
 from latent_ebm_text.evaluation.likelihood import MarginalLikelihood, estimate_log_likelihood, estimate_log_partition
 from latent_ebm_text.evaluation.measurements import Measurement
 from latent_ebm_text.evaluation.perplexity import forward_perplexity, reverse_perplexity
-from latent_ebm_text.evaluation.text import evaluate_likelihoods
+from latent_ebm_text.evaluation.text import LatentDraws, draw_latents
 from latent_ebm_text.streams import stream
 
 if TYPE_CHECKING:
@@ -38,46 +39,47 @@ MAX_SAMPLES = 2000
 
 def reconstruction_figures(
     model: LatentEBMForTextGeneration, dataset: Any, collate: Collate, *, batch_size: int, seed: int
-) -> dict[str, Measurement]:
-    """Reconstruction and prior NLL, active units, standard deviations and energies of posterior and prior draws."""
-    found = evaluate_likelihoods(
+) -> tuple[dict[str, Measurement], LatentDraws]:
+    """Reconstruction and prior NLL, active units, standard deviations and energies of posterior and prior draws.
+
+    Returns:
+        The figures, and the draws behind them.
+    """
+    draws = draw_latents(
         model, dataset, collate, batch_size=batch_size, seed=seed, progress=partial(tqdm, desc="reconstruction")
     )
-    latents = found["latents"]
-    n, dims = latents["n"], model.config.latent_dim
-
-    def estimate(name: str) -> Estimate:
-        return Estimate(found[name]["value"], found[name]["standard_error"], found[name]["n"])
-
     figures = {
-        "reconstruction NLL": estimate("reconstruction_nll").described(
+        "reconstruction NLL": Estimate.of_mean(draws.reconstruction_nll).described(
             "-log p(x | z) in nats per sentence, the end counted, z from the model's own posterior sampler (two "
             "chains a sentence); normal interval over sentences"
         ),
-        "prior NLL": estimate("prior_nll").described(
+        "prior NLL": Estimate.of_mean(draws.prior_nll).described(
             "the same with z from the model's prior sampler: what the latent tells is the difference"
         ),
     }
-    if dims:
-        figures["active units"] = Measurement(
-            latents["active_units"],
-            (latents["active_units"], latents["active_units"]),
-            n,
-            f"of {dims} dimensions, those whose posterior mean has a variance above 0.01 by two standard errors",
-        )
-        figures["posterior-prior mismatch"] = _without_interval(
-            latents["std_mismatch"],
-            n,
-            "mean over dimensions of |posterior std / prior std - 1|, of draws over the data and from the prior",
-        )
-        figures["energy gap"] = _without_interval(
-            latents["energy_gap"], n, "mean energy of posterior draws minus that of prior draws, in nats"
-        )
-    return figures
-
-
-def _without_interval(value: float, n: int, definition: str) -> Measurement:
-    return Measurement(value, (value, value), n, f"{definition}; no interval is computed")
+    if not model.config.latent_dim:
+        return figures, draws
+    report = compare_latents(draws.first, draws.second, draws.prior, draws.posterior_energy, draws.prior_energy)
+    intervals = latent_intervals(draws.first, draws.second, draws.prior, seed=seed)
+    figures["active units"] = Measurement(
+        report.active_units,
+        intervals["active_units"],
+        report.n,
+        f"of {model.config.latent_dim} dimensions, those whose posterior mean has a variance above 0.01 by two "
+        "standard errors; bootstrap over sentences",
+    )
+    figures["posterior-prior mismatch"] = Measurement(
+        report.std_mismatch,
+        intervals["std_mismatch"],
+        report.n,
+        "mean over dimensions of |posterior std / prior std - 1|, of draws over the data and from the prior; "
+        "bootstrap over sentences and prior draws",
+    )
+    variances = [energy.double().var() / report.n for energy in (draws.posterior_energy, draws.prior_energy)]
+    figures["energy gap"] = Estimate(report.energy_gap, float(sum(variances)) ** 0.5, report.n).described(
+        "mean energy of posterior draws minus that of prior draws, in nats; normal interval"
+    )
+    return figures, draws
 
 
 def marginal_likelihood_figures(
@@ -216,11 +218,12 @@ def perplexity_figures(
     test_texts: Sequence[str],
     *,
     cache_dir: str | Path,
-) -> dict[str, Measurement]:
-    """The evaluator's own perplexity of real test text, then FPPL and RPPL."""
+) -> tuple[dict[str, Measurement], dict[str, np.ndarray]]:
+    """The evaluator's own perplexity of real test text, FPPL and RPPL; and the nats of each sentence of these two."""
     forward = forward_perplexity(samples, lm, tokenizer, real_test=test_texts, progress=True)
     reverse = reverse_perplexity(samples, lm, tokenizer, real_test=test_texts, cache_dir=cache_dir, progress=True)
-    return {
+    nll = {"fppl_nll": np.array(forward["sentence_nll"]), "rppl_nll": np.array(reverse["sentence_nll"])}
+    figures = {
         "evaluator's test perplexity": Measurement(
             forward["evaluator_test_perplexity"],
             tuple(forward["evaluator_test_interval_95"]),
@@ -239,3 +242,4 @@ def perplexity_figures(
             for name, found in (("FPPL", forward), ("RPPL", reverse))
         },
     }
+    return figures, nll

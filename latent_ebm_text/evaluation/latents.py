@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +54,48 @@ def active_units(first: Tensor, second: Tensor) -> int:
     variance = products.sum(0) / (len(first) - 1)
     standard_error = products.std(0) / len(first) ** 0.5
     return int((variance - 2 * standard_error > ACTIVE_VARIANCE).sum())
+
+
+def latent_intervals(
+    first: Tensor, second: Tensor, prior_draws: Tensor, *, num_resamples: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of `active_units` and `std_mismatch`, by resampling data points and prior draws.
+
+    Args:
+        first: `(n, latent_dim)`, as of [`compare_latents`].
+        second: `(n, latent_dim)`.
+        prior_draws: `(n, latent_dim)`.
+        num_resamples: Number of bootstrap resamples.
+        seed: Of the resampling.
+
+    Returns:
+        Percentiles, low and high, by the name of the figure; widened where needed to hold the figure itself, which
+        is an extreme of its resamples where noise can only add to it.
+    """
+    n, rng = len(first), np.random.default_rng(seed)
+    centre = torch.cat([first, second]).mean(dim=0)
+    x, y, z = (t.double() - c for t, c in ((first, centre), (second, centre), (prior_draws, prior_draws.mean(dim=0))))
+    columns = torch.stack([x, y, x * y, (x * y).square(), x.square(), y.square(), z, z.square()])  # (8, n, latent_dim)
+    units, mismatches = [], []
+    for _ in range(num_resamples):
+        data, prior = (torch.from_numpy(np.bincount(rng.integers(n, size=n), minlength=n) / n) for _ in range(2))
+        mean_x, mean_y, mean_xy, square_xy, square_x, square_y = torch.einsum("n,knd->kd", data, columns[:6])
+        mean_z, square_z = torch.einsum("n,knd->kd", prior, columns[6:])
+        variance = mean_xy - mean_x * mean_y
+        standard_error = (square_xy - mean_xy.square()).clamp(min=0).sqrt() / n**0.5
+        units.append(int((variance - 2 * standard_error > ACTIVE_VARIANCE).sum()))
+        posterior = (square_x + square_y) / 2 - ((mean_x + mean_y) / 2).square()
+        mismatches.append(_mean(((posterior / (square_z - mean_z.square())).sqrt() - 1).abs()))
+    own_mismatch = _mean((torch.cat([first, second]).std(dim=0) / prior_draws.std(dim=0) - 1).abs())
+    return {
+        "active_units": _interval(units, active_units(first, second)),
+        "std_mismatch": _interval(mismatches, own_mismatch),
+    }
+
+
+def _interval(resampled: Sequence[float], own: float) -> tuple[float, float]:
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return min(float(low), own), max(float(high), own)
 
 
 def compare_latents(

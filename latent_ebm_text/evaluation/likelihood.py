@@ -35,7 +35,7 @@ class LogPartition:
         lower: Forward estimate, a stochastic lower bound, in nats.
         upper: From walks that start at draws of long Metropolis-corrected chains; an upper bound as far as those
             chains have arrived.
-        standard_error: Of the forward estimate.
+        standard_error: Of the forward estimate, see [`~latent_ebm_text.likelihood.LogIntegral`].
         ess: Effective sample size of its weights.
         num_chains: Walks in each direction.
     """
@@ -100,8 +100,10 @@ class MarginalLikelihood:
     """log p(x) of every datum.
 
     Attributes:
-        log_prob: `(n,)`, in nats: a stochastic lower bound, too low by about half the squared standard error.
-        standard_error: `(n,)`, of each, from the spread of its weights.
+        log_prob: `(n,)`, in nats: a stochastic lower bound, too low by at most about half the squared standard
+            error.
+        standard_error: `(n,)`, of each, from its weights, see [`~latent_ebm_text.likelihood.LogIntegral`]; that of
+            log Z, which all data share, is not a part of it.
         ess: `(n,)`, effective sample sizes of the weights.
         num_samples: Weights per datum.
         method: How it was estimated.

@@ -55,7 +55,7 @@ def forward_perplexity(
         progress: Whether to show progress bars.
 
     Returns:
-        `perplexity`, `interval_95`, `n_sentences` and `n_tokens` as of [`estimate_perplexity`]; `evaluator` and
+        `perplexity`, `interval_95`, `n_sentences`, `n_tokens`, `sentence_nll` of [`estimate_perplexity`]; `evaluator`,
         `evaluator_seed`; `evaluator_test_perplexity` and `evaluator_test_interval_95`, of the real test text under
         `lm`; `definition`.
 
@@ -144,7 +144,8 @@ def estimate_perplexity(lm: LanguageModel, ids: Sentences, *, progress: bool = F
 
     Returns:
         `perplexity`, `exp(nats / tokens)`; `interval_95`, the 2.5 % and 97.5 % quantiles over 1,000 resamples of the
-        sentences, always the same ones; `n_sentences`; `n_tokens`, the ends of sentences counted.
+        sentences, always the same ones; `n_sentences`; `n_tokens`, the ends of sentences counted; `sentence_nll`, the
+        nats of each sentence, by which two runs can be compared.
     """
     nll, tokens = sentence_nll(lm, ids, progress=progress)
     low, high = bootstrap_interval(nll, tokens=tokens).interval_95
@@ -153,6 +154,7 @@ def estimate_perplexity(lm: LanguageModel, ids: Sentences, *, progress: bool = F
         "interval_95": [low, high],
         "n_sentences": len(nll),
         "n_tokens": int(tokens.sum()),
+        "sentence_nll": nll.tolist(),
     }
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.samplers.base import LogDensity, value_and_score_function
+from latent_ebm_text.samplers.base import LogDensity, score_function, value_and_score_function
+from latent_ebm_text.samplers.metropolis import ChainState
 
 
 @dataclass(frozen=True)
@@ -83,37 +84,37 @@ def laplace_approximation(
         learning_rate: Of Adam; falls to zero over the steps.
         difference: Half width of the differences, in units of the latent.
         least_precision: Smallest eigenvalue of the precision; a quarter is a standard deviation of 2.
+
+    Raises:
+        DivergenceError: If the density is not finite where the ascent starts.
     """
-    value_and_score = value_and_score_function(density)
+    value_and_score, score_of = value_and_score_function(density), score_function(density)
     with torch.no_grad():
-        mode = initial.detach().clone()
-        best, best_value = mode.clone(), torch.full_like(mode[:, 0], -torch.inf)
+        best = ChainState.at(initial.detach().clone(), value_and_score)
+        mode = best.position.clone()
+        mode.grad = -best.score
         optimizer = torch.optim.Adam([mode], lr=learning_rate, betas=(0.8, 0.95))
-        for step in range(num_steps + 1):
-            value, score = value_and_score(mode)
-            better = value > best_value
-            best_value = torch.where(better, value, best_value)
-            best[better] = mode[better]
+        for step in range(num_steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * (1 - step / (num_steps + 1))
-            mode.grad = -score
             optimizer.step()
+            here = ChainState(mode.clone(), *value_and_score(mode))
+            best = here.where(here.value > best.value, best)
+            mode.grad = -here.score
         columns = []
-        for dim in range(best.shape[1]):
-            shift = torch.zeros_like(best)
+        for dim in range(initial.shape[1]):
+            shift = torch.zeros_like(mode)
             shift[:, dim] = difference
-            columns.append((value_and_score(best - shift)[1] - value_and_score(best + shift)[1]) / (2 * difference))
+            columns.append((score_of(best.position - shift) - score_of(best.position + shift)) / (2 * difference))
         precision = torch.stack(columns, dim=-1)
         eigenvalues, vectors = torch.linalg.eigh((precision + precision.mT) / 2)
         variances = 1 / eigenvalues.clamp(min=least_precision)
         covariance = (vectors * variances[:, None, :]) @ vectors.mT
         for _ in range(3):  # Newton's steps, with the curvature found: the ascent is slow along long ridges
-            position = best + torch.einsum("nij,nj->ni", covariance, value_and_score(best)[1])
-            value, _ = value_and_score(position)
-            better = value > best_value
-            best_value = torch.where(better, value, best_value)
-            best[better] = position[better]
-        return GaussianProposal(best, torch.linalg.cholesky(covariance))
+            position = best.position + torch.einsum("nij,nj->ni", covariance, best.score)
+            here = ChainState(position, *value_and_score(position))
+            best = here.where(here.value > best.value, best)
+        return GaussianProposal(best.position, torch.linalg.cholesky(covariance))
 
 
 def fit_gaussian(draws: Tensor, *, shrinkage: float = 0.2) -> GaussianProposal:

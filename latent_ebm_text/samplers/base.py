@@ -29,6 +29,15 @@ class ScoredLogDensity(LogDensity, Protocol):
         ...
 
 
+@runtime_checkable
+class FreezableLogDensity(ScoredLogDensity, Protocol):
+    """A log-density with weights that, for the length of a chain, can be taken as they are."""
+
+    def frozen(self) -> ScoredLogDensity:
+        """The same log-density, with whatever does not depend on the latents computed once."""
+        ...
+
+
 @dataclass(frozen=True)
 class SamplerTrace:
     """What a chain did, step by step; kept only on request.
@@ -110,17 +119,23 @@ class Sampler(Protocol):
 
 
 def score_function(logdensity: LogDensity) -> Callable[[Tensor], Tensor]:
-    """The score of a log-density: its own closed form where it offers one, else autograd."""
+    """The score of a log-density for one chain: its own closed form where it offers one, else autograd."""
+    logdensity = _frozen(logdensity)
     if isinstance(logdensity, ScoredLogDensity):
         return logdensity.score
     return lambda latents: autograd_value_and_score(logdensity, latents)[1]
 
 
 def value_and_score_function(logdensity: LogDensity) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Log-density and score together: the closed form where there is one, else autograd."""
+    """Log-density and score together, for one chain: the closed form where there is one, else autograd."""
+    logdensity = _frozen(logdensity)
     if isinstance(logdensity, ScoredLogDensity):
         return logdensity.value_and_score
     return lambda latents: autograd_value_and_score(logdensity, latents)
+
+
+def _frozen(logdensity: LogDensity) -> LogDensity:
+    return logdensity.frozen() if isinstance(logdensity, FreezableLogDensity) else logdensity
 
 
 def autograd_value_and_score(logdensity: LogDensity, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -114,8 +114,7 @@ class LangevinSampler:
         with torch.no_grad():
             position = init.detach().clone()
             noise = _Noise(position, generator, averaged=self.integrator == "leimkuhler_matthews")
-            # Counted on the device and read once at the end, so that a chain never waits for the host.
-            finite_steps = torch.zeros((), dtype=torch.long, device=position.device)
+            sums: list[Tensor] = []  # one number a step, read once at the end: a chain never waits for the host
             recorder = TraceRecorder()
             for step, (drift, noise_scale) in enumerate(self._coefficients()):
                 if return_trace:
@@ -129,10 +128,10 @@ class LangevinSampler:
                 position.add_(score, alpha=drift * (0.5 if noise.averaged and step == 0 else 1.0))
                 if noise_scale > 0:
                     position.add_(noise.draw(), alpha=noise_scale)
-                finite_steps += torch.isfinite(position.sum())
+                sums.append(position.sum())
                 if return_trace:
                     recorder.end_step(position - previous)
-            self._require_finite(int(finite_steps), position)
+            self._require_finite(int(torch.stack(sums).isfinite().sum()), position)
             trace = recorder.finish(value_and_score_of(position)[0]) if return_trace else None
         return SamplerOutput(position, trace)
 

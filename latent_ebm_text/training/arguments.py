@@ -32,6 +32,10 @@ class ModelArguments:
     output_rank: int | None = _option(None, "Rank of an untied output layer; none for full rank.")
     dropout: float = _option(0.2, "Dropout on word embeddings and hidden states.")
     word_dropout: float = _option(0.0, "Probability that an input word is hidden from the decoder in training.")
+    frequent_words: int = _option(
+        0, "In training, take the softmax over so many frequent words, the batch's and drawn_words others; 0 for all."
+    )
+    drawn_words: int = _option(0, "Words drawn at random, at every step, to stand for the less frequent ones.")
     prior_type: Literal["energy", "gaussian"] = _option("energy", "The prior: learned, or N(0, I).")
     prior_hidden_size: int = _option(200, "Width of the energy network.")
     prior_num_hidden_layers: int = _option(2, "Hidden layers of the energy network.")
@@ -54,7 +58,7 @@ class ModelArguments:
         0.0, "Weight of the squared tilt f(z)^2, which keeps the energy from running away."
     )
     encoder_hidden_size: int | None = _option(
-        None, "Width of an LSTM encoder, which makes a VAE (needs prior_type gaussian, inference variational)."
+        None, "Width of an LSTM encoder that proposes latents (inference amortized or variational); none without one."
     )
     free_bits: float = _option(0.0, "VAE: nats per dimension that the divergence from the prior may have at no cost.")
 
@@ -76,6 +80,8 @@ class ModelArguments:
             output_rank=self.output_rank,
             dropout=self.dropout,
             word_dropout=self.word_dropout,
+            frequent_words=self.frequent_words,
+            drawn_words=self.drawn_words,
             prior_type=self.prior_type,
             prior_hidden_size=self.prior_hidden_size,
             prior_num_hidden_layers=self.prior_num_hidden_layers,
@@ -140,12 +146,13 @@ class TrainingArguments:
     final_learning_rate_factor: float = _option(0.05, "Both learning rates fall linearly to this part of themselves.")
     max_decoder_grad_norm: float = _option(100.0, "Gradient clip of the decoder, for a loss in nats per sentence.")
     max_prior_grad_norm: float = _option(1.0, "Gradient clip of the energy.")
-    inference: Literal["short_run", "persistent", "variational"] = _option(
+    inference: Literal["short_run", "persistent", "amortized", "variational"] = _option(
         "short_run",
-        "Posterior draws: chains from N(0, I) at every step (the paper), kept for every sentence, or an encoder's.",
+        "Posterior draws: chains from N(0, I) at every step (the paper), chains kept for every sentence, chains from "
+        "an encoder's proposal, or an encoder's draws themselves.",
     )
-    chain_num_steps: int = _option(4, "Persistent inference: Langevin steps a visit.")
-    chain_step_size: float = _option(0.5, "Persistent inference: Langevin step size of a visit's first step.")
+    chain_num_steps: int = _option(4, "Persistent and amortized inference: Langevin steps a visit.")
+    chain_step_size: float = _option(0.5, "The same: Langevin step size of a visit's first step.")
     chain_step_size_end: float | None = _option(None, "Of its last step; none for a constant size.")
     chain_refresh: float = _option(0.3, "Persistent inference: part of each latent drawn anew at a visit, 0 to 1.")
     initial_likelihood_weight: float | None = _option(

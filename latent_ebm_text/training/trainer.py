@@ -99,8 +99,10 @@ def train(
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     folder, persistent = Path(args.output_dir), args.inference == "persistent"
-    if (args.inference == "variational") != (model.encoder is not None):
-        raise UsageError("inference 'variational' and encoder_hidden_size go together: set both or neither")
+    if (args.inference in ("amortized", "variational")) != (model.encoder is not None):
+        raise UsageError(
+            "inference 'amortized' or 'variational' and encoder_hidden_size go together: set both or neither"
+        )
     optimizer = build_optimizer(model, args)
     checkpoint = _newest_checkpoint(folder, identity, accelerator)
     chains = _open_chains(folder, len(data.batches.lengths), model, accelerator) if persistent else None
@@ -126,9 +128,12 @@ def train(
             inputs = {name: value.to(device) for name, value in data.load(indices.numpy()).items()}
             weight = likelihood_weight(step, args, model.config.likelihood_weight)
 
-            # 1. Posterior draws z+ for the batch, by Langevin dynamics; an encoder draws its own, with a gradient.
+            # Dropout, and whatever else the model draws from torch's global stream.
+            torch.manual_seed(stream_seed(args.seed, "dropout", step, rank))
+
+            # 1. Posterior draws z+ for the batch, by Langevin dynamics; variational ones are drawn with a gradient.
             latents = None
-            if model.encoder is None:
+            if args.inference != "variational":
                 latents = _posterior_draws(model, inputs, indices, chains, step, rank, weight, args)
 
             # 2. Prior draws z-, by Langevin dynamics from N(0, I).
@@ -137,7 +142,6 @@ def train(
                 prior_latents = model.sample_prior(len(indices), generator=noise).latents
 
             # 3. One loss whose gradient is the learning gradient of both parts (eq. 6 and 7).
-            torch.manual_seed(stream_seed(args.seed, "dropout", step, rank))
             output = wrapped(**inputs, latents=latents, prior_latents=prior_latents, likelihood_weight=weight)
             accelerator.backward(output.loss * (len(indices) * world / max(len(batch), world)))
 
@@ -168,7 +172,7 @@ def train(
             if step % args.eval_every == 0 and step < total:
                 figures = evaluate(model, step)
                 metrics.write("validation", step, {**figures, "seconds": time.monotonic() - started})
-                for warning in health.judge(figures):
+                for warning in health.judge(figures) if model.config.latent_dim else ():
                     accelerator.print(f"step {step}: {warning}")
             signal_number = stopped.agreed(accelerator)
             if signal_number or step % args.save_every == 0 or step == total:
@@ -210,14 +214,14 @@ def _posterior_draws(
     weight: float,
     args: TrainingArguments,
 ) -> Tensor:
-    """The ends of short-run chains, or of the next few steps of the examples' own chains."""
+    """The ends of short-run chains, or of a few steps from an example's own chain or the encoder's proposal."""
     noise = stream(args.seed, "posterior", step, rank, device=model.device)
-    if chains is None:
-        sampler, initial = model.posterior_sampler, None
-    else:
+    sampler, initial = model.posterior_sampler, None
+    if args.inference != "short_run":
         step_sizes = ramp(args.chain_step_size, args.chain_step_size_end)
         visit = {"num_steps": args.chain_num_steps, "step_size": step_sizes}
         sampler = sampler_from_dict({**model.config.posterior_sampler, **visit})
+    if chains is not None:
         start_noise = stream(args.seed, "chain start", step, rank)
         initial = chains.start(indices, refresh=args.chain_refresh, generator=start_noise).to(model.device)
     with _naming(step):

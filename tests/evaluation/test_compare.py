@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,12 @@ import pytest
 import torch
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.compare import bootstrap_interval, paired_bootstrap
+from latent_ebm_text.evaluation.compare import (
+    bootstrap_interval,
+    compare_evaluations,
+    paired_bootstrap,
+    unpaired_bootstrap,
+)
 
 
 def test_figures_by_hand() -> None:
@@ -127,3 +133,58 @@ def test_tensors_are_welcome_and_results_are_json() -> None:
 def test_refused_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         paired_bootstrap(**{"first": [1.0, 2.0, 3.0], "second": [3.0, 2.0, 1.0], **arguments})
+
+
+# --- samples of each run's own, and whole evaluations ---
+
+
+def test_unpaired_runs_may_have_different_numbers_of_sentences() -> None:
+    comparison = unpaired_bootstrap([1.0, 2.0, 3.0], [5.0, 7.0])
+    assert (comparison.first, comparison.second, comparison.difference, comparison.n) == (2.0, 6.0, -4.0, 2)
+    perplexities = unpaired_bootstrap([2.0, 4.0], [3.0, 9.0, 6.0], tokens=([1, 2], [1, 3, 2]))
+    assert perplexities.first == pytest.approx(math.exp(2.0))
+    assert perplexities.second == pytest.approx(math.exp(3.0))
+
+
+def test_unpaired_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(200):
+        first, second = rng.normal(1.0, 1.0, size=60), rng.normal(0.5, 2.0, size=90)
+        low, high = unpaired_bootstrap(first, second, num_resamples=300).interval_95
+        covered += low <= 0.5 <= high
+    assert 178 <= covered <= 198
+
+
+def write_evaluation(folder: Path, shift: float, index: int = 0, perplexities: bool = True) -> Path:
+    rng = np.random.default_rng(1)
+    arrays = {"index": np.arange(index, index + 40), "marginal_nll": rng.normal(90, 20, size=40) + shift}
+    if perplexities:
+        arrays |= {"rppl_nll": rng.normal(90, 20, size=60) + shift, "rppl_tokens": np.full(60, 20)}
+        arrays |= {"fppl_nll": rng.normal(90, 20, size=80) + shift, "fppl_tokens": np.full(80, 20)}
+    folder.mkdir()
+    np.savez(folder / "sentences.npz", **arrays)
+    return folder
+
+
+def test_evaluations_are_compared_figure_by_figure(tmp_path: Path) -> None:
+    first, second = write_evaluation(tmp_path / "a", 0.0), write_evaluation(tmp_path / "b", 1.0)
+    found = compare_evaluations(first, second)
+    assert list(found) == ["marginal NLL", "RPPL", "FPPL"]
+    assert found["marginal NLL"].difference == pytest.approx(-1.0)
+    assert found["RPPL"].second == pytest.approx(math.exp(1 / 20) * found["RPPL"].first)
+    assert found["marginal NLL"].differs, "the same sentences: what is common to both cancels"
+    assert found["RPPL"].differs
+    assert not found["FPPL"].differs, "sentences of each model's own: a nat drowns in the noise"
+
+
+def test_evaluations_without_an_evaluator_are_compared_by_likelihood_alone(tmp_path: Path) -> None:
+    first = write_evaluation(tmp_path / "a", 0.0, perplexities=False)
+    assert list(compare_evaluations(first, write_evaluation(tmp_path / "b", 1.0))) == ["marginal NLL"]
+
+
+def test_other_sentences_or_a_folder_without_an_evaluation_are_refused(tmp_path: Path) -> None:
+    first = write_evaluation(tmp_path / "a", 0.0)
+    with pytest.raises(UsageError, match="different test sentences: evaluate with the same seed"):
+        compare_evaluations(first, write_evaluation(tmp_path / "b", 0.0, index=1))
+    with pytest.raises(UsageError, match=r"make it with recipes/evaluate_text\.py"):
+        compare_evaluations(first, tmp_path / "nowhere")

@@ -6,7 +6,7 @@ import torch
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.estimates import Estimate
-from latent_ebm_text.evaluation.latents import active_units, compare_latents
+from latent_ebm_text.evaluation.latents import active_units, compare_latents, latent_intervals
 
 
 def two_draws(mean_std: torch.Tensor, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,3 +85,22 @@ def test_estimate_of_large_float32_values_is_exact():
 def test_estimate_needs_two_values(values):
     with pytest.raises(UsageError, match="at least 2 values"):
         Estimate.of_mean(values)
+
+
+def test_intervals_hold_the_figures_and_most_of_what_other_data_give():
+    mean_std = torch.tensor([0.9, 0.4, 0.14, 0.0])  # one dimension at the edge of being active
+    found = []
+    for seed in range(40):
+        first, second = two_draws(mean_std, n=300, seed=seed)
+        prior = 1.2 * torch.randn(300, 4, generator=torch.Generator().manual_seed(1000 + seed))
+        report = compare_latents(first, second, prior, torch.zeros(300), torch.zeros(300))
+        found.append((report, latent_intervals(first, second, prior, num_resamples=200)))
+    for report, intervals in found:
+        for name, (low, high) in intervals.items():
+            assert low <= getattr(report, name) <= high
+    mean_mismatch = np.mean([report.std_mismatch for report, _ in found])
+    covered = [low <= mean_mismatch <= high for _, intervals in found for low, high in [intervals["std_mismatch"]]]
+    assert np.mean(covered) >= 0.85
+    widths = [high - low for _, intervals in found for low, high in [intervals["std_mismatch"]]]
+    spread = np.std([report.std_mismatch for report, _ in found])
+    assert 2 * spread < np.mean(widths) < 6 * spread

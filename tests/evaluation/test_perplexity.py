@@ -276,7 +276,7 @@ def test_the_tokenizer_must_be_that_of_the_evaluator(fppl):
 
 
 def test_the_figures_of_a_report_are_those_of_the_metrics(fppl, rppl, lm, tokenizer, tmp_path):
-    figures = perplexity_figures(SAMPLES, lm, tokenizer, REAL_TEST, cache_dir=tmp_path)
+    figures, nll = perplexity_figures(SAMPLES, lm, tokenizer, REAL_TEST, cache_dir=tmp_path)
     forward, reverse = fppl(SAMPLES), rppl(SAMPLES)
     assert list(figures) == ["evaluator's test perplexity", "FPPL", "RPPL"], "the evaluator's own comes first"
     own, *generated = figures.values()
@@ -287,3 +287,7 @@ def test_the_figures_of_a_report_are_those_of_the_metrics(fppl, rppl, lm, tokeni
         assert figure.n == found["n_sentences"]
         assert "'tiny'" in figure.definition, "a figure carries its evaluator's name"
     assert figures["RPPL"].details["warning"] == reverse["warning"]
+    for figure, name in zip(generated, ("fppl_nll", "rppl_nll"), strict=True):
+        assert len(nll[name]) == figure.n, "one value for each sentence, to compare runs by"
+    tokens = [len(sentence.split()) + 1 for sentence in REAL_TEST]
+    assert perplexity(nll["rppl_nll"], np.array(tokens)) == pytest.approx(figures["RPPL"].value)

@@ -14,6 +14,8 @@ HEALTHY = {"reconstruction_nll": 20.0, "prior_nll": 30.0, "std_mismatch": 0.0}
 BASELINES = {
     "language model": ({"latent_dim": 0, "prior_type": "gaussian"}, "short_run"),
     "Gaussian prior": ({"prior_type": "gaussian"}, "persistent"),
+    "encoder, energy prior": ({"encoder_hidden_size": 16}, "variational"),
+    "encoder and chains": ({"encoder_hidden_size": 16}, "amortized"),
     "VAE": ({"prior_type": "gaussian", "encoder_hidden_size": 16, "free_bits": 0.1}, "variational"),
 }
 
