@@ -43,6 +43,9 @@ class EvaluationArguments:
     evaluator: Literal["full", "quick", "none"] = field(
         default="full", metadata={"help": "The language model behind FPPL and RPPL; figures carry its name."}
     )
+    rppl_evaluator: Literal["full", "quick"] | None = field(
+        default=None, metadata={"help": "Another one for RPPL, for which a language model is trained on the samples."}
+    )
     cache_dir: str = field(default="runs/evaluators", metadata={"help": "Folder where trained evaluators are kept."})
     num_likelihood_sentences: int = field(default=500, metadata={"help": "Random test sentences for log p(x)."})
     num_likelihood_samples: int = field(default=16, metadata={"help": "Annealed walks per sentence."})
@@ -104,15 +107,25 @@ def main() -> None:
     (folder / "samples.txt").write_text("\n".join(samples) + "\n", encoding="utf-8")
     report.add(figures.sample_figures(samples, train_texts, test_texts, seed=args.seed))
     if args.evaluator != "none":
-        lm = train_language_model(
-            text.splits["train"]["input_ids"][:],
-            text.splits["validation"]["input_ids"][:],
-            len(tokenizer),
-            {"full": EVALUATOR, "quick": QUICK_EVALUATOR}[args.evaluator],
+        evaluators = {
+            name: train_language_model(
+                text.splits["train"]["input_ids"][:],
+                text.splits["validation"]["input_ids"][:],
+                len(tokenizer),
+                {"full": EVALUATOR, "quick": QUICK_EVALUATOR}[name],
+                cache_dir=args.cache_dir,
+                seed=args.seed,
+            )
+            for name in {args.evaluator, args.rppl_evaluator or args.evaluator}
+        }
+        found, nll = figures.perplexity_figures(
+            samples,
+            evaluators[args.evaluator],
+            tokenizer,
+            test_texts,
             cache_dir=args.cache_dir,
-            seed=args.seed,
+            rppl_lm=evaluators[args.rppl_evaluator or args.evaluator],
         )
-        found, nll = figures.perplexity_figures(samples, lm, tokenizer, test_texts, cache_dir=args.cache_dir)
         report.add(found)
         per_sentence |= {**nll, "rppl_tokens": test["length"][:], "fppl_tokens": [len(s.split()) + 1 for s in samples]}
     np.savez(folder / "sentences.npz", **per_sentence)

@@ -95,11 +95,13 @@ def test_the_table_sets_our_rows_beside_the_published_ones(tmp_path: Path) -> No
     make_table = runpy.run_path(str(RECIPES / "table_ptb.py"))["make_table"]
     for row, shift in (("language_model", 5.0), ("latent_ebm", 0.0)):
         folder = tmp_path / row / "evaluation-quick"
+        folder.mkdir(parents=True)
+        (tmp_path / row / "results.json").write_text('{"training_seconds": 5400.0}')
         report = Report({}, {"marginal NLL": Measurement(100.0 + shift, (99.0 + shift, 101.0 + shift), 50, "made up")})
         report.write(folder)
         np.savez(folder / "sentences.npz", index=np.arange(50), marginal_nll=np.linspace(50, 150, 50) + shift)
     table = make_table(tmp_path, "quick")
-    assert "| LSTM language model | - | - | - | 105.00 [104.00, 106.00] |" in table
+    assert "| LSTM language model | - | - | - | 105.00 [104.00, 106.00] | - | - | 90 min |" in table
     assert "| latent EBM (published) | 107.45 | 181.54 | 91.35 |" in table
     assert "against LSTM language model, marginal NLL: the first run is lower" in table
     for line in table.splitlines():

@@ -218,28 +218,38 @@ def perplexity_figures(
     test_texts: Sequence[str],
     *,
     cache_dir: str | Path,
+    rppl_lm: LanguageModel | None = None,
 ) -> tuple[dict[str, Measurement], dict[str, np.ndarray]]:
-    """The evaluator's own perplexity of real test text, FPPL and RPPL; and the nats of each sentence of these two."""
+    """The evaluator's own perplexity of real test text, FPPL and RPPL; and the nats of each sentence of these two.
+
+    Args:
+        samples: Generated sentences.
+        lm: The evaluator.
+        tokenizer: The tokeniser of the real training text.
+        test_texts: Real sentences that were not trained on.
+        cache_dir: Where the language model of the samples is kept.
+        rppl_lm: Another evaluator for RPPL, such as a quicker one; its own perplexity then stands beside the other's.
+    """
+    rppl_lm = lm if rppl_lm is None else rppl_lm
     forward = forward_perplexity(samples, lm, tokenizer, real_test=test_texts, progress=True)
-    reverse = reverse_perplexity(samples, lm, tokenizer, real_test=test_texts, cache_dir=cache_dir, progress=True)
-    nll = {"fppl_nll": np.array(forward["sentence_nll"]), "rppl_nll": np.array(reverse["sentence_nll"])}
+    reverse = reverse_perplexity(samples, rppl_lm, tokenizer, real_test=test_texts, cache_dir=cache_dir, progress=True)
     figures = {
-        "evaluator's test perplexity": Measurement(
-            forward["evaluator_test_perplexity"],
-            tuple(forward["evaluator_test_interval_95"]),
+        f"{found['evaluator']}'s test perplexity": Measurement(
+            found["evaluator_test_perplexity"],
+            tuple(found["evaluator_test_interval_95"]),
             len(test_texts),
-            f"of real test text under the language model {lm.recipe.name!r} trained on real training text, seed "
-            f"{forward['evaluator_seed']}: what real data would score as FPPL and as RPPL",
-        ),
-        **{
-            name: Measurement(
-                found["perplexity"],
-                tuple(found["interval_95"]),
-                found["n_sentences"],
-                f"{found['definition']}; evaluator {found['evaluator']!r}",
-                {"warning": found.get("warning")},
-            )
-            for name, found in (("FPPL", forward), ("RPPL", reverse))
-        },
+            f"of real test text under the language model {found['evaluator']!r} trained on real training text, seed "
+            f"{found['evaluator_seed']}: what real data would score as FPPL and as RPPL",
+        )
+        for found in (forward, reverse)
     }
+    for name, found in (("FPPL", forward), ("RPPL", reverse)):
+        figures[name] = Measurement(
+            found["perplexity"],
+            tuple(found["interval_95"]),
+            found["n_sentences"],
+            f"{found['definition']}; evaluator {found['evaluator']!r}",
+            {"warning": found.get("warning"), "evaluator": found["evaluator"]},
+        )
+    nll = {"fppl_nll": np.array(forward["sentence_nll"]), "rppl_nll": np.array(reverse["sentence_nll"])}
     return figures, nll

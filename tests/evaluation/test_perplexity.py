@@ -278,7 +278,7 @@ def test_the_tokenizer_must_be_that_of_the_evaluator(fppl):
 def test_the_figures_of_a_report_are_those_of_the_metrics(fppl, rppl, lm, tokenizer, tmp_path):
     figures, nll = perplexity_figures(SAMPLES, lm, tokenizer, REAL_TEST, cache_dir=tmp_path)
     forward, reverse = fppl(SAMPLES), rppl(SAMPLES)
-    assert list(figures) == ["evaluator's test perplexity", "FPPL", "RPPL"], "the evaluator's own comes first"
+    assert list(figures) == ["tiny's test perplexity", "FPPL", "RPPL"], "the evaluator's own comes first"
     own, *generated = figures.values()
     assert own.value == forward["evaluator_test_perplexity"]
     assert (own.n, list(own.interval_95)) == (len(REAL_TEST), forward["evaluator_test_interval_95"])
