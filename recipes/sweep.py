@@ -1,0 +1,95 @@
+"""Train one model for every combination of some settings, evaluate each, and show the frontier they make.
+
+    python recipes/sweep.py --sweep recipes/sweeps/likelihood_weight.yaml                # on the embedded corpus
+    python recipes/sweep.py --sweep recipes/sweeps/likelihood_weight.yaml --evaluator quick --parallel 2
+
+A sweep is a YAML file with `config`, the configuration that all runs share, `set`, settings that differ from it in all
+runs, and `vary`, a list of values for each of some settings. What is finished is not done again, and what was killed
+goes on. Prints a table, and writes it as Markdown with a plot of RPPL over what the latent tells.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.sweeps import describe_sweep, plot_frontier
+from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
+
+RECIPES = Path(__file__).parent
+
+
+@dataclass
+class SweepArguments:
+    """Sweep"""
+
+    sweep: str = field(metadata={"help": "YAML file with `config`, `set` and `vary`."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Another corpus than the configuration's."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder of all runs; runs/sweeps/<name> if none."})
+    evaluator: Literal["full", "quick", "none"] = field(
+        default="none", metadata={"help": "The language model behind FPPL and RPPL; without one they are left out."}
+    )
+    num_likelihood_sentences: int = field(default=200, metadata={"help": "Random test sentences for log p(x)."})
+    parallel: int = field(default=1, metadata={"help": "Runs at a time, each with its share of the cores."})
+
+
+def main() -> None:
+    (args,) = parse_recipe_arguments((SweepArguments,), description=__doc__)
+    path = Path(args.sweep)
+    sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(sweep, dict) or not {"config", "vary"} <= set(sweep) <= {"config", "set", "vary"}:
+        raise UsageError(f"{path} must hold `config` and `vary`, and may hold `set`")
+    folder = Path(args.output_dir or f"runs/sweeps/{path.stem}")
+    runs = {
+        folder / ",".join(f"{name}={value}" for name, value in varied.items()): {**sweep.get("set", {}), **varied}
+        for varied in (
+            dict(zip(sweep["vary"], values, strict=True)) for values in itertools.product(*sweep["vary"].values())
+        )
+    }
+    with ThreadPoolExecutor(args.parallel) as pool:
+        list(pool.map(lambda run: train_and_evaluate(*run, RECIPES.parent / sweep["config"], args), runs.items()))
+    table = describe_sweep({run.name: run for run in runs}, list(sweep["vary"]))
+    (folder / "sweep.md").write_text(table, encoding="utf-8")
+    print(f"\n{table}\n{folder / 'sweep.md'}\n{plot_frontier(list(runs), folder / 'frontier.png')}")
+
+
+def train_and_evaluate(run: Path, settings: dict[str, Any], config: Path, args: SweepArguments) -> None:
+    """One run in processes of its own, with what it prints in a file of its folder."""
+    data = [] if args.dataset_name is None else ["--dataset_name", args.dataset_name]
+    if not (run / "results.json").exists():
+        options = [text for name, value in settings.items() for text in (f"--{name}", value)]
+        launch(run, args.parallel, "-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1,
+               "--mixed_precision", "no", "--dynamo_backend", "no", RECIPES / "train_ptb.py", "--config", config,
+               *data, *options, "--output_dir", run)  # fmt: skip
+    if not (run / "evaluation" / "evaluation.json").exists():
+        data = data or ["--dataset_name", yaml.safe_load(config.read_text(encoding="utf-8"))["dataset_name"]]
+        launch(run, args.parallel, RECIPES / "evaluate_text.py", "--model", run / "model", *data,
+               "--evaluator", args.evaluator, "--num_likelihood_sentences", args.num_likelihood_sentences,
+               "--output_dir", run / "evaluation")  # fmt: skip
+
+
+def launch(run: Path, parallel: int, *arguments: Any) -> None:
+    """Runs a recipe to its end; one that fails ends the sweep and names its log."""
+    run.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // parallel))
+    with open(run / "log.txt", "a", encoding="utf-8") as log:
+        print(f"{run.name}: {Path(str(arguments[0])).name if arguments[0] != '-m' else 'training'}", flush=True)
+        finished = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+        )
+    if finished.returncode:
+        raise UsageError(f"{run.name} ended with exit code {finished.returncode}: see {run / 'log.txt'}")
+
+
+if __name__ == "__main__":
+    run_recipe(main)
