@@ -17,10 +17,11 @@ from latent_ebm_text.decoders import LSTMDecoder
 
 
 class PlainDecoder(nn.Module):
-    """`-log p(x | z)` with autograd for everything, from the weights of `decoder`."""
+    """`-log p(x | z)` with autograd for everything, from the weights of `decoder`; `padding` is the id of padding."""
 
-    def __init__(self, decoder: LSTMDecoder) -> None:
+    def __init__(self, decoder: LSTMDecoder, padding: int = -100) -> None:
         super().__init__()
+        self.padding = padding
         # Submodules in the order of `decoder`, so that the parameters of both correspond one to one.
         self.embedding = deepcopy(decoder.embedding)
         self.initial_hidden = deepcopy(decoder.initial_hidden)
@@ -33,23 +34,25 @@ class PlainDecoder(nn.Module):
         self.projection = deepcopy(decoder.output.projection)
 
     def nll(self, input_ids: Tensor, latents: Tensor) -> Tensor:
-        """`-log p(x | z)` in nats, summed over the batch; sentences without padding."""
+        """`-log p(x | z)` in nats, summed over the batch; a padded place is computed like any other and not counted."""
         words = self.embedding(input_ids[:, :-1].t())  # (time, batch, embedding_size)
         features = torch.cat([words, latents.expand(len(words), *latents.shape)], dim=-1)
         state = self.initial_hidden(latents).unsqueeze(0), self.initial_cell(latents).unsqueeze(0)
         hidden, _ = self.lstm(features, state)
         logits = self.output(hidden if self.projection is None else self.projection(hidden))
-        return F.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].t().flatten(), reduction="sum")
+        return F.cross_entropy(
+            logits.flatten(0, 1), input_ids[:, 1:].t().flatten(), ignore_index=self.padding, reduction="sum"
+        )
 
 
 class PlainModel(nn.Module):
-    """Prior, decoder and the two Langevin loops, from the weights of `model`."""
+    """Prior, decoder and the two Langevin loops, from the weights of `model`; `padding` is the id of padding."""
 
-    def __init__(self, model: LatentEBMForTextGeneration) -> None:
+    def __init__(self, model: LatentEBMForTextGeneration, padding: int = -100) -> None:
         super().__init__()
         layers = [part for layer in model.prior.hidden for part in (deepcopy(layer), nn.GELU())]
         self.tilt = nn.Sequential(*layers, deepcopy(model.prior.out))
-        self.decoder = PlainDecoder(model.decoder)
+        self.decoder = PlainDecoder(model.decoder, padding)
         self.prior_sampler, self.posterior_sampler = model.config.prior_sampler, model.config.posterior_sampler
 
     def likelihood_gradient(self, input_ids: Tensor, latents: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class TableArguments:
         default=None, metadata={"help": "Another one for RPPL, which trains it anew for every row."}
     )
     num_likelihood_sentences: int = field(default=500, metadata={"help": "Random test sentences for log p(x)."})
+    num_likelihood_levels: int = field(default=100, metadata={"help": "Levels of the annealed walks behind it."})
     rows: str = field(default="all", metadata={"help": f"Comma-separated, of {', '.join(ROWS)}; or all."})
 
 
@@ -71,6 +72,7 @@ def main() -> None:
             launch(RECIPES / "evaluate_text.py", "--model", run / "model", "--dataset_name", args.dataset_name,
                    "--evaluator", args.evaluator, "--rppl_evaluator", rppl_evaluator,
                    "--num_likelihood_sentences", args.num_likelihood_sentences,
+                   "--num_likelihood_levels", args.num_likelihood_levels,
                    "--output_dir", run / f"evaluation-{name}")  # fmt: skip
     table = make_table(Path(args.output_dir), name)
     (Path(args.output_dir) / f"table-{name}.md").write_text(table, encoding="utf-8")
