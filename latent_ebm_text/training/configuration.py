@@ -99,6 +99,10 @@ def require_in_interval(name: str, value: float, low: float, high: float) -> Non
 # -------- command line
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and leaves the lines of a recipe's docstring as they are: they hold commands."""
+
+
 class _RecipeParser(HfArgumentParser):
     """Raises instead of printing the usage of a hundred options."""
 
@@ -124,6 +128,7 @@ def _build_parser(
     parser = _RecipeParser(
         dataclass_types,
         description=description,
+        formatter_class=_Help,
         usage="%(prog)s [--config FILE.yaml] [--option value ...]",
         allow_abbrev=False,
     )

@@ -256,13 +256,14 @@ def test_help_is_complete_and_grouped_and_shows_the_defaults(capsys, monkeypatch
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as caught:
         parse_recipe_arguments(
-            (OptimizationArguments, ModelArguments, RequiredArguments), ["--help"], description="Trains a thing."
+            (OptimizationArguments, ModelArguments, RequiredArguments), ["--help"], description="Trains a thing.\n\n    python thing.py    # now"
         )
     assert caught.value.code == 0
     text = capsys.readouterr().out
     head, optimization, model, data = [" ".join(section.split()) for section in text_sections(text)]
-    assert "[--config FILE.yaml] [--option value ...] Trains a thing." in head
+    assert "[--config FILE.yaml] [--option value ...] Trains a thing. python thing.py # now" in head
     assert "--config FILE.yaml YAML file with values" in head
+    assert "\nTrains a thing.\n\n    python thing.py    # now\n" in text, "commands stand on lines of their own"
     assert "second paragraph" not in text
     assert "--num_epochs INT, --num-epochs INT Passes over the data. (default: 3)" in optimization
     assert "Step size of AdamW, at 100 % of the schedule. (default: 0.001)" in optimization
