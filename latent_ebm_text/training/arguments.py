@@ -144,6 +144,10 @@ class TrainingArguments:
     )
     warmup_steps: int = _option(100, "Steps over which the learning rates rise from zero.")
     final_learning_rate_factor: float = _option(0.05, "Both learning rates fall linearly to this part of themselves.")
+    averaging_start: float = _option(
+        1.0,
+        "Part of the training, 0 to 1, from which on weights are averaged for the final model; 1 for none.",
+    )
     max_decoder_grad_norm: float = _option(100.0, "Gradient clip of the decoder, for a loss in nats per sentence.")
     max_prior_grad_norm: float = _option(1.0, "Gradient clip of the energy.")
     inference: Literal["short_run", "persistent", "amortized", "variational"] = _option(
@@ -180,7 +184,7 @@ class TrainingArguments:
         for name in ("initial_likelihood_weight", "chain_step_size_end"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
-        for name in ("chain_refresh", "final_learning_rate_factor", "prior_start"):
+        for name in ("chain_refresh", "final_learning_rate_factor", "prior_start", "averaging_start"):
             require_in_interval(name, getattr(self, name), 0.0, 1.0)
         require_in_interval("num_eval_sentences", self.num_eval_sentences, 2, float("inf"))  # for a standard error
         for name in ("warmup_steps", "decoder_weight_decay", "prior_weight_decay"):

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from latent_ebm_text.data.batching import BucketedBatches
 from latent_ebm_text.errors import DivergenceError, UsageError
@@ -107,6 +108,9 @@ def train(
     checkpoint = _newest_checkpoint(folder, identity, accelerator)
     chains = _open_chains(folder, len(data.batches.lengths), model, accelerator) if persistent else None
     step, seconds = _resume(checkpoint, model, optimizer, chains, accelerator)
+    averaged = AveragedModel(model) if args.averaging_start < 1 else None
+    if averaged is not None and checkpoint is not None and "averaged" in checkpoint.tensors:
+        averaged.load_state_dict(checkpoint.tensors["averaged"])
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     metrics = MetricsFile(folder / "metrics.jsonl", first_step=step, enabled=accelerator.is_main_process)
     means = RunningMeans(checkpoint.state["means"] if checkpoint else None)
@@ -158,6 +162,8 @@ def train(
             _require_finite(step, indices, output, norms)
             optimizer.step()
             optimizer.zero_grad()
+            if averaged is not None and step >= round(args.averaging_start * total):
+                averaged.update_parameters(model)
             if chains is not None:
                 chains.write(indices, output.latents)
             step += 1
@@ -177,9 +183,11 @@ def train(
             signal_number = stopped.agreed(accelerator)
             if signal_number or step % args.save_every == 0 or step == total:
                 state = {"seconds": time.monotonic() - started, "means": means.state()}
-                _save(model, optimizer, chains, folder, step, state, identity, args, accelerator)
+                _save(model, averaged, optimizer, chains, folder, step, state, identity, args, accelerator)
             if signal_number:
                 break
+    if averaged is not None and step == total:
+        model.load_state_dict(averaged.module.state_dict())
     return TrainingResult(step, time.monotonic() - started, stopped.agreed(accelerator), health.warnings)
 
 
@@ -303,6 +311,7 @@ def _spread(latents: Tensor) -> float:
 
 def _save(
     model: LatentEBMPreTrainedModel,
+    averaged: AveragedModel | None,
     optimizer: Any,
     chains: ChainStore | None,
     folder: Path,
@@ -316,6 +325,8 @@ def _save(
     if accelerator.is_main_process:
         optimizer_tensors, optimizer_rest = flatten_optimizer_state(getattr(optimizer, "optimizer", optimizer))
         tensors = {"model": dict(model.state_dict()), "optimizer": optimizer_tensors}
+        if averaged is not None:
+            tensors["averaged"] = dict(averaged.state_dict())
         if chains is not None:
             tensors["chains"] = {"latents": chains.snapshot()}
         state = {**state, "optimizer": optimizer_rest}

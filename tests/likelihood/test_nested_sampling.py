@@ -10,13 +10,7 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
-from latent_ebm_text.likelihood import (
-    AnnealedImportanceSampler,
-    LogIntegral,
-    WhitenedDensity,
-    importance_log_weights,
-    laplace_approximation,
-)
+from latent_ebm_text.likelihood import AnnealedImportanceSampler, LogIntegral, importance_log_weights
 from latent_ebm_text.prior import EnergyPrior
 from tests.samplers.targets import seeded, standard_normal
 
@@ -27,7 +21,7 @@ GAUSSIAN_CONSTANT = 0.5 * LATENT_DIM * math.log(2 * math.pi)
 def energy_prior() -> EnergyPrior:
     prior = EnergyPrior(LATENT_DIM, hidden_size=8, num_hidden_layers=1).double()
     for number, parameter in enumerate(prior.parameters()):
-        parameter.data = standard_normal(*parameter.shape, seed=number)
+        parameter.data = 0.8 * standard_normal(*parameter.shape, seed=number)
     return prior.requires_grad_(False)
 
 
@@ -67,16 +61,18 @@ def test_log_z_of_an_energy_network_agrees_with_nested_sampling() -> None:
 
 
 def test_log_p_of_x_of_a_nonlinear_decoder_agrees_with_nested_sampling() -> None:
-    """The unnormalised `log p(x) + log Z`, by annealing and by importance weights."""
+    """`log p(x) + log Z`, by annealing and by importance weights.
+
+    Both start at N(0, I): where tanh saturates this posterior has long arms, which a Laplace approximation misses.
+    """
     prior = energy_prior()
     nested = nested_sampling(lambda latents: prior.tilt(latents) + log_likelihood(latents))
 
     def log_joint(latents: Tensor) -> Tensor:
         return prior(latents) + log_likelihood(latents)
 
-    init = standard_normal(200, LATENT_DIM, seed=8)  # 200 times the same datum
-    whitened = WhitenedDensity(log_joint, laplace_approximation(log_joint, init).widened(1.1))
-    annealed = AnnealedImportanceSampler(30).sample(whitened, 8, init, generator=seeded(1))
-    weighted = importance_log_weights(whitened, 50, init, generator=seeded(2))
+    like = torch.empty(500, LATENT_DIM).double()  # 500 times the same datum
+    annealed = AnnealedImportanceSampler(30).sample(log_joint, 4, like, generator=seeded(1))
+    weighted = importance_log_weights(log_joint, 40, like, generator=seeded(2))
     for weights in (annealed, weighted):
         assert_agree(LogIntegral(weights.reshape(-1, 1)), nested)

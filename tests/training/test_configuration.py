@@ -256,7 +256,9 @@ def test_help_is_complete_and_grouped_and_shows_the_defaults(capsys, monkeypatch
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as caught:
         parse_recipe_arguments(
-            (OptimizationArguments, ModelArguments, RequiredArguments), ["--help"], description="Trains a thing.\n\n    python thing.py    # now"
+            (OptimizationArguments, ModelArguments, RequiredArguments),
+            ["--help"],
+            description="Trains a thing.\n\n    python thing.py    # now",
         )
     assert caught.value.code == 0
     text = capsys.readouterr().out

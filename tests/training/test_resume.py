@@ -26,12 +26,20 @@ from tests.training.runs import (
 )
 
 
-@pytest.mark.parametrize("inference", ["short_run", "persistent", "variational"])
-def test_a_stopped_run_ends_like_one_that_never_stopped(make_model, make_args, run, tmp_path, inference):
+@pytest.mark.parametrize(
+    ("inference", "averaging_start"),
+    [("short_run", 1.0), ("persistent", 1.0), ("variational", 1.0), ("amortized", 1.0), ("persistent", 0.5)],
+)
+def test_a_stopped_run_ends_like_one_that_never_stopped(
+    make_model, make_args, run, tmp_path, inference, averaging_start
+):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     if inference == "variational":
         make_model = partial(make_model, **BASELINES["VAE"][0])
-    settings = {"inference": inference, "log_every": 3}  # the stops fall between the lines of metrics.jsonl
+    if inference == "amortized":
+        make_model = partial(make_model, encoder_hidden_size=16, frequent_words=20, drawn_words=5)
+    # The stops fall between the lines of metrics.jsonl.
+    settings = {"inference": inference, "log_every": 3, "averaging_start": averaging_start}
     run(make_model(), make_args(output_dir=str(straight), **settings))
 
     args = make_args(output_dir=str(stopped), **settings)
@@ -49,7 +57,12 @@ def test_a_stopped_run_ends_like_one_that_never_stopped(make_model, make_args, r
     assert ("chains.safetensors" in found) == (inference == "persistent")
     for name, tensors in expected.items():
         assert same(tensors, found[name]), name
-    assert same(copy_of(model), expected["model.safetensors"])
+    final = expected["model.safetensors"]
+    if averaging_start < 1:
+        averages = expected["averaged.safetensors"]
+        assert averages["n_averaged"] == 6
+        final = {name.removeprefix("module."): value for name, value in averages.items() if name != "n_averaged"}
+    assert same(copy_of(model), final)
     assert metrics_without_seconds(stopped) == metrics_without_seconds(straight)
 
 

@@ -32,6 +32,25 @@ def test_the_loss_falls_on_the_grammar(make_model, make_args, run, tmp_path):
     assert np.mean(nll[-6:]) < 0.7 * np.mean(nll[:6])  # an epoch each, so that both count the same sentences
 
 
+def test_the_final_weights_are_the_averages_over_the_last_part(make_model, make_args, run, monkeypatch):
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def recording(optimizer, *args, **kwargs):
+        result = step(optimizer, *args, **kwargs)
+        seen.append([weight.detach().clone() for group in optimizer.param_groups for weight in group["params"]])
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recording)
+    model = make_model()
+    run(model, make_args(averaging_start=0.75))
+    assert len(seen) == 12
+    trained = [*model.decoder.parameters(), *model.prior.parameters()]
+    for weight, *values in zip(trained, *seen[9:], strict=True):
+        torch.testing.assert_close(weight, torch.stack(values).mean(dim=0))
+        assert not torch.equal(weight, values[-1])
+
+
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_baselines_learn_in_the_same_loop(make_model, make_args, run, tmp_path, baseline):
     model_settings, inference = BASELINES[baseline]
