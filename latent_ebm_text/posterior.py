@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.samplers.base import ScoredLogDensity
+from latent_ebm_text.samplers.base import ScoredLogDensity, frozen_log_density
 
 
 class LatentPosterior:
@@ -34,6 +34,10 @@ class LatentPosterior:
     def __call__(self, latents: Tensor) -> Tensor:
         """`-U(z; x)` in nats; `(batch, latent_dim)` to `(batch,)`."""
         return self.prior(latents) + self.likelihood_weight * self.likelihood(latents)
+
+    def frozen(self) -> LatentPosterior:
+        """The same log-density for the length of a chain, with the prior's weights taken as they are."""
+        return LatentPosterior(frozen_log_density(self.prior), self.likelihood, self.likelihood_weight)
 
     @torch.no_grad()
     def score(self, latents: Tensor) -> Tensor:

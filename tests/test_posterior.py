@@ -122,3 +122,19 @@ def test_autograd_through_the_posterior_is_right_or_refused() -> None:
 def test_likelihood_weight_must_be_positive(weight: float) -> None:
     with pytest.raises(UsageError, match=f"likelihood_weight must be positive and finite, got {weight}"):
         LatentPosterior(flat_prior(), LinearGaussian(DATA), weight)
+
+
+def test_frozen_for_a_chain_it_is_the_same_and_the_weights_no_longer_matter() -> None:
+    torch.manual_seed(0)
+    prior = EnergyPrior(2, 4).double()
+    posterior = LatentPosterior(prior, LinearGaussian(DATA), 2.0)
+    latents = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = posterior.score(latents)
+    frozen = posterior.frozen()
+    torch.testing.assert_close(frozen.score(latents), expected)
+    torch.testing.assert_close(frozen.value_and_score(latents)[0], posterior(latents).detach())
+    calls = []
+    original = prior.frozen
+    prior.frozen = lambda: calls.append(1) or original()
+    LangevinSampler(5, 0.1).sample(latents, posterior)
+    assert len(calls) <= 2, "prepared for the chain, not for every step"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ class FreezableLogDensity(ScoredLogDensity, Protocol):
     def frozen(self) -> ScoredLogDensity:
         """The same log-density, with whatever does not depend on the latents computed once."""
         ...
+
+
+AnyLogDensity = TypeVar("AnyLogDensity", bound=LogDensity)
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Sampler(Protocol):
 
 def score_function(logdensity: LogDensity) -> Callable[[Tensor], Tensor]:
     """The score of a log-density for one chain: its own closed form where it offers one, else autograd."""
-    logdensity = _frozen(logdensity)
+    logdensity = frozen_log_density(logdensity)
     if isinstance(logdensity, ScoredLogDensity):
         return logdensity.score
     return lambda latents: autograd_value_and_score(logdensity, latents)[1]
@@ -128,14 +131,15 @@ def score_function(logdensity: LogDensity) -> Callable[[Tensor], Tensor]:
 
 def value_and_score_function(logdensity: LogDensity) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Log-density and score together, for one chain: the closed form where there is one, else autograd."""
-    logdensity = _frozen(logdensity)
+    logdensity = frozen_log_density(logdensity)
     if isinstance(logdensity, ScoredLogDensity):
         return logdensity.value_and_score
     return lambda latents: autograd_value_and_score(logdensity, latents)
 
 
-def _frozen(logdensity: LogDensity) -> LogDensity:
-    return logdensity.frozen() if isinstance(logdensity, FreezableLogDensity) else logdensity
+def frozen_log_density(logdensity: AnyLogDensity) -> AnyLogDensity:
+    """The same log-density for the length of a chain, with whatever it can compute once computed once."""
+    return logdensity.frozen() if isinstance(logdensity, FreezableLogDensity) else logdensity  # type: ignore
 
 
 def autograd_value_and_score(logdensity: LogDensity, latents: Tensor) -> tuple[Tensor, Tensor]:
