@@ -205,8 +205,20 @@ class LSTMLikelihood:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """`log p(x | z)` in nats, `(batch, latent_dim)` to `(batch,)`; differentiable in the latents, once."""
+        if not (torch.is_grad_enabled() and latents.requires_grad):
+            return self._value(latents)
         value: Tensor = _ValueWithScore.apply(latents, self)
         return value
+
+    @torch.no_grad()
+    def _value(self, latents: Tensor) -> Tensor:
+        self._forward(latents)
+        return self._sum_tokens(self._output.log_prob(self._hidden[1:].flatten(0, 1)[self._rows], self._targets))
+
+    def _sum_tokens(self, values: Tensor) -> Tensor:
+        """`(predicted tokens,)` to `(batch,)`."""
+        per_token = values.new_zeros(self._grad_hidden.shape[:2])
+        return per_token.view(-1).index_copy_(0, self._rows, values).view_as(per_token).sum(dim=0)
 
     def score(self, latents: Tensor) -> Tensor:
         """`d log p(x | z) / d z`; `(batch, latent_dim)` to the same shape."""
@@ -224,10 +236,7 @@ class LSTMLikelihood:
         hidden = self._hidden[1:].flatten(0, 1)[self._rows]  # (predicted tokens, hidden_size)
         values, grad = self._output.score(hidden, self._targets, with_value)
         self._grad_hidden.flatten(0, 1).index_copy_(0, self._rows, grad)
-        value = None
-        if values is not None:
-            per_token = values.new_zeros(self._grad_hidden.shape[:2])
-            value = per_token.view(-1).index_copy_(0, self._rows, values).view_as(per_token).sum(dim=0)
+        value = None if values is None else self._sum_tokens(values)
         return value, self._backward()
 
     def _forward(self, latents: Tensor) -> None:

@@ -153,6 +153,21 @@ class FrozenSoftmaxOutput:
         self._expected_weight = FrozenLinear(weight.t(), None, CHUNK_ROWS)
 
     @torch.no_grad()
+    def log_prob(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """`log p(target | hidden)` in nats; `(rows, hidden_size)` and `(rows,)` to `(rows,)`."""
+        num_rows, features, targets = self._prepare(hidden, targets)
+        value = hidden.new_empty(num_rows, dtype=_value_dtype(hidden))
+        for rows in _chunks(len(features)):
+            value[rows] = _pick_log_prob(self._logits(features[rows]), targets[rows])
+        return value
+
+    def _prepare(self, hidden: Tensor, targets: Tensor) -> tuple[int, Tensor, Tensor]:
+        """How many rows count, their features with filling behind them, and the places of the targets."""
+        hidden = _fill_rows(hidden)
+        features = hidden if self._projection is None else hidden @ self._projection.t()
+        return len(targets), features, targets if self._places is None else self._places[targets]
+
+    @torch.no_grad()
     def score(self, hidden: Tensor, targets: Tensor, with_value: bool = False) -> tuple[Tensor | None, Tensor]:
         """The gradient, and the log-probability where it is wanted too.
 
@@ -164,13 +179,11 @@ class FrozenSoftmaxOutput:
         Returns:
             Log-probabilities of shape `(rows,)` in nats or `None`, and gradients of shape `(rows, hidden_size)`.
         """
-        num_rows, hidden = len(targets), _fill_rows(hidden)
-        targets = targets if self._places is None else self._places[targets]
-        features = hidden if self._projection is None else hidden @ self._projection.t()
+        num_rows, features, targets = self._prepare(hidden, targets)
         gradient = torch.zeros_like(features)
         gradient[:num_rows] = self._weight[targets]  # d logit_target / d features; the expected one is taken off below
         value = hidden.new_empty(num_rows, dtype=_value_dtype(hidden)) if with_value else None
-        for rows in _chunks(len(hidden)):
+        for rows in _chunks(len(features)):
             logits = self._logits(features[rows])
             if value is not None:
                 value[rows] = _pick_log_prob(logits, targets[rows])
