@@ -2,7 +2,8 @@
 
 Both have random weights, the same vocabulary, and start from the beginning token alone; both draw every word from the
 whole distribution, by their public `generate`. The bias of the end token decides the lengths, in both alike: so low
-that no sentence ends before its last word, or such that one word in 22 ends a sentence. Ours includes the prior's chain.
+that no sentence ends before its last word, or such that one word in 22 ends a sentence. Ours includes the prior's
+chain.
 """
 
 from __future__ import annotations

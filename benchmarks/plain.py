@@ -34,7 +34,7 @@ class PlainDecoder(nn.Module):
         self.projection = deepcopy(decoder.output.projection)
 
     def nll(self, input_ids: Tensor, latents: Tensor) -> Tensor:
-        """`-log p(x | z)` in nats, summed over the batch; a padded place is computed like any other and not counted."""
+        """`-log p(x | z)` in nats, summed over the batch; padded places are computed like all others, not counted."""
         words = self.embedding(input_ids[:, :-1].t())  # (time, batch, embedding_size)
         features = torch.cat([words, latents.expand(len(words), *latents.shape)], dim=-1)
         state = self.initial_hidden(latents).unsqueeze(0), self.initial_cell(latents).unsqueeze(0)
@@ -52,7 +52,7 @@ class PlainModel(nn.Module):
         super().__init__()
         layers = [part for layer in model.prior.hidden for part in (deepcopy(layer), nn.GELU())]
         self.tilt = nn.Sequential(*layers, deepcopy(model.prior.out))
-        self.decoder = PlainDecoder(model.decoder, padding)
+        self.decoder, self.latent_dim = PlainDecoder(model.decoder, padding), model.config.latent_dim
         self.prior_sampler, self.posterior_sampler = model.config.prior_sampler, model.config.posterior_sampler
 
     def likelihood_gradient(self, input_ids: Tensor, latents: Tensor) -> Tensor:

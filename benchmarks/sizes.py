@@ -37,6 +37,7 @@ class Sizes:
     learning_sentences: int = 8000
     learning_epochs: float = 16.0
     eval_every: int = 50  # steps
+    eval_sentences: int = 512
     plain_seconds: float = 1200.0
 
     # scaling: the values that each size takes while the others stay
@@ -72,6 +73,7 @@ QUICK = Sizes(
     embedding=16, hidden=32, vocab=200, latent=8, prior_hidden=16, batch=8, tokens=5,
     prior_batches=(8, 64), posterior_steps=3, prior_steps=4,
     generation_embedding=16, generation_hidden=32, generation_tokens=4, gpt2_width=16, gpt2_layers=1,
-    targets=(1000.0, 1.0), learning_sentences=128, learning_epochs=3.0, eval_every=1, plain_seconds=0.5,
-    batches=(4, 8), lengths=(5,), vocabularies=(200,), latent_sizes=(4,),
+    targets=(1000.0, 1.0), plain_seconds=0.5,
+    learning_sentences=128, learning_epochs=1.0, eval_every=1, eval_sentences=8,
+    batches=(4, 8), lengths=(3,), vocabularies=(100,), latent_sizes=(4,),
 )  # fmt: skip

@@ -1,6 +1,8 @@
 """The benchmarks run at toy sizes, print ratios, and refuse to time two implementations that disagree."""
 
 import importlib
+import importlib.util
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +12,17 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+RATIO = re.compile(r"\| \*\*\d+\.\d\d\*\* / \*\*\d+\.\d\d\*\* \|")
+
+
+@pytest.fixture(autouse=True)
+def _import_as_a_script_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """`benchmarks/run.py`, imported as a script sees it: with its folder on the path."""
-    monkeypatch.syspath_prepend(str(FOLDER))
+def run() -> ModuleType:
+    """`benchmarks/run.py`."""
     return importlib.import_module("run")
 
 
@@ -26,25 +33,126 @@ def _settings_are_restored() -> Iterator[None]:
     assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == before
 
 
-def test_quick_run_prints_a_ratio_for_every_case(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run.main(["--quick", "--repeats", "1", "--threads", "1"]) == 0
+def rows_of(run: ModuleType, capsys: pytest.CaptureFixture[str], name: str) -> list[str]:
+    """The rows of a benchmark's table at toy sizes, without its header."""
+    assert run.main(["--quick", "--only", name, "--repeats", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert f"torch {torch.__version__}, 1 threads" in lines[0]
     assert "toy sizes" in lines[0]
-    header, rows = lines[2], lines[4:]
-    assert len(rows) == 16  # 4 benchmarks, 2 variants, 2 precisions
-    for row in rows:
-        assert row.count("|") == header.count("|")
-        assert re.search(r"\| \*\*\d+\.\d\d\*\* / \*\*\d+\.\d\d\*\* \|", row)
-    for name in run.BENCHMARKS:
-        assert sum(row.startswith(f"| {name}, ") for row in rows) == 4
+    assert f"## {name}" in lines
+    rows = [line for line in lines if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
+    return rows[2:]
 
 
-def test_only_one_benchmark(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["posterior-gradient", "posterior-chain", "training-step"])
+def test_comparison_with_the_plain_model(run: ModuleType, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    rows = rows_of(run, capsys, name)
+    assert len(rows) == 4  # 2 output layers, 2 precisions
+    assert all(row.startswith(f"| {name}, ") and RATIO.search(row) for row in rows)
+
+
+def test_prior_chain_without_torchebm_says_so(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run.main(["--quick", "--only", "prior-chain", "--repeats", "1"]) == 0
-    rows = capsys.readouterr().out.splitlines()[4:]
-    assert len(rows) == 4
-    assert all(row.startswith("| prior-chain, ") for row in rows)
+    output = capsys.readouterr().out
+    assert len(RATIO.findall(output)) == 4  # 2 batches, 2 precisions
+    assert "Not compared with torchebm, which is not installed" in output
+
+
+def test_prior_chain_walks_the_path_of_torchebm(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchebm")
+    rows = rows_of(run, capsys, "prior-chain")
+    assert sum("against torchebm" in row for row in rows) == 4
+    assert all(RATIO.search(row) for row in rows)
+
+
+def test_generation_makes_as_many_words_as_gpt2(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    equal, natural = rows_of(run, capsys, "generation")
+    assert "| 4.0 / 4.0 |" in equal
+    assert all(RATIO.search(row) for row in (equal, natural))
+
+
+def test_generation_at_full_size_compares_models_of_one_size() -> None:
+    cases, sizes = importlib.import_module("cases_generation"), importlib.import_module("sizes").Sizes()
+    with torch.device("meta"):
+        ours, gpt2 = (
+            sum(weight.numel() for weight in model.parameters())
+            for model in (cases._our_model(sizes), cases._gpt2(sizes))
+        )
+    assert ours == pytest.approx(5.7e6, rel=0.01)
+    assert gpt2 == pytest.approx(ours, rel=0.01)
+
+
+def test_words_are_counted_up_to_the_first_end() -> None:
+    count = importlib.import_module("cases_generation")._mean_words
+    ids = torch.tensor([[1, 5, 2, 0, 0], [1, 5, 6, 7, 8], [1, 2, 2, 5, 2]])
+    assert count(ids, 2) == pytest.approx((2 + 4 + 1) / 3)
+
+
+def test_learning_reports_what_was_reached_and_what_was_not(
+    run: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    easy, impossible = rows_of(run, capsys, "learning")
+    assert re.fullmatch(r"\| 1000\.0 \| \d+\.\d \| \d+\.\d \| \*\*\d+\.\d\*\* \|", easy)
+    assert re.fullmatch(r"\| 1\.0 \| > \d+\.\d \| not reached \| - \|", impossible)
+
+
+def test_a_target_out_of_reach_gives_a_lower_bound_of_the_ratio() -> None:
+    compare = importlib.import_module("cases_learning")._compare
+    assert compare(30.0, 10.0, 100.0) == ("30.0", "10.0", "**3.0**")
+    assert compare(math.inf, 10.0, 100.0) == ("> 100.0", "10.0", "**>= 10.0**")
+
+
+def test_the_stopwatch_stands_still_while_the_model_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases, now = importlib.import_module("cases_learning"), [0.0]
+    monkeypatch.setattr(cases.time, "perf_counter", lambda: now[0])
+    stopwatch = cases.Stopwatch((20.0, 10.0))
+
+    def judge(nll: float) -> dict[str, float]:
+        now[0] += 100.0
+        return {"reconstruction_nll": nll}
+
+    for nll in (30.0, 15.0, 9.0, 8.0):
+        now[0] += 1.0
+        stopwatch.look(lambda nll=nll: judge(nll))
+    assert stopwatch.reached == {20.0: 2.0, 10.0: 3.0}
+    assert stopwatch.arrived
+
+
+def test_plain_weights_are_judged_in_our_model() -> None:
+    """Copied into a model of other weights, they give the plain model's likelihood and tilt."""
+    cases, plain = importlib.import_module("cases_learning"), importlib.import_module("plain")
+    sizes = importlib.import_module("sizes").QUICK
+    source, judge, inputs = sizes.model(tied=True), sizes.model(tied=True), sizes.inputs()
+    theirs, latents = plain.PlainModel(source), torch.randn(sizes.batch, sizes.latent)
+    with torch.no_grad():
+        for weight in judge.parameters():
+            weight.normal_()
+        cases._copy_weights(theirs, judge)
+        nll = -judge.decoder.log_prob(inputs, latents).sum()
+        torch.testing.assert_close(nll, theirs.decoder.nll(inputs["input_ids"], latents))
+        torch.testing.assert_close(judge.prior.tilt(latents), theirs.tilt(latents).squeeze(-1))
+
+
+def test_padding_does_not_count_in_the_plain_likelihood() -> None:
+    plain, sizes = importlib.import_module("plain"), importlib.import_module("sizes").QUICK
+    model, ids = sizes.model(tied=True), sizes.inputs()["input_ids"].clamp(min=1)
+    decoder, latents = plain.PlainModel(model, padding=0).decoder, torch.randn(sizes.batch, sizes.latent)
+    padded = torch.nn.functional.pad(ids, (0, 3))
+    torch.testing.assert_close(decoder.nll(padded, latents), decoder.nll(ids, latents))
+
+
+def test_scaling_varies_one_size_at_a_time(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows_of(run, capsys, "scaling")]
+    assert [row[:2] for row in rows] == [
+        ["batch", "4"], ["batch", "8"], ["words a sentence", "3"], ["vocabulary", "100"], ["latent size", "4"],
+    ]  # fmt: skip
+    assert all(float(cell.replace(",", "")) > 0 for row in rows for cell in row[2:])
+
+
+# --- what is refused ---
 
 
 @pytest.mark.parametrize(
@@ -59,8 +167,9 @@ def test_only_one_benchmark(run: ModuleType, capsys: pytest.CaptureFixture[str])
 def test_a_disagreement_is_an_error(
     run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, method: str
 ) -> None:
-    right = getattr(run.PlainModel, method)
-    monkeypatch.setattr(run.PlainModel, method, lambda *args: right(*args) * 1.001)
+    model = importlib.import_module("plain").PlainModel
+    right = getattr(model, method)
+    monkeypatch.setattr(model, method, lambda *args: right(*args) * 1.001)
     assert run.main(["--quick", "--only", name, "--repeats", "1"]) == 1
     captured = capsys.readouterr()
     assert "results differ by" in captured.err
@@ -68,27 +177,59 @@ def test_a_disagreement_is_an_error(
 
 
 def test_weight_gradients_are_compared_too(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, right = importlib.import_module("plain"), run._gradients
+    plain, cases = importlib.import_module("plain"), importlib.import_module("cases_posterior")
+    right = cases._gradients
 
     def wrong(*parts: torch.nn.Module) -> list[torch.Tensor]:
         *others, last = right(*parts)
         return [*others, last * (1.001 if isinstance(parts[0], plain.PlainDecoder) else 1.0)]
 
-    monkeypatch.setattr(run, "_gradients", wrong)
+    monkeypatch.setattr(cases, "_gradients", wrong)
     assert run.main(["--quick", "--only", "training-step", "--repeats", "1"]) == 1
 
 
-def test_difference(run: ModuleType) -> None:
-    one = torch.tensor([1.0, -2.0])
-    assert run.difference([one], [one]) == 0
-    assert run.difference([one, one], [one, torch.tensor([1.0, -4.0])]) == pytest.approx(0.5)
-    assert run.difference([one], [one[:1]]) == float("inf")
-    assert run.difference([one], []) == float("inf")
-    assert run.difference([one * float("nan")], [one]) == float("inf")
+def test_difference() -> None:
+    difference, one = importlib.import_module("timing").difference, torch.tensor([1.0, -2.0])
+    assert difference([one], [one]) == 0
+    assert difference([one, one], [one, torch.tensor([1.0, -4.0])]) == pytest.approx(0.5)
+    assert difference([one], [one[:1]]) == float("inf")
+    assert difference([one], []) == float("inf")
+    assert difference([one * float("nan")], [one]) == float("inf")
 
 
-@pytest.mark.parametrize("option", ["--repeats", "--threads"])
-def test_nonsense_is_refused(run: ModuleType, option: str) -> None:
+@pytest.mark.parametrize("option", [("--repeats", "0"), ("--threads", "0"), ("--write",)])
+def test_nonsense_is_refused(run: ModuleType, option: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as raised:
-        run.main(["--quick", option, "0"])
+        run.main(["--quick", *option])
     assert raised.value.code == 2
+
+
+# --- the file of results ---
+
+
+def test_every_benchmark_has_a_section_that_is_replaced_as_a_whole(run: ModuleType) -> None:
+    results = importlib.import_module("results")
+    text = results.RESULTS.read_text(encoding="utf-8")
+    for name in run.BENCHMARKS:
+        once = results.replace_section(text, name, ["| old \\1 |"])
+        assert "| old \\1 |" in once
+        new = results.replace_section(once, name, ["| new |"])
+        assert "old" not in new.split(f"<!-- begin {name} -->")[1].split(f"<!-- end {name} -->")[0]
+        assert new.replace("| new |", "| old \\1 |") == once, "nothing else changes"
+    with pytest.raises(ValueError, match="no section between '<!-- begin other -->'"):
+        results.replace_section(text, "other", [])
+
+
+def test_write_keeps_table_and_machine(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "RESULTS.md"
+    path.write_text("# Results\n\n<!-- begin scaling -->\n<!-- end scaling -->\n", encoding="utf-8")
+    results, sizes = importlib.import_module("results"), importlib.import_module("sizes")
+    monkeypatch.setattr(run, "Sizes", lambda: sizes.QUICK)
+    monkeypatch.setattr(run, "write_section", lambda name, lines: results.write_section(name, lines, path))
+    assert run.main(["--only", "scaling", "--repeats", "1", "--write"]) == 0
+    written = path.read_text(encoding="utf-8")
+    assert f"torch {torch.__version__}" in written
+    assert "| latent size | 4 |" in written
+    assert written.startswith("# Results\n")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.prior import EnergyPrior
+from latent_ebm_text.prior import BLOCK_ROWS, EnergyPrior
 from latent_ebm_text.samplers import ScoredLogDensity
 
 
@@ -71,6 +71,24 @@ def test_closed_form_score_equals_autograd(activation: str, num_hidden_layers: i
     assert (expected + latents).detach().abs().mean() > 0.1, "the tilt is part of what is compared"
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     torch.testing.assert_close(prior.score(latents), expected, rtol=tolerance, atol=5 * tolerance)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "leaky_relu"])
+def test_frozen_prior_agrees_with_autograd_for_any_number_of_rows(activation: str) -> None:
+    """One row, a few, a block and a part of one, and few again: buffers of another size are never mistaken."""
+    prior = make_prior(activation=activation)
+    frozen = prior.frozen()
+    assert isinstance(frozen, ScoredLogDensity)
+    earlier = frozen.score(draw(4))
+    kept = earlier.clone()
+    for rows in (1, 7, 2 * BLOCK_ROWS + 3, 4, 0):
+        latents = draw(rows).requires_grad_()
+        value = prior(latents)
+        (expected,) = torch.autograd.grad(value.sum(), latents)
+        torch.testing.assert_close(frozen.score(latents), expected, rtol=0, atol=1e-12)
+        for found, wanted in zip(frozen.value_and_score(latents), (value.detach(), expected), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    assert torch.equal(earlier, kept), "a score that was given away is not overwritten"
 
 
 def test_score_builds_no_graph_and_works_under_inference_mode() -> None:
