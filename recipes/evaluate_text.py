@@ -127,7 +127,8 @@ def main() -> None:
             rppl_lm=evaluators[args.rppl_evaluator or args.evaluator],
         )
         report.add(found)
-        per_sentence |= {**nll, "rppl_tokens": test["length"][:], "fppl_tokens": [len(s.split()) + 1 for s in samples]}
+        judged = samples[: len(nll["fppl_nll"])]
+        per_sentence |= {**nll, "rppl_tokens": test["length"][:], "fppl_tokens": [len(s.split()) + 1 for s in judged]}
     np.savez(folder / "sentences.npz", **per_sentence)
 
     # Whether the prior's chains have arrived, and the pictures.
