@@ -118,7 +118,9 @@ def marginal_likelihood_figures(
     warning = None
     if not estimate.reliable:
         warning = f"UNRELIABLE: effective sample size below 5 for {100 * estimate.unreliable_share:.0f} % of sentences"
-    definition = f"-log p(x) in nats per sentence of random test sentences, {estimate.method}, a bound from above"
+    definition = f"-log p(x) in nats per sentence of random test sentences, {estimate.method}"
+    if estimate.method != "exact":
+        definition += ", a bound from above"
     figures = {
         "marginal NLL": Estimate.of_mean(-estimate.log_prob).described(
             definition,

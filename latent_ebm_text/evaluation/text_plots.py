@@ -57,8 +57,12 @@ def plot_text_report(
             std = np.sort(latents.std(dim=0).cpu().numpy())[::-1]
             spread.plot(np.arange(1, len(std) + 1), std, "o-", markersize=3, label=f"{name} draws")
         spread.set_ylim(bottom=0)
-    _label(energy, "do prior draws look like posterior draws?", "energy, nats", "density")
-    _label(spread, "standard deviation of each dimension, sorted", "dimension", "")
+        _label(energy, "do prior draws look like posterior draws?", "energy, nats", "density")
+        _label(spread, "standard deviation of each dimension, sorted", "dimension", "")
+    else:
+        for axes in (energy, spread):
+            axes.set_axis_off()
+            axes.text(0.5, 0.5, "a model without a latent", ha="center", va="center")
 
     generated = [len(sample.split()) + 1 for sample in samples]
     bins = np.histogram_bin_edges(np.concatenate([draws.lengths, generated]), 40)
