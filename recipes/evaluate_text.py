@@ -50,7 +50,7 @@ class EvaluationArguments:
     num_likelihood_sentences: int = field(default=500, metadata={"help": "Random test sentences for log p(x)."})
     num_likelihood_samples: int = field(default=16, metadata={"help": "Annealed walks per sentence."})
     num_likelihood_levels: int = field(default=100, metadata={"help": "Levels of each walk."})
-    num_information_sentences: int = field(default=256, metadata={"help": "Sentences for the mutual information."})
+    num_information_sentences: int = field(default=128, metadata={"help": "Sentences for the mutual information."})
     num_samples: int | None = field(
         default=None, metadata={"help": "Generated sentences; as many as training sentences by default, for RPPL."}
     )
