@@ -28,7 +28,8 @@ HEADER = (
 
 def generation(sizes: Sizes, repeats: int) -> Iterator[str]:
     """Ancestral sampling of a batch of sentences, of equal lengths and with natural ends; GPT-2 with its cache."""
-    ours, gpt2 = _our_model(sizes), _gpt2(sizes)
+    ours = sizes.model(tied=True, hidden=sizes.generation_hidden, embedding=sizes.generation_embedding).eval()
+    gpt2 = _gpt2(sizes)
     yield from table(HEADER)
     for name, end_rate, longest in (
         (f"{sizes.generation_tokens} words each", 0.0, sizes.generation_tokens),
@@ -50,20 +51,6 @@ def generation(sizes: Sizes, repeats: int) -> Iterator[str]:
                 ratios(theirs, mine),
             ]
         )
-
-
-def _our_model(sizes: Sizes) -> LatentEBMForTextGeneration:
-    torch.manual_seed(0)
-    config = LatentEBMTextConfig(
-        vocab_size=sizes.vocab,
-        hidden_size=sizes.generation_hidden,
-        embedding_size=sizes.generation_embedding,
-        latent_dim=sizes.latent,
-        prior_hidden_size=sizes.prior_hidden,
-        tie_word_embeddings=True,
-        prior_sampler={"name": "langevin", "num_steps": sizes.prior_steps, "step_size": 0.4},
-    )
-    return LatentEBMForTextGeneration(config).eval()
 
 
 def _gpt2(sizes: Sizes) -> GPT2LMHeadModel:

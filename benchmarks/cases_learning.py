@@ -22,11 +22,10 @@ from sizes import Sizes
 from timing import row, table
 
 from latent_ebm_text import LatentEBMForTextGeneration
-from latent_ebm_text.evaluation.text import evaluate_likelihoods
 from latent_ebm_text.streams import stream_seed
 from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from latent_ebm_text.training.configuration import parse_recipe_arguments
-from latent_ebm_text.training.text import PreparedText, prepare_text
+from latent_ebm_text.training.text import PreparedText, prepare_text, validation_figures
 from latent_ebm_text.training.trainer import train
 
 QUICK_START = Path(__file__).parents[1] / "recipes" / "configs" / "quickstart.yaml"
@@ -102,19 +101,6 @@ def _compare(theirs: float, ours: float, bound: float) -> tuple[str, str, str]:
     return f"{theirs:.1f}", f"{ours:.1f}", f"**{theirs / ours:.1f}**"
 
 
-def _judge(model: LatentEBMForTextGeneration, text: PreparedText, args: TrainingArguments) -> dict[str, float]:
-    figures = evaluate_likelihoods(
-        model,
-        text.splits["validation"],
-        text.collate,
-        batch_size=args.eval_batch_size,
-        max_sentences=args.num_eval_sentences,
-        seed=args.seed,
-    )
-    nlls = {name: figures[name]["value"] for name in ("reconstruction_nll", "prior_nll")}
-    return {**nlls, **figures["latents"]}
-
-
 def _train_ours(
     model: LatentEBMForTextGeneration,
     text: PreparedText,
@@ -125,7 +111,7 @@ def _train_ours(
     stopwatch = Stopwatch(targets)
 
     def evaluate(model: LatentEBMForTextGeneration, step: int) -> dict[str, float]:
-        figures = stopwatch.look(lambda: _judge(model, text, args))
+        figures = stopwatch.look(lambda: validation_figures(model, text, args))
         if stopwatch.arrived:
             raise _Arrived
         return figures
@@ -159,7 +145,7 @@ def _train_plain(
             step += 1
             if step % args.eval_every == 0:
                 _copy_weights(plain, model)
-                stopwatch.look(lambda: _judge(model, text, args))
+                stopwatch.look(lambda: validation_figures(model, text, args))
             if stopwatch.arrived or stopwatch.seconds >= bound:
                 return stopwatch
         epoch += 1

@@ -46,13 +46,13 @@ class Sizes:
     vocabularies: tuple[int, ...] = (2_500, 10_000, 40_000)
     latent_sizes: tuple[int, ...] = (16, 32, 128)
 
-    def model(self, tied: bool) -> LatentEBMForTextGeneration:
+    def model(self, tied: bool, hidden: int | None = None, embedding: int | None = None) -> LatentEBMForTextGeneration:
         """The model with its initial weights, without dropout: the same at every call."""
         torch.manual_seed(0)
         config = LatentEBMTextConfig(
             vocab_size=self.vocab,
-            hidden_size=self.hidden,
-            embedding_size=self.embedding,
+            hidden_size=hidden or self.hidden,
+            embedding_size=embedding or self.embedding,
             latent_dim=self.latent,
             prior_hidden_size=self.prior_hidden,
             tie_word_embeddings=tied,

@@ -367,7 +367,8 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         Args:
             input_ids: `(batch, length)`, from the beginning to the end token.
             attention_mask: `(batch, length)`, 0 at padding (on the right).
-            initial_latents: Where the chains start; N(0, I) by default.
+            initial_latents: Where the chains start; by default a draw from the encoder where the model has one, else
+                from N(0, I).
             sampler: Another sampler than the model's own.
             generator: Source of the noise.
 

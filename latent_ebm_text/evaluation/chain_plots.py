@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.pictures import new_picture, save_picture
 
 if TYPE_CHECKING:
     from latent_ebm_text.evaluation.chains import ChainReport
@@ -26,11 +26,7 @@ def plot_chain_report(report: ChainReport, path: Path) -> Path:
     Raises:
         UsageError: If matplotlib is not installed (names the extra).
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("plots need matplotlib: pip install 'latent-ebm-text[plots]'") from error
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = new_picture(13, 4.2)
     energy, *ranks = figure.subplots(1, 3, width_ratios=(5, 3, 3))
     steps = np.arange(1, len(report.trace) + 1)
     trace = report.trace.double()
@@ -57,9 +53,7 @@ def plot_chain_report(report: ChainReport, path: Path) -> Path:
         axes.set_title(f"ranks of the {title}\n{judge} {float(r_hat):.3f}")
         axes.set_xlabel("rank among all draws of the long run")
     ranks[0].set_ylabel("draws of a superchain, relative to even")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+    return save_picture(figure, path)
 
 
 def _draw_ranks(axes: Any, draws: Tensor, superchains: int, num_bins: int = 20) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.pictures import new_picture, save_picture
 
 _COLUMNS = (
     "reconstruction NLL",
@@ -52,13 +52,9 @@ def plot_frontier(folders: Sequence[Path], path: Path) -> Path:
     Raises:
         UsageError: If matplotlib is not installed (names the extra).
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("plots need matplotlib: pip install 'latent-ebm-text[plots]'") from error
     reports = {folder.name: _read(folder) for folder in folders}
     quality = "RPPL" if all("RPPL" in report for report in reports.values()) else "marginal NLL"
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = new_picture(11, 4.5)
     for axes, against in zip(figure.subplots(1, 2), (quality, "energy gap"), strict=True):
         for name, report in reports.items():
             if against not in report:
@@ -69,9 +65,7 @@ def plot_frontier(folders: Sequence[Path], path: Path) -> Path:
         axes.set_xlabel("what the latent tells: prior NLL - reconstruction NLL, nats")
         axes.set_ylabel(against)
         axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+    return save_picture(figure, path)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.text import LatentDraws
+from latent_ebm_text.pictures import new_picture, save_picture
 
 #: Points of a curve over the length of sentences, each with as many sentences.
 _LENGTH_GROUPS = 12
@@ -35,11 +35,7 @@ def plot_text_report(
     Raises:
         UsageError: If matplotlib is not installed (names the extra).
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("plots need matplotlib: pip install 'latent-ebm-text[plots]'") from error
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    figure = new_picture(11, 7.5)
     (nll, energy), (spread, lengths) = figure.subplots(2, 2)
 
     _draw_by_length(nll, draws.lengths, draws.prior_nll.cpu().numpy(), "prior NLL")
@@ -69,9 +65,7 @@ def plot_text_report(
     for name, words in (("real", draws.lengths), ("generated", generated)):
         lengths.hist(words, bins, histtype="step", density=True, label=name)
     _label(lengths, "lengths", "words, the end counted", "density")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+    return save_picture(figure, path)
 
 
 def _draw_by_length(axes: Any, lengths: np.ndarray, values: np.ndarray, label: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.pictures import new_picture, save_picture
 from latent_ebm_text.training.reporting import read_metrics
 
 
@@ -19,17 +20,13 @@ def plot_training(metrics_path: Path, picture_path: Path) -> Path:
     Raises:
         UsageError: If matplotlib is not installed (names the extra), or there is nothing to draw.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("plots need matplotlib: pip install 'latent-ebm-text[plots]'") from error
     records = read_metrics(metrics_path)
     training = [record for record in records if record["kind"] == "train"]
     validation = [record for record in records if record["kind"] == "validation"]
     if not training:
         raise UsageError(f"{metrics_path} holds no training records to draw")
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = new_picture(11, 7)
     (nll, gap), (std, norms) = figure.subplots(2, 2, sharex=True)
     _draw(nll, training, reconstruction_nll="reconstruction, training")
     _draw(nll, validation, reconstruction_nll="reconstruction, validation", prior_nll="prior draws, validation")
@@ -49,9 +46,7 @@ def plot_training(metrics_path: Path, picture_path: Path) -> Path:
         axes.legend(fontsize="small")
     for axes in (std, norms):
         axes.set_xlabel("step")
-    picture_path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture_path, dpi=110)
-    return picture_path
+    return save_picture(figure, picture_path)
 
 
 def _draw(axes: Any, records: list[dict[str, Any]], **names: str) -> None:

@@ -96,23 +96,27 @@ def prepare_text(
     return PreparedText(corpus, tokenizer, splits, TextCollator(tokenizer.pad_token_id), "\n".join(lines))
 
 
+def validation_figures(
+    model: LatentEBMForTextGeneration, text: PreparedText, args: TrainingArguments
+) -> dict[str, Any]:
+    """NLLs in nats per sentence and statistics of the latents, on `num_eval_sentences` of the validation split."""
+    figures = evaluate_likelihoods(
+        model,
+        text.splits["validation"],
+        text.collate,
+        batch_size=args.eval_batch_size,
+        max_sentences=args.num_eval_sentences,
+        seed=args.seed,
+    )
+    nlls = {name: figures[name]["value"] for name in ("reconstruction_nll", "prior_nll")}
+    return {**nlls, **figures["latents"]}
+
+
 def quick_evaluation(text: PreparedText, args: TrainingArguments, accelerator: Accelerator) -> Callable[..., Any]:
     """The evaluation that runs while training: a part of the validation split, and four sentences."""
 
     def evaluate(model: LatentEBMForTextGeneration, step: int) -> dict[str, float]:
-        figures = evaluate_likelihoods(
-            model,
-            text.splits["validation"],
-            text.collate,
-            batch_size=args.eval_batch_size,
-            max_sentences=args.num_eval_sentences,
-            seed=args.seed,
-        )
-        flat = {
-            "reconstruction_nll": figures["reconstruction_nll"]["value"],
-            "prior_nll": figures["prior_nll"]["value"],
-            **figures["latents"],
-        }
+        flat = validation_figures(model, text, args)
         accelerator.print(
             f"step {step}: validation NLL per sentence {flat['reconstruction_nll']:.1f} reconstructed, "
             f"{flat['prior_nll']:.1f} from prior draws; standard deviation {flat['posterior_std']:.2f} posterior, "
