@@ -33,7 +33,7 @@ quickstart: setup  ## Train a small model on the embedded corpus: no download, n
 	  recipes/train_ptb.py --config recipes/configs/quickstart.yaml $(ARGS)
 
 test: lint types  ## Lint, check types and run the fast tests: what CI runs
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 test-slow: setup  ## Run the slow tests (those on real corpora need LATENT_EBM_DATA)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)

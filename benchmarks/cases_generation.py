@@ -28,8 +28,7 @@ HEADER = (
 
 def generation(sizes: Sizes, repeats: int) -> Iterator[str]:
     """Ancestral sampling of a batch of sentences, of equal lengths and with natural ends; GPT-2 with its cache."""
-    ours = sizes.model(tied=True, hidden=sizes.generation_hidden, embedding=sizes.generation_embedding).eval()
-    gpt2 = _gpt2(sizes)
+    ours, gpt2 = sizes.generation_model(), _gpt2(sizes)
     yield from table(HEADER)
     for name, end_rate, longest in (
         (f"{sizes.generation_tokens} words each", 0.0, sizes.generation_tokens),

@@ -62,6 +62,10 @@ class Sizes:
         )
         return LatentEBMForTextGeneration(config)
 
+    def generation_model(self) -> LatentEBMForTextGeneration:
+        """The model that generates, as large as the GPT-2 that it is compared with."""
+        return self.model(tied=True, hidden=self.generation_hidden, embedding=self.generation_embedding).eval()
+
     def inputs(self) -> dict[str, Tensor]:
         """Sentences of one length: padding, which the library skips and the plain code would not, plays no part."""
         generator = torch.Generator().manual_seed(1)

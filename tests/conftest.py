@@ -1,5 +1,11 @@
 """Fixtures shared by the tests; what they are made of is in `tests.helpers`."""
 
+import os
+
+# The models of the tests are tiny: a second thread only waits for the first, and, where the cores are busy, for long.
+# Set before torch is imported, and for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from torch import Tensor

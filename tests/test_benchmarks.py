@@ -79,7 +79,7 @@ def test_generation_at_full_size_compares_models_of_one_size() -> None:
     with torch.device("meta"):
         ours, gpt2 = (
             sum(weight.numel() for weight in model.parameters())
-            for model in (cases._our_model(sizes), cases._gpt2(sizes))
+            for model in (sizes.generation_model(), cases._gpt2(sizes))
         )
     assert ours == pytest.approx(5.7e6, rel=0.01)
     assert gpt2 == pytest.approx(ours, rel=0.01)
