@@ -109,8 +109,10 @@ class LatentEBMTextConfig(LatentEBMConfig):
         embedding_size (`int`): Width of the word embedding (128 for PTB in the paper).
         tie_word_embeddings (`bool`): Whether the output layer is the word embedding, behind a projection.
         output_rank (`int`, *optional*): Rank of an untied output layer; full rank by default.
-        dropout (`float`): Dropout on word embeddings and hidden states.
-        word_dropout (`float`): Probability that an input word is hidden from the decoder in training.
+        dropout (`float`): Dropout on hidden states, the same features in all of a sentence.
+        embedding_dropout (`float`, *optional*): The same on word embeddings; like `dropout` by default.
+        word_dropout (`float`): Probability that a word is absent from the decoder's input in training, wherever it
+            stands in the batch.
         frequent_words (`int`): In training, the softmax is taken over the first so many ids (word-level tokenisers
             give ids by falling frequency), the words of the batch and `drawn_words` of the others, which stand for the
             rest; 0 for all words. Evaluation and generation always take all words.
@@ -129,6 +131,7 @@ class LatentEBMTextConfig(LatentEBMConfig):
     tie_word_embeddings: bool = False
     output_rank: int | None = None
     dropout: float | int = 0.2
+    embedding_dropout: float | int | None = None
     word_dropout: float | int = 0.0
     frequent_words: int = 0
     drawn_words: int = 0
@@ -150,8 +153,8 @@ class LatentEBMTextConfig(LatentEBMConfig):
             )
         if self.encoder_hidden_size is not None and self.latent_dim == 0:
             raise UsageError("encoder_hidden_size needs a latent to infer: set latent_dim above 0, or leave it out")
-        for name in ("dropout", "word_dropout"):
-            if not 0 <= getattr(self, name) < 1:
+        for name in ("dropout", "embedding_dropout", "word_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
                 raise UsageError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.tie_word_embeddings and self.output_rank is not None:
             raise UsageError(

@@ -81,10 +81,10 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
             output_rank=config.output_rank,
             tie_word_embeddings=config.tie_word_embeddings,
             dropout=config.dropout,
+            embedding_dropout=config.embedding_dropout,
             word_dropout=config.word_dropout,
             frequent_words=config.frequent_words,
             drawn_words=config.drawn_words,
-            unk_token_id=config.unk_token_id if config.unk_token_id is not None else 0,
         )
         self.encoder = None
         if config.encoder_hidden_size is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_ebm_text.decoders.base import LatentDecoder
+from latent_ebm_text.decoders.dropout import drop_features, dropout_mask
 from latent_ebm_text.decoders.frozen import FrozenLinear
 from latent_ebm_text.decoders.softmax import CandidateWords, SoftmaxOutput
 
@@ -29,13 +30,14 @@ class LSTMDecoder(LatentDecoder):
         hidden_size: Width of the LSTM.
         output_rank: Rank of the output layer; `None` for full rank. A tied layer has the rank `embedding_size`.
         tie_word_embeddings: Whether the output layer uses the word embedding as its matrix.
-        dropout: Dropout on embeddings and hidden states in training.
-        word_dropout: Probability that an input word is replaced by the unknown word in training.
+        dropout: In training, the part of the hidden states that the output layer does not see; one mask for all words
+            of a sentence, as the following.
+        embedding_dropout: The part of the word embedding that the LSTM does not see; like `dropout` by default.
+        word_dropout: Probability that a word is absent from the input, wherever it stands in the batch.
         frequent_words: In training mode, the softmax is taken over the first so many ids, the words to be predicted
             and `drawn_words` of the others, drawn from torch's global stream, see
             [`~latent_ebm_text.decoders.softmax.CandidateWords`]; zero for all words.
         drawn_words: See `frequent_words`.
-        unk_token_id: The unknown word.
     """
 
     def __init__(
@@ -48,14 +50,15 @@ class LSTMDecoder(LatentDecoder):
         output_rank: int | None = None,
         tie_word_embeddings: bool = False,
         dropout: float = 0.0,
+        embedding_dropout: float | None = None,
         word_dropout: float = 0.0,
         frequent_words: int = 0,
         drawn_words: int = 0,
-        unk_token_id: int = 3,
     ) -> None:
         super().__init__()
         self.latent_dim, self.embedding_size, self.hidden_size = latent_dim, embedding_size, hidden_size
-        self.word_dropout, self.unk_token_id = word_dropout, unk_token_id
+        self.dropout, self.word_dropout = dropout, word_dropout
+        self.embedding_dropout = dropout if embedding_dropout is None else embedding_dropout
         self.frequent_words, self.drawn_words = frequent_words, drawn_words
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         with warnings.catch_warnings():  # without a latent these layers are biases, whose empty weights torch mentions
@@ -63,7 +66,6 @@ class LSTMDecoder(LatentDecoder):
             self.initial_hidden = nn.Linear(latent_dim, hidden_size)
             self.initial_cell = nn.Linear(latent_dim, hidden_size)
         self.lstm = nn.LSTM(embedding_size + latent_dim, hidden_size)
-        self.dropout = nn.Dropout(dropout)
         rank = embedding_size if tie_word_embeddings else output_rank
         self.output = SoftmaxOutput(hidden_size, vocab_size, rank, tied=tie_word_embeddings)
 
@@ -90,11 +92,7 @@ class LSTMDecoder(LatentDecoder):
         Returns:
             Hidden states of shape `(length, batch, hidden_size)`, time first, and the state after the last word.
         """
-        if self.training and self.word_dropout > 0:
-            dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.word_dropout
-            dropped[:, 0] = False  # the beginning of the sentence stays
-            input_ids = input_ids.masked_fill(dropped, self.unk_token_id)
-        words = self.dropout(self.embedding(input_ids.t()))  # (length, batch, embedding_size)
+        words = self._embed(input_ids.t())
         repeated = latents.to(words.dtype).expand(len(words), *latents.shape)
         state = self.initial_state(latents) if state is None else state
         features = torch.cat([words, repeated], dim=-1)
@@ -102,7 +100,21 @@ class LSTMDecoder(LatentDecoder):
             hidden, state = self.lstm(features, state)
         else:
             hidden, state = self._run_left_padded(features, state, attention_mask)
-        return self.dropout(hidden), state
+        if self.training and self.dropout > 0:
+            hidden = drop_features(hidden, self.dropout)
+        return hidden, state
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        """Word embeddings, with dropout in training; `(length, batch)` to `(length, batch, embedding_size)`."""
+        words: Tensor = self.embedding(input_ids)
+        if not self.training:
+            return words
+        if self.word_dropout > 0:
+            vocabulary = (self.embedding.num_embeddings, 1)
+            kept = dropout_mask(self.word_dropout, vocabulary, device=words.device).to(words.dtype)[input_ids]
+            kept[0] = 1.0  # the beginning of the sentence stays
+            words = words * kept
+        return drop_features(words, self.embedding_dropout) if self.embedding_dropout > 0 else words
 
     def _run_left_padded(
         self, features: Tensor, state: tuple[Tensor, Tensor], attention_mask: Tensor

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from latent_ebm_text.data.batching import BucketedBatches, TextCollator, ordered_batches
+from latent_ebm_text.decoders.dropout import drop_features, dropout_mask
 from latent_ebm_text.decoders.lstm import predicted_mask
 from latent_ebm_text.decoders.softmax import CandidateWords, SoftmaxOutput
 from latent_ebm_text.errors import DataError, DivergenceError, UsageError
@@ -209,7 +210,7 @@ class LanguageModel(nn.Module):
         previous, targets = inputs["input_ids"][:, :-1].t(), inputs["input_ids"][:, 1:].t()
         words, recipe = self.embedding(previous), self.recipe  # (time, batch, embedding_size)
         if generator is not None:
-            words = words * _dropout_mask(recipe.word_dropout, (self.vocab_size, 1), generator)[previous]
+            words = words * dropout_mask(recipe.word_dropout, (self.vocab_size, 1), generator)[previous]
         hidden = _drop(words, recipe.embedding_dropout, generator)
         for number, layer in enumerate(self.layers, start=1):
             is_last = number == len(self.layers)
@@ -224,13 +225,8 @@ class LanguageModel(nn.Module):
 
 
 def _drop(hidden: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Dropout with one mask for all steps of a sentence (Gal and Ghahramani, 2016); `(time, batch, size)`."""
-    return hidden if generator is None else hidden * _dropout_mask(rate, hidden.shape[1:], generator)
-
-
-def _dropout_mask(rate: float, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Zeros with probability `rate`, and elsewhere what makes the mean one."""
-    return torch.empty(*shape, device=generator.device).bernoulli_(1 - rate, generator=generator) / (1 - rate)
+    """Dropout, where there is a generator to draw it."""
+    return hidden if generator is None else drop_features(hidden, rate, generator)
 
 
 # -------- perplexity

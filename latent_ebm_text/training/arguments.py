@@ -30,8 +30,9 @@ class ModelArguments:
     embedding_size: int = _option(128, "Width of the word embedding.")
     tie_word_embeddings: bool = _option(False, "Use the word embedding as the output layer, behind a projection.")
     output_rank: int | None = _option(None, "Rank of an untied output layer; none for full rank.")
-    dropout: float = _option(0.2, "Dropout on word embeddings and hidden states.")
-    word_dropout: float = _option(0.0, "Probability that an input word is hidden from the decoder in training.")
+    dropout: float = _option(0.2, "Dropout on hidden states, the same features in all of a sentence.")
+    embedding_dropout: float | None = _option(None, "The same on word embeddings; like dropout by default.")
+    word_dropout: float = _option(0.0, "Probability that a word is absent from the decoder's input in training.")
     frequent_words: int = _option(
         0, "In training, take the softmax over so many frequent words, the batch's and drawn_words others; 0 for all."
     )
@@ -79,6 +80,7 @@ class ModelArguments:
             tie_word_embeddings=self.tie_word_embeddings,
             output_rank=self.output_rank,
             dropout=self.dropout,
+            embedding_dropout=self.embedding_dropout,
             word_dropout=self.word_dropout,
             frequent_words=self.frequent_words,
             drawn_words=self.drawn_words,

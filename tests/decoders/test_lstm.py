@@ -221,7 +221,7 @@ def test_hidden_states_go_on_from_a_state() -> None:
 # --- dropout ---
 
 
-@pytest.mark.parametrize("options", [{"dropout": 0.5}, {"word_dropout": 0.5}])
+@pytest.mark.parametrize("options", [{"dropout": 0.5}, {"embedding_dropout": 0.5}, {"word_dropout": 0.5}])
 def test_dropout_is_on_in_training_and_off_in_evaluation_and_in_the_likelihood(options: dict[str, float]) -> None:
     decoder, batch, latents = make_decoder(**options), make_batch(), make_latents()
     exact = make_decoder().log_prob(batch, latents)
@@ -236,27 +236,44 @@ def test_dropout_is_on_in_training_and_off_in_evaluation_and_in_the_likelihood(o
     assert decoder.training, "asking for a likelihood leaves the mode alone"
 
 
-def test_word_dropout_replaces_inputs_but_neither_the_first_word_nor_the_targets() -> None:
-    decoder, batch, latents = make_decoder(word_dropout=1.0, unk_token_id=6), make_batch(), make_latents()
-    unknown = batch["input_ids"].clone()
-    unknown[:, 1:] = 6
-    hidden, _ = decoder.hidden_states(unknown[:, :-1], latents)
+def test_word_dropout_hides_a_word_wherever_it_stands_but_neither_the_first_place_nor_the_targets() -> None:
+    decoder, batch, latents = make_decoder(word_dropout=0.5), make_batch(), make_latents()
+    ids = batch["input_ids"][:, :-1]
+    torch.manual_seed(0)
+    scale = torch.empty(len(decoder.embedding.weight), 1).bernoulli_(0.5) * 2
+    words = decoder.embedding(ids.t())
+    expected = words * scale[ids.t()]
+    expected[0] = words[0]
+    repeated = latents.expand(len(words), *latents.shape)
+    hidden, _ = decoder.lstm(torch.cat([expected, repeated], dim=-1), decoder.initial_state(latents))
     log_probs = F.log_softmax(decoder.logits(hidden), dim=-1)
     targets = batch["input_ids"][:, 1:].t()
-    expected = log_probs.gather(2, targets[..., None]).squeeze(2) * batch["attention_mask"][:, 1:].t()
-    before = batch["input_ids"].clone()
-    assert_same(decoder.train().log_prob(batch, latents), expected.sum(dim=0), VALUE_TOLERANCE)
-    assert torch.equal(batch["input_ids"], before)
+    values = log_probs.gather(2, targets[..., None]).squeeze(2) * batch["attention_mask"][:, 1:].t()
+    torch.manual_seed(0)
+    assert_same(decoder.train().log_prob(batch, latents), values.sum(dim=0), VALUE_TOLERANCE)
 
 
-def test_dropout_reaches_embeddings_and_hidden_states() -> None:
+def test_dropout_leaves_out_the_same_features_in_all_of_a_sentence_and_others_in_the_next() -> None:
     input_ids, latents = make_batch()["input_ids"], make_latents()
-    decoder = make_decoder(dropout=0.5).train()
+    decoder = make_decoder(dropout=0.5, embedding_dropout=0.0).train()
     torch.manual_seed(0)
     hidden, (last, _) = decoder.hidden_states(input_ids, latents)
-    assert 0.3 < (hidden == 0).double().mean() < 0.7
+    absent = hidden == 0  # (length, batch, hidden_size)
+    assert 0.3 < absent.double().mean() < 0.7
+    assert torch.equal(absent, absent[:1].expand_as(absent))
+    assert not torch.equal(absent[0, 0], absent[0, 1])
     exact, (exact_last, _) = decoder.eval().hidden_states(input_ids, latents)
-    assert not torch.allclose(last, exact_last), "the state carries the dropout of the embeddings"
+    assert_same(hidden, exact * 2 * ~absent, VALUE_TOLERANCE)
+    assert torch.equal(last, exact_last), "the state does not carry the dropout of the output"
+
+
+def test_embedding_dropout_is_like_dropout_unless_it_is_given() -> None:
+    assert make_decoder(dropout=0.3).embedding_dropout == 0.3
+    decoder, input_ids, latents = make_decoder(embedding_dropout=0.5), make_batch()["input_ids"], make_latents()
+    exact, _ = decoder.hidden_states(input_ids, latents)
+    noisy, _ = decoder.train().hidden_states(input_ids, latents)
+    assert not torch.allclose(noisy, exact)
+    assert not (noisy == 0).any()
 
 
 # --- where the latent enters, and what each option costs ---

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from latent_ebm_text.decoders.dropout import dropout_mask
 from latent_ebm_text.errors import DataError, DivergenceError, UsageError
 from latent_ebm_text.evaluation import language_model
 from latent_ebm_text.evaluation.language_model import (
@@ -139,7 +140,7 @@ def test_dropout_comes_with_a_generator_alone_and_keeps_the_mean():
     assert not torch.equal(lm.log_prob(inputs, seeded(1)), lm.log_prob(inputs, seeded(2)))
     assert not torch.equal(lm.log_prob(inputs, seeded(1)), lm.log_prob(inputs))
 
-    mask = language_model._dropout_mask(0.2, (100, 1000), seeded())
+    mask = dropout_mask(0.2, (100, 1000), seeded())
     assert mask.unique().tolist() == pytest.approx([0.0, 1.25])
     assert float(mask.mean()) == pytest.approx(1.0, abs=0.01)  # standard error 0.0016
 
