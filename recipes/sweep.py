@@ -78,7 +78,8 @@ def train_and_evaluate(run: Path, settings: dict[str, Any], config: Path, args: 
 def launch(run: Path, parallel: int, *arguments: Any) -> None:
     """Runs a recipe to its end; one that fails ends the sweep and names its log."""
     run.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // parallel))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // parallel))
     with open(run / "log.txt", "a", encoding="utf-8") as log:
         print(f"{run.name}: {Path(str(arguments[0])).name if arguments[0] != '-m' else 'training'}", flush=True)
         finished = subprocess.run(
