@@ -119,7 +119,8 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
                 return SamplerOutput(initial_latents)  # exact draws need no chain
         initial_latents = self.check_latents(initial_latents, num_samples)
         sampler = self.prior_sampler if sampler is None else sampler
-        return sampler.sample(initial_latents, self.prior, generator=generator, return_trace=return_trace)
+        with self._full_precision():
+            return sampler.sample(initial_latents, self.prior, generator=generator, return_trace=return_trace)
 
     def sample_posterior(
         self,
@@ -148,8 +149,13 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
             initial_latents = self.sample_reference(batch, generator)
         initial_latents = self.check_latents(initial_latents, batch)
         sampler = self.posterior_sampler if sampler is None else sampler
-        posterior = self.posterior(inputs, likelihood_weight)
-        return sampler.sample(initial_latents, posterior, generator=generator, return_trace=return_trace)
+        with self._full_precision():
+            posterior = self.posterior(inputs, likelihood_weight)
+            return sampler.sample(initial_latents, posterior, generator=generator, return_trace=return_trace)
+
+    def _full_precision(self) -> torch.autocast:
+        """Chains and energies in the precision of the weights: differences of energies are lost in bfloat16."""
+        return torch.autocast(self.device.type, enabled=False)
 
     def objective(self, inputs: dict[str, Tensor], latents: Tensor, prior_latents: Tensor) -> LatentEBMLoss:
         """The loss whose gradient is the paper's learning gradient of both parts (section 2.3, eq. 6-7).
@@ -172,7 +178,8 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
     def _prior_objective(self, latents: Tensor, prior_latents: Tensor) -> tuple[Tensor, Tensor]:
         """`E(z+) - E(z-)` and the penalty; no gradient flows into the latents."""
         latents, prior_latents = latents.detach(), prior_latents.detach()
-        tilts = self.prior.tilt(torch.cat([latents, prior_latents])).split([len(latents), len(prior_latents)])
+        with self._full_precision():
+            tilts = self.prior.tilt(torch.cat([latents, prior_latents])).split([len(latents), len(prior_latents)])
         posterior_energy, prior_energy = (
             0.5 * z.square().sum(dim=-1).mean() - tilt.mean()
             for z, tilt in zip((latents, prior_latents), tilts, strict=True)
@@ -211,7 +218,8 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
     def _frozen_tilt(self, latents: Tensor) -> Tensor:
         """`f(z)`, differentiable in z alone: the encoder's loss must not train the prior a second time."""
         weights = {name: weight.detach() for name, weight in self.prior.named_parameters()}
-        log_density: Tensor = torch.func.functional_call(self.prior, weights, (latents,))
+        with self._full_precision():
+            log_density: Tensor = torch.func.functional_call(self.prior, weights, (latents,))
         return log_density + 0.5 * latents.square().sum(dim=-1)
 
     def sample_reference(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:

@@ -198,17 +198,20 @@ class _ChunkedLogProb(torch.autograd.Function):
 
     Where gradients are wanted they are formed in the forward pass, for an incoming gradient of one in every row, while
     the logits of the chunk are there. A loss that weighs all rows alike, as a mean does, then only scales them; any
-    other incoming gradient has the logits computed again. Rows of `features` beyond the targets are filling.
+    other incoming gradient has the logits computed again. Rows of `features` beyond the targets are filling. Under
+    autocast the features come in its precision, the weights in their own: products are taken in the former, and the
+    gradients of the weights added up in the latter.
     """
 
     @staticmethod
     def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:  # type: ignore
         value = features.new_empty(len(targets), dtype=_value_dtype(features))
         gradients = _zero_gradients(features, weight, bias) if any(ctx.needs_input_grad) else None
-        for rows, logits in _logit_chunks(features, weight, bias):
+        factor = weight.to(features.dtype)
+        for rows, logits in _logit_chunks(features, factor, bias):
             value[rows] = _pick_log_prob(logits, targets[rows])
             if gradients is not None:
-                _add_gradients(gradients, logits, features, weight, targets, rows, None)
+                _add_gradients(gradients, logits, features, factor, targets, rows, None)
         ctx.save_for_backward(features, weight, bias, targets, *(gradients or ()))
         return value
 
@@ -218,8 +221,9 @@ class _ChunkedLogProb(torch.autograd.Function):
         if bool((grad == grad[0]).all()):
             return *(gradient * grad[0] for gradient in gradients), None
         gradients = _zero_gradients(features, weight, bias)
-        for rows, logits in _logit_chunks(features, weight, bias):
-            _add_gradients(gradients, logits, features, weight, targets, rows, grad[rows, None].to(logits.dtype))
+        factor = weight.to(features.dtype)
+        for rows, logits in _logit_chunks(features, factor, bias):
+            _add_gradients(gradients, logits, features, factor, targets, rows, grad[rows, None].to(logits.dtype))
         return *gradients, None
 
 
@@ -251,7 +255,10 @@ def _add_gradients(
     grad_logits[: len(chosen)].scatter_add_(1, chosen, row_grad)
     grad_logits[len(chosen) :] = 0.0
     torch.mm(grad_logits, weight, out=grad_features[rows])
-    grad_weight.addmm_(grad_logits.t(), features[rows])
+    if grad_weight.dtype == features.dtype:
+        grad_weight.addmm_(grad_logits.t(), features[rows])
+    else:
+        grad_weight.add_(grad_logits.t() @ features[rows])
     grad_bias.add_(grad_logits.sum(dim=0))
 
 

@@ -33,5 +33,7 @@ class LSTMEncoder(LatentEncoder):
             self.embedding(input_ids.t()), lengths.clamp(min=1).cpu(), enforce_sorted=False
         )
         _, (hidden, _) = self.lstm(packed)
-        mean, log_std = self.out(hidden[0]).chunk(2, dim=-1)
+        proposal = self.out(hidden[0])
+        proposal = proposal.to(torch.promote_types(proposal.dtype, torch.float32))  # also under autocast
+        mean, log_std = proposal.chunk(2, dim=-1)
         return GaussianPosterior(mean, log_std)
