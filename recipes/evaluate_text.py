@@ -23,12 +23,14 @@ from accelerate.utils import tqdm
 from transformers import AutoTokenizer
 
 from latent_ebm_text import EnergyPrior, LatentEBMForTextGeneration
+from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation import figures
 from latent_ebm_text.evaluation.chain_plots import plot_chain_report
 from latent_ebm_text.evaluation.language_model import EVALUATOR, QUICK_EVALUATOR, train_language_model
 from latent_ebm_text.evaluation.report import Report
 from latent_ebm_text.evaluation.text import generate_texts, report_prior_chains
 from latent_ebm_text.evaluation.text_plots import plot_text_report
+from latent_ebm_text.samplers import sampler_from_dict
 from latent_ebm_text.training.arguments import DataArguments
 from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
 from latent_ebm_text.training.text import prepare_text
@@ -47,7 +49,16 @@ class EvaluationArguments:
         default=None, metadata={"help": "Another one for RPPL, for which a language model is trained on the samples."}
     )
     cache_dir: str = field(default="runs/evaluators", metadata={"help": "Folder where trained evaluators are kept."})
-    num_likelihood_sentences: int = field(default=500, metadata={"help": "Random test sentences for log p(x)."})
+    prior_num_steps: int | None = field(
+        default=None, metadata={"help": "Steps of the prior's chains; the model's own by default."}
+    )
+    prior_temperature: float | None = field(
+        default=None, metadata={"help": "Temperature of the prior's chains; the model's own by default."}
+    )
+    word_temperature: float = field(default=1.0, metadata={"help": "Temperature at which words are drawn."})
+    num_likelihood_sentences: int = field(
+        default=500, metadata={"help": "Random test sentences for log p(x); 0: none."}
+    )
     num_likelihood_samples: int = field(default=16, metadata={"help": "Annealed walks per sentence."})
     num_likelihood_levels: int = field(default=100, metadata={"help": "Levels of each walk."})
     num_information_sentences: int = field(default=128, metadata={"help": "Sentences for the mutual information."})
@@ -67,6 +78,13 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = LatentEBMForTextGeneration.from_pretrained(args.model).to(device).eval()
+    changes = {"num_steps": args.prior_num_steps, "temperature": args.prior_temperature}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes and not isinstance(model.prior, EnergyPrior):
+        raise UsageError(
+            "prior_num_steps and prior_temperature are of the chains of a learned prior; this one has none"
+        )
+    model.config.prior_sampler = sampler_from_dict({**model.config.prior_sampler, **changes}).to_dict()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     text = prepare_text(data_args, args.seed, Accelerator(), tokenizer)
     print(text.description)
@@ -77,6 +95,7 @@ def main() -> None:
             "model": args.model,
             "data": " / ".join(text.description.splitlines()),
             "command": " ".join(sys.argv),
+            "sampling": describe_sampling(model, args.word_temperature),
             "seeds": 1,
         }
     )
@@ -85,25 +104,28 @@ def main() -> None:
     common = {"batch_size": args.batch_size, "seed": args.seed}
     found, draws = figures.reconstruction_figures(model, test, text.collate, **common)
     report.add(found)
-    found, estimate, sentences = figures.marginal_likelihood_figures(
-        model,
-        test,
-        text.collate,
-        num_sentences=args.num_likelihood_sentences,
-        num_samples=args.num_likelihood_samples,
-        num_levels=args.num_likelihood_levels,
-        **common,
-    )
-    report.add(found)
-    per_sentence = {"index": sentences, "marginal_nll": -estimate.log_prob.numpy()}
-    if "log_prob" in text.corpus.splits["test"].column_names:  # a corpus that knows its own probabilities
-        report.add(figures.exact_figures(text.corpus.splits["test"][sentences]["log_prob"]))
+    per_sentence = {}
+    if args.num_likelihood_sentences:
+        found, estimate, sentences = figures.marginal_likelihood_figures(
+            model,
+            test,
+            text.collate,
+            num_sentences=args.num_likelihood_sentences,
+            num_samples=args.num_likelihood_samples,
+            num_levels=args.num_likelihood_levels,
+            **common,
+        )
+        report.add(found)
+        per_sentence = {"index": sentences, "marginal_nll": -estimate.log_prob.numpy()}
+        if "log_prob" in text.corpus.splits["test"].column_names:  # a corpus that knows its own probabilities
+            report.add(figures.exact_figures(text.corpus.splits["test"][sentences]["log_prob"]))
     if model.config.latent_dim:
         size = args.num_information_sentences
         report.add(figures.information_figures(model, test, text.collate, num_sentences=size, seed=args.seed))
 
-    # What it generates, by ancestral sampling at temperature 1.
-    samples = generate_texts(model, tokenizer, args.num_samples or len(train_texts), seed=args.seed, progress=True)
+    # What it generates, by ancestral sampling.
+    number, draw = args.num_samples or len(train_texts), {"temperature": args.word_temperature}
+    samples = generate_texts(model, tokenizer, number, seed=args.seed, progress=True, **draw)
     (folder / "samples.txt").write_text("\n".join(samples) + "\n", encoding="utf-8")
     report.add(figures.sample_figures(samples, train_texts, test_texts, seed=args.seed))
     if args.evaluator != "none":
@@ -137,8 +159,8 @@ def main() -> None:
             draws,
             samples,
             folder / "evaluation.png",
-            marginal_nll=per_sentence["marginal_nll"],
-            marginal_lengths=np.asarray(test["length"][:])[sentences],
+            marginal_nll=per_sentence.get("marginal_nll"),
+            marginal_lengths=np.asarray(test["length"][:])[per_sentence.get("index", [])],
         )
     ]
     if isinstance(model.prior, EnergyPrior) and args.chain_repetitions:
@@ -157,6 +179,15 @@ def main() -> None:
     paths = [*report.write(folder), folder / "samples.txt", folder / "sentences.npz", *paths]
     print(f"\n{report.to_markdown()}")
     print("\n".join(str(path) for path in paths))
+
+
+def describe_sampling(model: LatentEBMForTextGeneration, word_temperature: float) -> str:
+    """How latents and words are drawn, in words."""
+    words = f"words one by one at temperature {word_temperature:g}"
+    if not isinstance(model.prior, EnergyPrior):
+        return words
+    settings = ", ".join(f"{name} {value}" for name, value in model.config.prior_sampler.items() if value is not None)
+    return f"latents by {settings}; {words}"
 
 
 if __name__ == "__main__":

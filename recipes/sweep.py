@@ -3,9 +3,10 @@
     python recipes/sweep.py --sweep recipes/sweeps/likelihood_weight.yaml                # on the embedded corpus
     python recipes/sweep.py --sweep recipes/sweeps/likelihood_weight.yaml --evaluator quick --parallel 2
 
-A sweep is a YAML file with `config`, the configuration that all runs share, `set`, settings that differ from it in all
-runs, and `vary`, a list of values for each of some settings. What is finished is not done again, and what was killed
-goes on. Prints a table, and writes it as Markdown with a plot of RPPL over what the latent tells.
+A sweep is a YAML file with `config`, the configuration that all runs share, and any of `set`, settings that differ
+from it in all runs, `vary`, a list of values for each of some settings, and `evaluate`, the same for options of
+evaluate_text.py. What is finished is not done again, and what was killed goes on. Prints a table, and writes it as
+Markdown with a plot of RPPL over what the latent tells.
 """
 
 import itertools
@@ -36,7 +37,9 @@ class SweepArguments:
     evaluator: Literal["full", "quick", "none"] = field(
         default="none", metadata={"help": "The language model behind FPPL and RPPL; without one they are left out."}
     )
-    num_likelihood_sentences: int = field(default=200, metadata={"help": "Random test sentences for log p(x)."})
+    num_likelihood_sentences: int = field(
+        default=200, metadata={"help": "Random test sentences for log p(x); 0: none."}
+    )
     parallel: int = field(default=1, metadata={"help": "Runs at a time, each with its share of the cores."})
 
 
@@ -44,23 +47,41 @@ def main() -> None:
     (args,) = parse_recipe_arguments((SweepArguments,), description=__doc__)
     path = Path(args.sweep)
     sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(sweep, dict) or not {"config", "vary"} <= set(sweep) <= {"config", "set", "vary"}:
-        raise UsageError(f"{path} must hold `config` and `vary`, and may hold `set`")
+    if not isinstance(sweep, dict) or not {"config"} < set(sweep) <= {"config", "set", "vary", "evaluate"}:
+        raise UsageError(f"{path} must hold `config` and `vary` or `evaluate`, and may hold `set`")
     folder = Path(args.output_dir or f"runs/sweeps/{path.stem}")
-    runs = {
-        folder / ",".join(f"{name}={value}" for name, value in varied.items()): {**sweep.get("set", {}), **varied}
-        for varied in (
-            dict(zip(sweep["vary"], values, strict=True)) for values in itertools.product(*sweep["vary"].values())
-        )
-    }
+    trained, judged = (combinations(sweep.get(key) or {}) for key in ("vary", "evaluate"))
+    runs = {folder / (name or "run"): {**(sweep.get("set") or {}), **settings} for name, settings in trained.items()}
     with ThreadPoolExecutor(args.parallel) as pool:
-        list(pool.map(lambda run: train_and_evaluate(*run, RECIPES.parent / sweep["config"], args), runs.items()))
-    table = describe_sweep({run.name: run for run in runs}, list(sweep["vary"]))
+        list(
+            pool.map(
+                lambda run: train_and_evaluate(*run, judged, RECIPES.parent / sweep["config"], args), runs.items()
+            )
+        )
+    evaluations = {
+        ",".join(filter(None, (run.name if sweep.get("vary") else "", name))): evaluation_folder(run, name)
+        for run in runs
+        for name in judged
+    }
+    table = describe_sweep(evaluations, [*(sweep.get("vary") or {}), *(sweep.get("evaluate") or {})])
     (folder / "sweep.md").write_text(table, encoding="utf-8")
-    print(f"\n{table}\n{folder / 'sweep.md'}\n{plot_frontier(list(runs), folder / 'frontier.png')}")
+    print(f"\n{table}\n{folder / 'sweep.md'}\n{plot_frontier(evaluations, folder / 'frontier.png')}")
 
 
-def train_and_evaluate(run: Path, settings: dict[str, Any], config: Path, args: SweepArguments) -> None:
+def combinations(lists: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
+    """Every combination of the values of some settings, by name; one without a name where there are no settings."""
+    every = (dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values()))
+    return {",".join(f"{name}={value}" for name, value in settings.items()): settings for settings in every}
+
+
+def evaluation_folder(run: Path, name: str) -> Path:
+    """Where a run's evaluation under some options is."""
+    return run / ",".join(filter(None, ("evaluation", name)))
+
+
+def train_and_evaluate(
+    run: Path, settings: dict[str, Any], judged: dict[str, dict[str, Any]], config: Path, args: SweepArguments
+) -> None:
     """One run in processes of its own, with what it prints in a file of its folder."""
     data = [] if args.dataset_name is None else ["--dataset_name", args.dataset_name]
     if not (run / "results.json").exists():
@@ -68,11 +89,13 @@ def train_and_evaluate(run: Path, settings: dict[str, Any], config: Path, args: 
         launch(run, args.parallel, "-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1,
                "--mixed_precision", "no", "--dynamo_backend", "no", RECIPES / "train_ptb.py", "--config", config,
                *data, *options, "--output_dir", run)  # fmt: skip
-    if not (run / "evaluation" / "evaluation.json").exists():
-        data = data or ["--dataset_name", yaml.safe_load(config.read_text(encoding="utf-8"))["dataset_name"]]
-        launch(run, args.parallel, RECIPES / "evaluate_text.py", "--model", run / "model", *data,
-               "--evaluator", args.evaluator, "--num_likelihood_sentences", args.num_likelihood_sentences,
-               "--output_dir", run / "evaluation")  # fmt: skip
+    data = data or ["--dataset_name", yaml.safe_load(config.read_text(encoding="utf-8"))["dataset_name"]]
+    for name, options in judged.items():
+        if not (evaluation_folder(run, name) / "evaluation.json").exists():
+            launch(run, args.parallel, RECIPES / "evaluate_text.py", "--model", run / "model", *data,
+                   "--evaluator", args.evaluator, "--num_likelihood_sentences", args.num_likelihood_sentences,
+                   *(text for option, value in options.items() for text in (f"--{option}", value)),
+                   "--output_dir", evaluation_folder(run, name))  # fmt: skip
 
 
 def launch(run: Path, parallel: int, *arguments: Any) -> None:

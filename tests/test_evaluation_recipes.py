@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 
 from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
@@ -78,6 +79,30 @@ def test_a_whole_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Pat
         assert (tmp_path / picture).stat().st_size > 10_000
     comparison = run_recipe("compare_runs.py", "--first", tmp_path, "--second", tmp_path)
     assert comparison.startswith("marginal NLL: no difference beyond noise")
+
+
+def test_a_sweep_over_the_temperature_of_the_prior(run_recipe: RunRecipe, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text('{"training_seconds": 60.0}')  # as if trained
+    (tmp_path / "run" / "model").symlink_to(model_folder)
+    sweep = {
+        "config": "recipes/configs/quickstart.yaml",
+        "evaluate": {"prior_temperature": [0.01, 1.0], "num_samples": [220], "chain_repetitions": [0]},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
+    output = run_recipe(
+        "sweep.py", "--sweep", tmp_path / "sweep.yaml", "--output_dir", tmp_path, "--num_likelihood_sentences", 0
+    )
+    assert len([line for line in output.splitlines() if line.startswith("| prior_temperature=")]) == 2
+    reports = []
+    for temperature in (0.01, 1.0):
+        name = f"evaluation,prior_temperature={temperature},num_samples=220,chain_repetitions=0"
+        reports.append(json.loads((tmp_path / "run" / name / "evaluation.json").read_text()))
+        assert f"temperature {temperature}" in reports[-1]["facts"]["sampling"]
+        assert "marginal NLL" not in reports[-1]["figures"]
+    cold, warm = (report["figures"]["energy gap"]["value"] for report in reports)
+    assert cold > warm + 0.2, "cold chains have less energy"
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
 
 
 def test_the_chain_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Path) -> None:

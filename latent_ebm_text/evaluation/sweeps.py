@@ -1,4 +1,4 @@
-"""The table and the picture of several evaluated runs that differ in some settings."""
+"""The table and the picture of several evaluations that differ in some settings, of training or of sampling."""
 
 from __future__ import annotations
 
@@ -22,55 +22,63 @@ _COLUMNS = (
 )
 
 
-def describe_sweep(runs: Mapping[str, Path], varied: Sequence[str]) -> str:
-    """The figures of every run as a Markdown table, with half the width of each 95 % interval.
+def describe_sweep(evaluations: Mapping[str, Path], varied: Sequence[str]) -> str:
+    """The figures of every evaluation as a Markdown table, with half the width of each 95 % interval.
 
     Args:
-        runs: Folders of finished runs, each with `results.json` and `evaluation/evaluation.json`, by name.
+        evaluations: Folders with `evaluation.json`, each within that of its run with `results.json`, by name.
         varied: The settings that differ, in the order in which they stand in the names.
     """
-    reports = {name: _read(folder) for name, folder in runs.items()}
+    reports = {name: _read(folder) for name, folder in evaluations.items()}
     columns = [column for column in _COLUMNS if any(column in report for report in reports.values())]
     lines = [f"| {', '.join(varied)} | {' | '.join(columns)} | training |", "|---" * (len(columns) + 2) + "|"]
     for name, report in reports.items():
         cells = [_cell(report.get(column)) for column in columns]
-        seconds = json.loads((runs[name] / "results.json").read_text(encoding="utf-8"))["training_seconds"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {seconds / 60:.1f} min |")
+        results = json.loads((evaluations[name].parent / "results.json").read_text(encoding="utf-8"))
+        lines.append(f"| {name} | {' | '.join(cells)} | {results['training_seconds'] / 60:.1f} min |")
     return "\n".join(lines) + "\n"
 
 
-def plot_frontier(folders: Sequence[Path], path: Path) -> Path:
-    """Draws every run as a point: what the latent tells against how well samples cover real text.
+def plot_frontier(evaluations: Mapping[str, Path], path: Path) -> Path:
+    """Draws every evaluation as a point: how well samples cover real text against what that costs.
 
-    Left: the prior NLL minus the reconstruction NLL against RPPL, or against the marginal NLL where no evaluator was
-    asked. Right: the same against the energy gap between posterior and prior draws.
+    The quality is RPPL, or the marginal NLL where no evaluator was asked. It is drawn against what the latent tells
+    (the prior NLL minus the reconstruction NLL), the energy gap between posterior and prior draws, and FPPL.
 
     Args:
-        folders: Of finished runs.
+        evaluations: Folders with `evaluation.json`, by the name that stands beside the point.
         path: The PNG to write.
 
     Raises:
         UsageError: If matplotlib is not installed (names the extra).
     """
-    reports = {folder.name: _read(folder) for folder in folders}
+    reports = {name: _read(folder) for name, folder in evaluations.items()}
     quality = "RPPL" if all("RPPL" in report for report in reports.values()) else "marginal NLL"
-    figure = new_picture(11, 4.5)
-    for axes, against in zip(figure.subplots(1, 2), (quality, "energy gap"), strict=True):
-        for name, report in reports.items():
-            if against not in report:
-                continue
-            told = report["prior NLL"]["value"] - report["reconstruction NLL"]["value"]
-            axes.plot(told, report[against]["value"], "o")
-            axes.annotate(name, (told, report[against]["value"]), fontsize="x-small")
-        axes.set_xlabel("what the latent tells: prior NLL - reconstruction NLL, nats")
-        axes.set_ylabel(against)
+    points = {
+        "what the latent tells: prior NLL - reconstruction NLL, nats": {
+            name: report["prior NLL"]["value"] - report["reconstruction NLL"]["value"]
+            for name, report in reports.items()
+        },
+        **{
+            figure: {name: report[figure]["value"] for name, report in reports.items() if figure in report}
+            for figure in ("energy gap", "FPPL")
+        },
+    }
+    points = {label: values for label, values in points.items() if values}
+    figure = new_picture(5.5 * len(points), 4.5)
+    for axes, (label, values) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
+        for name, value in values.items():
+            if quality in reports[name]:
+                axes.plot(value, reports[name][quality]["value"], "o")
+                axes.annotate(name, (value, reports[name][quality]["value"]), fontsize="x-small")
+        axes.set_xlabel(label)
+        axes.set_ylabel(quality)
         axes.grid(alpha=0.3)
     return save_picture(figure, path)
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "evaluation" / "evaluation.json"
-    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    figures: dict[str, Any] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["figures"]
     return figures
 
 
