@@ -141,8 +141,7 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         if self.config.latent_dim == 0:
             return SamplerOutput(self.sample_reference(batch, generator))  # nothing to infer
         if initial_latents is None and self.encoder is not None:
-            with torch.no_grad():
-                initial_latents = self.encoder(inputs).sample(generator)
+            initial_latents = self.encoder.propose(inputs).sample(generator)
             if sampler is None and isinstance(self.prior, GaussianPrior):
                 return SamplerOutput(initial_latents)
         if initial_latents is None:

@@ -43,6 +43,18 @@ def test_chains_of_new_sentences_start_from_the_proposal() -> None:
     torch.testing.assert_close(model.encode(**batch, generator=seeded(3)), expected)
 
 
+@pytest.mark.parametrize("rates", [{"dropout": 0.5}, {"embedding_dropout": 0.5}])
+def test_an_encoder_learns_with_dropout_and_proposes_without(rates: dict[str, float]) -> None:
+    model, batch = model_with_encoder(**rates), sentences()
+    exact = model.encoder(batch).mean
+    model.train()
+    noisy = [model.encoder(batch).mean for _ in range(2)]
+    assert not torch.equal(noisy[0], exact)
+    assert not torch.equal(noisy[0], noisy[1])
+    torch.testing.assert_close(model.encoder.propose(batch).mean, exact.detach())
+    assert model.encoder.training, "asking for a proposal leaves the mode alone"
+
+
 @pytest.mark.parametrize("weight", [1.0, 4.0])
 def test_the_variational_gradient_of_every_part(weight: float) -> None:
     """Prior: as in the paper, once. Encoder: the evidence lower bound's, by autograd through everything."""

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from latent_ebm_text.decoders.base import LatentDecoder
-from latent_ebm_text.decoders.dropout import drop_features, dropout_mask
 from latent_ebm_text.decoders.frozen import FrozenLinear
 from latent_ebm_text.decoders.softmax import CandidateWords, SoftmaxOutput
+from latent_ebm_text.dropout import drop_features, dropout_mask
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input

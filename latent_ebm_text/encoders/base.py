@@ -42,3 +42,14 @@ class LatentEncoder(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> GaussianPosterior:
         """The proposal for a batch of data."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def propose(self, inputs: dict[str, Tensor]) -> GaussianPosterior:
+        """The proposal without dropout and without a graph: where chains start."""
+        was_training = self.training
+        self.eval()
+        try:
+            proposal: GaussianPosterior = self(inputs)
+        finally:
+            self.train(was_training)
+        return proposal

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from latent_ebm_text.data.batching import BucketedBatches, TextCollator, ordered_batches
-from latent_ebm_text.decoders.dropout import drop_features, dropout_mask
 from latent_ebm_text.decoders.lstm import predicted_mask
 from latent_ebm_text.decoders.softmax import CandidateWords, SoftmaxOutput
+from latent_ebm_text.dropout import drop_features, dropout_mask
 from latent_ebm_text.errors import DataError, DivergenceError, UsageError
 from latent_ebm_text.streams import stream, stream_seed
 from latent_ebm_text.training.checkpointing import (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from latent_ebm_text.decoders.dropout import dropout_mask
+from latent_ebm_text.dropout import dropout_mask
 from latent_ebm_text.errors import DataError, DivergenceError, UsageError
 from latent_ebm_text.evaluation import language_model
 from latent_ebm_text.evaluation.language_model import (
