@@ -319,7 +319,9 @@ def test_run_recipe_lets_unexpected_errors_keep_their_traceback():
 
 def test_ctrl_c_on_a_real_process_is_one_line_and_130():
     script = (
-        "import time; from latent_ebm_text.training.configuration import run_recipe\n"
+        # A shell's background jobs ignore SIGINT, and so do their children: put back what a terminal would have.
+        "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from latent_ebm_text.training.configuration import run_recipe\n"
         "run_recipe(lambda: print('ready', flush=True) or time.sleep(60))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(configuration.__file__).parents[2])}
