@@ -4,8 +4,8 @@
     python recipes/sweep.py --sweep recipes/sweeps/likelihood_weight.yaml --evaluator quick --parallel 2
 
 A sweep is a YAML file with `config`, the configuration that all runs share, and any of `set`, settings that differ
-from it in all runs, `vary`, a list of values for each of some settings, and `evaluate`, the same for options of
-evaluate_text.py. What is finished is not done again, and what was killed goes on. Prints a table, and writes it as
+from it in all runs, `vary`, a list of values for each of some settings or a list of settings, and `evaluate`, the same for
+options of evaluate_text.py. What is finished is not done again, and what was killed goes on. Prints a table, and writes it as
 Markdown with a plot of RPPL over what the latent tells.
 """
 
@@ -63,14 +63,17 @@ def main() -> None:
         for run in runs
         for name in judged
     }
-    table = describe_sweep(evaluations, [*(sweep.get("vary") or {}), *(sweep.get("evaluate") or {})])
+    varied = [name for settings in (*trained.values(), *judged.values()) for name in settings]
+    table = describe_sweep(evaluations, list(dict.fromkeys(varied)))
     (folder / "sweep.md").write_text(table, encoding="utf-8")
     print(f"\n{table}\n{folder / 'sweep.md'}\n{plot_frontier(evaluations, folder / 'frontier.png')}")
 
 
-def combinations(lists: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
-    """Every combination of the values of some settings, by name; one without a name where there are no settings."""
-    every = (dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values()))
+def combinations(choices: dict[str, list[Any]] | list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The settings as they are listed, or every combination of their values, by name; one without a name for none."""
+    every = choices or [{}]
+    if isinstance(choices, dict):
+        every = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
     return {",".join(f"{name}={value}" for name, value in settings.items()): settings for settings in every}
 
 
