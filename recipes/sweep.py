@@ -4,9 +4,9 @@
     python recipes/sweep.py --sweep recipes/sweeps/likelihood_weight.yaml --evaluator quick --parallel 2
 
 A sweep is a YAML file with `config`, the configuration that all runs share, and any of `set`, settings that differ
-from it in all runs, `vary`, a list of values for each of some settings or a list of settings, and `evaluate`, the same for
-options of evaluate_text.py. What is finished is not done again, and what was killed goes on. Prints a table, and writes it as
-Markdown with a plot of RPPL over what the latent tells.
+from it in all runs, `vary`, a list of values for each of some settings or a list of settings, and `evaluate`, the same
+for options of evaluate_text.py. What is finished is not done again, and what was killed goes on. Prints a table, and
+writes it as Markdown with a plot of RPPL over what the latent tells.
 """
 
 import itertools
