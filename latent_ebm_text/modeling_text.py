@@ -94,7 +94,6 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
                 embedding_size=config.embedding_size,
                 hidden_size=config.encoder_hidden_size,
                 embedding_dropout=self.decoder.embedding_dropout,
-                dropout=self.decoder.dropout,
             )
         self.post_init()
         # Ancestral sampling at temperature 1 is what the model defines; other decodings are the caller's choice.

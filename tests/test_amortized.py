@@ -43,9 +43,8 @@ def test_chains_of_new_sentences_start_from_the_proposal() -> None:
     torch.testing.assert_close(model.encode(**batch, generator=seeded(3)), expected)
 
 
-@pytest.mark.parametrize("rates", [{"dropout": 0.5}, {"embedding_dropout": 0.5}])
-def test_an_encoder_learns_with_dropout_and_proposes_without(rates: dict[str, float]) -> None:
-    model, batch = model_with_encoder(**rates), sentences()
+def test_an_encoder_learns_with_dropout_and_proposes_without() -> None:
+    model, batch = model_with_encoder(embedding_dropout=0.5), sentences()
     exact = model.encoder(batch).mean
     model.train()
     noisy = [model.encoder(batch).mean for _ in range(2)]

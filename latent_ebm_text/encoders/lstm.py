@@ -19,7 +19,6 @@ class LSTMEncoder(LatentEncoder):
         hidden_size: Width of the LSTM.
         embedding_dropout: In training, the part of a sentence's word embeddings that the LSTM does not see. Without
             it the encoder learns the training sentences by heart, and proposes for no others.
-        dropout: The same of the last state.
     """
 
     def __init__(
@@ -30,10 +29,9 @@ class LSTMEncoder(LatentEncoder):
         embedding_size: int,
         hidden_size: int,
         embedding_dropout: float = 0.0,
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.embedding_dropout, self.dropout = embedding_dropout, dropout
+        self.embedding_dropout = embedding_dropout
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         self.lstm = nn.LSTM(embedding_size, hidden_size)
         self.out = nn.Linear(hidden_size, 2 * latent_dim)
@@ -48,8 +46,6 @@ class LSTMEncoder(LatentEncoder):
             words = drop_features(words, self.embedding_dropout)
         packed = nn.utils.rnn.pack_padded_sequence(words, lengths.clamp(min=1).cpu(), enforce_sorted=False)
         _, (hidden, _) = self.lstm(packed)
-        if self.training and self.dropout > 0:
-            hidden = drop_features(hidden, self.dropout)
         proposal = self.out(hidden[0])
         proposal = proposal.to(torch.promote_types(proposal.dtype, torch.float32))  # also under autocast
         mean, log_std = proposal.chunk(2, dim=-1)
