@@ -110,8 +110,8 @@ class LatentEBMTextConfig(LatentEBMConfig):
         tie_word_embeddings (`bool`): Whether the output layer is the word embedding, behind a projection.
         output_rank (`int`, *optional*): Rank of an untied output layer; full rank by default.
         dropout (`float`): Dropout on hidden states, the same features in all of a sentence.
-        embedding_dropout (`float`, *optional*): The same on word embeddings, those of an encoder too; like `dropout` by
-            default.
+        embedding_dropout (`float`, *optional*): The same on word embeddings, those of an encoder too; by default like
+            `dropout`.
         word_dropout (`float`): Probability that a word is absent from the decoder's input in training, wherever it
             stands in the batch.
         frequent_words (`int`): In training, the softmax is taken over the first so many ids (word-level tokenisers
