@@ -192,7 +192,10 @@ def train(
 
 
 def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) -> torch.optim.AdamW:
-    """One AdamW with two groups, decoder and prior; the same steps as two optimizers, in one call."""
+    """One AdamW with two groups, decoder and prior; the same steps as two optimizers, in one call.
+
+    Fused: each weight is read and written once, where torch's plain loop passes over memory a dozen times.
+    """
     decoder_rate, prior_rate = args.decoder_learning_rate, args.prior_learning_rate
     return torch.optim.AdamW(
         [
@@ -204,6 +207,7 @@ def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) ->
             {"params": list(model.prior.parameters()), "lr": prior_rate, "weight_decay": args.prior_weight_decay},
         ],
         betas=(0.9, 0.99),
+        fused=True,
     )
 
 
