@@ -32,6 +32,8 @@ class FrozenLinear:
 
 def _pack(weight: Tensor, rows: int) -> Tensor | None:
     """The weight in oneDNN's layout, or `None` where this build or device has none: the plain product then serves."""
+    if torch.compiler.is_compiling():  # the compiler packs by itself what it finds worth packing
+        return None
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return None
     try:
