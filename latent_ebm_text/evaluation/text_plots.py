@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from latent_ebm_text.data.batching import count_words
 from latent_ebm_text.evaluation.text import LatentDraws
 from latent_ebm_text.pictures import new_picture, save_picture
 
