@@ -169,4 +169,6 @@ def _require_room(vocab_size: int) -> None:
 
 def _require_words(words: Counter[str]) -> None:
     if len({word.strip() for word in words} - {""}) < 2:
-        raise DataError("the corpus has fewer than 2 words to train a tokenizer on; check the file and its text column.")
+        raise DataError(
+            "the corpus has fewer than 2 words to train a tokenizer on; check the file and its text column."
+        )

@@ -124,7 +124,9 @@ def load_pretrained_tokenizer(
             f"of a pretrained one ({lines[0] if lines else type(error).__name__})"
         ) from error
     if not loaded.is_fast:
-        raise UsageError(f"the tokenizer {name_or_path!r} has no fast implementation; choose one with a tokenizer.json.")
+        raise UsageError(
+            f"the tokenizer {name_or_path!r} has no fast implementation; choose one with a tokenizer.json."
+        )
     backend = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     tokens, notes = {}, []
     for name, default, stand_in in (

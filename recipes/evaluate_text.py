@@ -126,7 +126,9 @@ def main() -> None:
     # What it generates, by ancestral sampling.
     number, draw = args.num_samples or len(train_texts), {"temperature": args.word_temperature}
     samples = generate_texts(model, tokenizer, number, seed=args.seed, progress=True, **draw)
-    (folder / "samples.txt").write_text("\n".join(" ".join(each.splitlines()) for each in samples) + "\n", encoding="utf-8")
+    (folder / "samples.txt").write_text(
+        "\n".join(" ".join(each.splitlines()) for each in samples) + "\n", encoding="utf-8"
+    )
     report.add(figures.sample_figures(samples, train_texts, test_texts, seed=args.seed))
     if args.evaluator != "none":
         evaluators = {

@@ -31,7 +31,9 @@ def corpus() -> list[str]:
     return list(grammar_dataset(num_train=2_000)["train"]["text"])
 
 
-@pytest.fixture(scope="module", params=[(name, way) for name in TRAINERS for way in ("trained", "reloaded")], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[(name, way) for name in TRAINERS for way in ("trained", "reloaded")], ids="-".join
+)
 def tokenizer(
     request: pytest.FixtureRequest, corpus: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> PreTrainedTokenizerBase:

@@ -163,8 +163,8 @@ def test_a_pretrained_tokenizer_gets_what_it_lacks(
     path = save_foreign(tmp_path / "foreign", **tokens)
     tokenizer, said = make_tokenizer(path, [], max_length=40)
     assert said == [f"the tokenizer has {note}" for note in notes]
-    assert len(tokenizer) == 300 + added
     original = AutoTokenizer.from_pretrained(path)
+    assert len(tokenizer) == len(original) + added
     text = f"the cat {tokens.get('eos_token', '[SEP]')} sat"
     plain = tokenizer("the cat sat")["input_ids"]
     assert plain[1:-1] == original("the cat sat", add_special_tokens=False)["input_ids"], "ids keep their meaning"
@@ -178,8 +178,12 @@ def test_a_pretrained_tokenizer_gets_what_it_lacks(
 
 
 def test_a_pretrained_tokenizer_is_refused_where_it_cannot_be_right(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no tokenizer './nowhere': it must be word, bpe, unigram, or the name"):
+    with pytest.raises(
+        UsageError, match="there is no tokenizer './nowhere': it must be word, bpe, unigram, or the name"
+    ):
         make_tokenizer("./nowhere", CORPUS)
     path = save_foreign(tmp_path)
-    with pytest.raises(UsageError, match="vocab_size is 100, but the pretrained tokenizer .* has a vocabulary already"):
+    with pytest.raises(
+        UsageError, match="vocab_size is 100, but the pretrained tokenizer .* has a vocabulary already"
+    ):
         make_tokenizer(path, CORPUS, vocab_size=100)

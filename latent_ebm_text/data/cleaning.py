@@ -34,7 +34,13 @@ def choose_column(features: Mapping[str, Any], text_column: str | None, name: st
             raise UsageError(f"column {text_column!r} {problem} in {name}: {listing}.")
         return text_column
     if not strings:
-        raise UsageError(f"{name} has no text column: {listing}; give data with a column of strings.")
+        kinds = [
+            f"{column} ({getattr(kind, 'dtype', None) or type(kind).__name__})" for column, kind in features.items()
+        ]
+        raise UsageError(
+            f"{name} has no text column: its columns are {', '.join(kinds)}; give data with a column that holds nothing "
+            "but strings."
+        )
     for column in _TEXT_COLUMNS:
         if column in strings:
             return column
@@ -70,7 +76,9 @@ def _strip_and_drop_blank(table: pa.Table) -> pa.Table:
 
     texts = [(text or "").strip() for text in table["text"].to_pylist()]
     position, field = table.column_names.index("text"), table.schema.field("text")
-    return table.set_column(position, field, pa.array(texts, field.type)).filter(pa.array(map(bool, texts), pa.bool_()))
+    return table.set_column(position, field, pa.array(texts, field.type)).filter(
+        pa.array(map(bool, texts), pa.bool_())
+    )
 
 
 def processes(dataset: Dataset, num_proc: int) -> int | None:

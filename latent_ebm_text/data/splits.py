@@ -34,10 +34,16 @@ def choose_splits(available: list[str], name: str, train_split: str | None, note
     if train_split is not None:
         chosen = train_split if train_split in available else found.get(SPLIT_ALIASES.get(train_split.lower(), ""))
         if chosen is None:
-            raise UsageError(f"{name} has no split {train_split!r} to train on; its splits are {', '.join(available)}.")
-        found = {"train": chosen} | {split: source for split, source in found.items() if source != chosen and split != "train"}
+            raise UsageError(
+                f"{name} has no split {train_split!r} to train on; its splits are {', '.join(available)}."
+            )
+        found = {"train": chosen} | {
+            split: source for split, source in found.items() if source != chosen and split != "train"
+        }
         if SPLIT_ALIASES.get(chosen.lower()) != "train":
-            notes.append(f"TRAINING ON THE {chosen.upper()} SPLIT, as asked for: this is not the set's own training data")
+            notes.append(
+                f"TRAINING ON THE {chosen.upper()} SPLIT, as asked for: this is not the set's own training data"
+            )
     if "train" not in found:
         raise UsageError(
             f"{name} has no train split (found: {', '.join(available)}); "
@@ -72,9 +78,11 @@ def _rows(dataset: Dataset, chosen: npt.NDArray[np.int64]) -> Dataset:
     """Some rows, in the order of the data set. Written anew: `select` would leave every later pass to gather them."""
     mask = np.zeros(len(dataset), dtype=bool)
     mask[chosen] = True
-    return dataset.with_format("arrow").map(
-        _filter, with_indices=True, batched=True, fn_kwargs={"mask": mask}, desc="Cutting splits"
-    ).with_format(None)
+    return (
+        dataset.with_format("arrow")
+        .map(_filter, with_indices=True, batched=True, fn_kwargs={"mask": mask}, desc="Cutting splits")
+        .with_format(None)
+    )
 
 
 def _filter(table: pa.Table, indices: list[int], *, mask: npt.NDArray[np.bool_]) -> pa.Table:

@@ -121,7 +121,8 @@ class DataArguments:
     train_split: str | None = _option(None, "Split to train on, where it is not the one called train.")
     num_sentences: int | None = _option(None, "Train on so many sentences; none for all.")
     streaming: bool = _option(
-        False, "Read the rows one after the other, no more than num_sentences needs, and keep only their texts on disk."
+        False,
+        "Read the rows one after the other, no more than num_sentences needs, and keep only their texts on disk.",
     )
     num_proc: int = _option(1, "Processes that prepare a large corpus.")
     tokenizer: str = _option(

@@ -129,9 +129,7 @@ def train_text_model(data_args: DataArguments, model_args: ModelArguments, args:
     accelerator.print(text.description)
 
     model = text.model(model_args, data_args.max_length, args.seed)
-    accelerator.print(
-        f"model: {model.num_parameters():,} parameters, {model.config.latent_dim} latent dimensions"
-    )
+    accelerator.print(f"model: {model.num_parameters():,} parameters, {model.config.latent_dim} latent dimensions")
 
     # Training: from the newest checkpoint, where there is one.
     result = train(
@@ -234,7 +232,9 @@ def finish_text_run(
         model, text.tokenizer, args.num_eval_samples, batch_size=args.eval_batch_size, seed=args.seed
     )
     results["samples"] = sample_statistics(texts, column_array(text.splits["test"], "words"))
-    (folder / "samples.txt").write_text("\n".join(" ".join(each.splitlines()) for each in texts) + "\n", encoding="utf-8")
+    (folder / "samples.txt").write_text(
+        "\n".join(" ".join(each.splitlines()) for each in texts) + "\n", encoding="utf-8"
+    )
     paths = {"model": folder / "model", "metrics": folder / "metrics.jsonl", "samples": folder / "samples.txt"}
     try:
         paths["plot"] = plot_training(folder / "metrics.jsonl", folder / "training.png")

@@ -39,7 +39,9 @@ def snli(size: int = 60) -> dict[str, Dataset]:
         split: Dataset.from_dict(
             {
                 "premise": [f"Premise {row // 3} of {split}." for row in range(size)],
-                "hypothesis": ["A man is sleeping." if row % 5 == 0 else f"It's {split} {row}!" for row in range(size)],
+                "hypothesis": [
+                    "A man is sleeping." if row % 5 == 0 else f"It's {split} {row}!" for row in range(size)
+                ],
                 "label": [-1] * size,
             },
             features=features,
