@@ -1,8 +1,8 @@
 """Subword tokenisers trained on a corpus: byte-level BPE and byte-level Unigram.
 
 Both work on the bytes of the UTF-8 text, as GPT-2 does: every byte is in the vocabulary, so that nothing is unknown
-and `decode(encode(text))` is the text, whatever it holds. Both are deterministic. Ids: `<pad>` 0, `<bos>` 1, `<eos>` 2,
-then the pieces by falling frequency, which is what a softmax over frequent words (`frequent_words`) relies on.
+and `decode(encode(text))` is the text, whatever it holds. Both are deterministic. Ids: `<pad>` 0, `<bos>` 1, `<eos>`
+2, then the pieces by falling frequency, on which a softmax over frequent words (`frequent_words`) relies.
 """
 
 from __future__ import annotations

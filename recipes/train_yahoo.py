@@ -2,7 +2,7 @@
 
     accelerate launch recipes/train_yahoo.py                                                # rebuilt from the Hub
     accelerate launch recipes/train_yahoo.py --dataset_name path/to/yahoo                   # train.txt, valid.txt, ...
-    accelerate launch recipes/train_yahoo.py --dataset_name path/to/yahoo --train_split validation  # no train.txt there
+    accelerate launch recipes/train_yahoo.py --dataset_name path/to/yahoo --train_split validation # no train.txt there
 
 From the Hub these are questions with their best answers of community-datasets/yahoo_answers_topics, 100,000 to train
 on, 10,000 to validate and 10,000 to test, drawn by a fixed seed: not the documents of the published set. Run it again

@@ -38,8 +38,8 @@ def choose_column(features: Mapping[str, Any], text_column: str | None, name: st
             f"{column} ({getattr(kind, 'dtype', None) or type(kind).__name__})" for column, kind in features.items()
         ]
         raise UsageError(
-            f"{name} has no text column: its columns are {', '.join(kinds)}; give data with a column that holds nothing "
-            "but strings."
+            f"{name} has no text column: its columns are {', '.join(kinds)}; give data with a column that holds "
+            "nothing but strings."
         )
     for column in _TEXT_COLUMNS:
         if column in strings:

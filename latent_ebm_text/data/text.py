@@ -99,9 +99,7 @@ def load_text_dataset(
     if revision is not None and (name_or_path == "grammar" or is_local):
         raise UsageError(f"revision={revision!r} is for Hub data sets, and {name_or_path!r} is none; leave it out.")
     if streaming and name_or_path in ("grammar", "snli", "yahoo"):
-        raise UsageError(
-            f"streaming is for rows that are used as they are, and {name_or_path!r} is made of all of them"
-        )
+        raise UsageError(f"streaming is for rows that are used as they are; {name_or_path!r} is made of all of them")
 
     notes: list[str] = []
     identity: list[Any] = []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate.utils import tqdm
 from torch import Tensor
@@ -208,7 +209,7 @@ def report_prior_chains(
     )
 
 
-def sample_statistics(texts: Sequence[str], reference_lengths: Sequence[int]) -> dict[str, Any]:
+def sample_statistics(texts: Sequence[str], reference_lengths: npt.ArrayLike) -> dict[str, Any]:
     """Statistics of generated sentences.
 
     Args:
@@ -222,5 +223,5 @@ def sample_statistics(texts: Sequence[str], reference_lengths: Sequence[int]) ->
         "n": len(texts),
         "unique_rate": len(set(texts)) / len(texts),
         "mean_length": float(np.mean([count_words(text) for text in texts])),
-        "real_mean_length": float(np.mean(reference_lengths)),
+        "real_mean_length": float(np.asarray(reference_lengths).mean()),
     }

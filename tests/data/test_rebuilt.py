@@ -17,7 +17,7 @@ SIZES = {"train": 40, "validation": 10, "test": 10}
         ("A man isn't sleeping.", "A man is n't sleeping ."),
         ("Can't you see God's throne?!", "Ca n't you see God 's throne ? !"),
         ('He says "why (not)", they\'ll go', "He says `` why ( not ) '' , they 'll go"),
-        ("It costs 1,000.50 at 9:30 in the U.S. today... well-known", "It costs 1,000.50 at 9:30 in the U.S. today ... well-known"),
+        ("1,000.50 at 9:30 in the U.S. today... well-known", "1,000.50 at 9:30 in the U.S. today ... well-known"),
         ("one,two  \n three/four o'clock", "one , two three/four o'clock"),
         ("schöne Grüße", "schöne Grüße"),
         ("   ", ""),

@@ -1,4 +1,4 @@
-"""Streams stored on disk: the same rows as without, from where a reading was stopped, and nothing that is half there."""
+"""Streams stored on disk: the same rows as without, from where a reading was stopped, and nothing half there."""
 
 import json
 from collections.abc import Iterator
