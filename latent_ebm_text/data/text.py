@@ -74,11 +74,11 @@ def load_text_dataset(
     """Load a corpus by name or path.
 
     name_or_path: `"grammar"` (the embedded corpus, no download), `"ptb"`, `"snli"`, `"yahoo"`, a local file or folder,
-        or a Hub id. The names win over a folder of the same name; write `./ptb` for the folder. A file becomes train; a
-        folder holds files or sub-folders named after splits (.txt with one sentence a line, .jsonl, .json, .parquet),
-        or is one written by `save_to_disk`. Missing validation and test splits are cut off train, 5 % of its rows
-        each, always the same ones, so that no run is tested on what another was trained on. `"snli"` and `"yahoo"` are
-        drawn from the Hub's sets by a fixed seed, see `latent_ebm_text.data.rebuilt`.
+        or a Hub id. The names win over a folder of the same name; write `./ptb` for the folder. A file becomes train;
+        a folder holds files or sub-folders named after splits (.txt with one sentence a line, .jsonl, .json,
+        .parquet), or is one written by `save_to_disk`. Missing validation and test splits are cut off train, 5 % of
+        its rows each, always the same ones, so that no run is tested on what another was trained on. `"snli"` and
+        `"yahoo"` are drawn from the Hub's sets by a fixed seed, see `latent_ebm_text.data.rebuilt`.
     text_column: the column to read; by default `text`, `sentence`, `content`, or the only string column.
     revision: branch, tag or commit of a Hub set; refused for other sources.
     train_split: the split to train on, of a source that has no train split or should not be trained on it.
