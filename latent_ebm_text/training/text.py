@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
+from tokenizers.models import WordLevel
 
 from latent_ebm_text.data import BucketedBatches, TextCollator, load_text_dataset, tokenize_corpus
 from latent_ebm_text.data.cleaning import column_array, iterate_texts
@@ -108,7 +109,8 @@ def prepare_text(
         if len(splits[split]) < 2:
             raise DataError(f"{corpus.name} has one {split} sentence; a standard error needs 2 or more")
     tokens, words = (int(column_array(splits["train"], column).sum()) for column in ("length", "words"))
-    unit, rate = ("words", "") if tokens == words else ("tokens", f"; {tokens / words:.2f} tokens a word")
+    is_words = isinstance(tokenizer.backend_tokenizer.model, WordLevel)
+    unit, rate = ("words", "") if is_words else ("tokens", f"; {tokens / words:.2f} tokens a word")
     lines = [corpus.describe(), f"vocabulary: {len(tokenizer)} {unit}, special ones included{rate}", *notes]
     if any(truncated.values()):
         lines.append(f"truncated to max_length={args.max_length} {unit}: {truncated}")
