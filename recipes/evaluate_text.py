@@ -126,7 +126,9 @@ def main() -> None:
     # What it generates, by ancestral sampling.
     number, draw = args.num_samples or len(train_texts), {"temperature": args.word_temperature}
     samples = generate_texts(model, tokenizer, number, seed=args.seed, progress=True, **draw)
-    (folder / "samples.txt").write_text("\n".join(samples) + "\n", encoding="utf-8")
+    (folder / "samples.txt").write_text(
+        "\n".join(" ".join(each.splitlines()) for each in samples) + "\n", encoding="utf-8"
+    )
     report.add(figures.sample_figures(samples, train_texts, test_texts, seed=args.seed))
     if args.evaluator != "none":
         evaluators = {
@@ -140,7 +142,7 @@ def main() -> None:
             )
             for name in {args.evaluator, args.rppl_evaluator or args.evaluator}
         }
-        found, nll = figures.perplexity_figures(
+        found, of_sentences = figures.perplexity_figures(
             samples,
             evaluators[args.evaluator],
             tokenizer,
@@ -149,8 +151,7 @@ def main() -> None:
             rppl_lm=evaluators[args.rppl_evaluator or args.evaluator],
         )
         report.add(found)
-        judged = samples[: len(nll["fppl_nll"])]
-        per_sentence |= {**nll, "rppl_tokens": test["length"][:], "fppl_tokens": [len(s.split()) + 1 for s in judged]}
+        per_sentence |= of_sentences
     np.savez(folder / "sentences.npz", **per_sentence)
 
     # Whether the prior's chains have arrived, and the pictures.

@@ -44,11 +44,14 @@ def main() -> None:
     )
     print(f"{lm.recipe.name}: {sum(weight.numel() for weight in lm.parameters()):,} parameters, seed {args.seed}")
     for split in ("validation", "test"):
-        figures = estimate_perplexity(lm, text.splits[split]["input_ids"][:], progress=True)
+        figures = estimate_perplexity(
+            lm, text.splits[split]["input_ids"][:], words=text.splits[split]["words"][:], progress=True
+        )
         low, high = figures["interval_95"]
         print(
             f"{split:>10} perplexity {figures['perplexity']:.2f} [{low:.2f}, {high:.2f}] (95 %, bootstrap over "
-            f"{figures['n_sentences']:,} sentences; {figures['n_tokens']:,} tokens, ends of sentences counted)"
+            f"{figures['n_sentences']:,} sentences; {figures['n_tokens']:,} tokens, ends of sentences counted); per "
+            f"word {figures['perplexity_per_word']:.2f} ({figures['n_words']:,} words)"
         )
     print(f"trained in {lm.record.seconds / 60:.1f} min; kept in {args.cache_dir}")
 

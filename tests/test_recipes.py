@@ -15,7 +15,10 @@ import datasets
 import pytest
 import yaml
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from latent_ebm_text.training.checkpointing import find_checkpoints
 from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
@@ -245,27 +248,26 @@ def test_two_processes_give_one_set_of_outputs(start, tmp_path):
 # -------- bad inputs
 
 
-@pytest.fixture(scope="module")
-def recipe():
-    specification = importlib.util.spec_from_file_location("train_ptb", RECIPE)
+def load_recipe(name):
+    specification = importlib.util.spec_from_file_location(name, RECIPE.with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
 
 
 @pytest.fixture
-def call(recipe, tmp_path, monkeypatch, capsys):
+def call(tmp_path, monkeypatch, capsys):
     """Runs the recipe here, as its `__main__` would; returns the exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
-    def call(*arguments, **changes):
+    def call(*arguments, recipe="ptb", **changes):
         settings = TINY | {"dataset_name": "corpus", "num_sentences": "none", "num_epochs": 2, "save_every": 3}
         monkeypatch.setattr(sys, "argv", ["train_ptb.py", *options(**settings | changes), *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:
-            run_recipe(recipe.main)
+            run_recipe(load_recipe(f"train_{recipe}").main)
         return leaving.value.code or 0, *capsys.readouterr()
 
     return call
@@ -328,6 +330,11 @@ def contents(folder):
         ({"inference": "exact"}, ["inference must be one of 'short_run', 'persistent',", "got 'exact'"]),
         ({"num_eval_sentences": 1}, ["num_eval_sentences must be in [2, inf], got 1"]),
         ({"max_length": 1}, ["max_length is 1", "need 2"]),
+        ({"num_proc": 0}, ["num_proc must be positive"]),
+        ({"train_split": "extra"}, ["no split 'extra' to train on", "its splits are"]),
+        ({"tokenizer": "bpe", "vocab_size": 100}, ["vocab_size is 100", "the 256 bytes need 259"]),
+        ({"tokenizer": "./missing"}, ["there is no tokenizer './missing'", "word, bpe, unigram"]),
+        ({"dataset_name": "grammar", "streaming": True}, ["'grammar' is made of all of them"]),
         ({"vocab_size": 4}, ["vocab_size is 4"]),
         ({"num_sentences": 0}, ["num_sentences must be positive"]),
         ({"dataset_name": "missing.txt"}, ["there is no file or folder 'missing.txt'"]),
@@ -403,6 +410,62 @@ def test_blank_lines_and_long_sentences_are_counted_once_in_what_is_printed(call
     assert out.count("data: local folder corpus: 42 train, 8 validation, 8 test") == 1
     assert out.count("blank lines skipped: 3 train, 0 validation, 0 test") == 1
     assert out.count("truncated to max_length=10 words: {'train': 2, 'validation': 0, 'test': 0}") == 1
+
+
+@pytest.mark.parametrize("name", ["snli", "yahoo", "text"])
+def test_the_other_recipes_train_on_a_folder_without_a_train_split(call, corpus, tmp_path, name):
+    (corpus / "train.txt").unlink()
+    (corpus / "valid.txt").write_text("\n".join(SENTENCES * 5))
+
+    small = {"vocab_size": 300, "frequent_words": 4, "drawn_words": 4, "tie_word_embeddings": True}
+    small |= {"encoder_hidden_size": 8, "inference": "variational", "train_split": "validation", "output_dir": "run"}
+    code, out, err = call(recipe=name, **small)
+
+    assert code == 0, err
+    assert "TRAINING ON THE VALIDATION SPLIT, as asked for" in out
+    assert "no validation split found: cut off train, 2 sentences (5 %) each" in out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "TRAINING ON THE VALIDATION SPLIT" in " ".join(results["data"])
+    assert results["splits"]["test"]["words_per_sentence"] == 5
+    assert ("tokens a word" in out) == (name == "text"), "subwords are the default where text is not split into words"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"tokenizer": "bpe"}, {"tokenizer": "unigram"}, {"streaming": True, "num_proc": 2}], ids=str
+)
+def test_a_run_goes_on_exactly_whatever_its_tokens_come_of(call, corpus, tmp_path, settings):
+    code, _, err = call(output_dir="whole", **settings)
+    assert code == 0, err
+    call(output_dir="parts", **settings)
+    for checkpoint in find_checkpoints(tmp_path / "parts" / "checkpoints"):
+        if checkpoint.name != "step-00000003":
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(tmp_path / "cache")  # even the prepared data is made again, and the same
+    code, out, err = call(output_dir="parts", **settings)
+    assert code == 0, err
+    assert "resuming from parts/checkpoints/step-00000003" in out
+    for file in ("model/model.safetensors", "model/tokenizer.json", "samples.txt"):
+        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_pretrained_tokenizer_serves_with_the_ids_it_has(call, corpus, tmp_path):
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "the": 1, "dog": 2, "sleeps": 3, "?": 4}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<s>").save_pretrained("foreign")
+
+    code, out, err = call(tokenizer="foreign", output_dir="run")
+
+    assert code == 0, err
+    assert "the tokenizer has no pad token: <pad> was added" in out
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert [config[f"{name}_token_id"] for name in ("pad", "bos", "eos")] == [5, 0, 0]
+    assert config["vocab_size"] == 6
+    model = LatentEBMForTextGeneration.from_pretrained(tmp_path / "run" / "model")
+    for row in model.generate(num_samples=20).tolist():
+        first, *words = row
+        assert first == 0
+        after = words[words.index(0) + 1 :] if 0 in words else []
+        assert set(after) <= {5}, "nothing but padding after an end"
 
 
 # -------- the folder of an earlier run

@@ -1,35 +1,44 @@
 """From text to batches: token ids, batches of sentences of similar length, padded tensors.
 
-Lengths count *predicted* tokens everywhere: the words of a sentence and its eos, not its bos.
+Lengths count *predicted* tokens everywhere: the tokens of a sentence and its eos, not its bos.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from latent_ebm_text.data.cache import cached_path
+from latent_ebm_text.data.cleaning import column_array, processes
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.tokenization import tokenizer_identity
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
 
 IGNORED_LABEL = -100  # what Hugging Face losses leave out
+_FORMAT = 1  # of tokenised data on disk: raised whenever the same text would be stored otherwise than before
 _CHUNK_BATCHES = 50  # sentences are sorted by length among this many batches: little padding, still well mixed
 
 
 def tokenize_corpus(
-    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int
+    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int = 1
 ) -> tuple[DatasetDict, dict[str, int]]:
     """Tokenise the column `text` of every split.
 
-    Gives splits with the columns `input_ids` (bos, words, eos) and `length` (predicted tokens, at most `max_length`)
-    in place of all others, and the number of sentences truncated per split, for the caller to report once. A truncated
-    sentence keeps its first words and ends in eos. Results are cached on disk where the splits are.
+    Gives splits with the columns `input_ids` (bos, tokens, eos), `length` (predicted tokens, at most `max_length`) and
+    `words` (words of the same text between white space, and its end) in place of all others, and the number of texts
+    truncated per split, for the caller to report once. A truncated text keeps its first tokens and ends in eos.
+
+    Results are kept on disk under a hash of texts and tokeniser, and found there the next time; a file comes to its
+    name only when it is whole. `num_proc` processes share the work on a large split.
 
     Raises `UsageError` if `max_length` is below 2 or the tokeniser has no bos or eos token.
     """
@@ -40,35 +49,70 @@ def tokenize_corpus(
         raise UsageError("the tokenizer needs a bos_token and an eos_token; set them before you tokenise a corpus.")
     from datasets import DatasetDict, Features, List, Value
 
+    integer, identity = Value("int32"), tokenizer_identity(tokenizer)
     tokenized, truncated = {}, {}
     for split, dataset in splits.items():
-        encoded = dataset.map(
-            _encode,
-            batched=True,
-            input_columns=["text"],
-            remove_columns=dataset.column_names,
-            fn_kwargs={"tokenizer": tokenizer, "bos": bos, "eos": eos, "max_length": max_length},
-            features=Features(
-                {"input_ids": List(Value("int32")), "length": Value("int32"), "truncated": Value("bool")}
-            ),
-            desc=f"Tokenizing {split}",
-        )
-        truncated[split] = sum(encoded["truncated"])
+        texts = dataset.select_columns("text")
+        path = cached_path("tokenized", [_FORMAT, texts._fingerprint, identity, max_length])
+        workers = processes(texts, num_proc)
+        with _one_thread_each(workers is not None):
+            encoded = texts.map(
+                _encode,
+                batched=True,
+                input_columns=["text"],
+                remove_columns=["text"],
+                fn_kwargs={"tokenizer": tokenizer, "bos": bos, "eos": eos, "max_length": max_length},
+                features=Features(
+                    {"input_ids": List(integer), "length": integer, "words": integer, "truncated": Value("bool")}
+                ),
+                num_proc=workers,
+                cache_file_name=f"{path}.arrow",
+                load_from_cache_file=True,
+                new_fingerprint=path.name,
+                desc=f"Tokenizing {split}",
+            )
+        truncated[split] = int(column_array(encoded, "truncated").sum())
         tokenized[split] = encoded.remove_columns("truncated")
     return DatasetDict(tokenized), truncated
+
+
+@contextmanager
+def _one_thread_each(enabled: bool) -> Iterator[None]:
+    """Processes share the cores already; `tokenizers` would start as many threads in each, or warn that it cannot."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    if enabled:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if enabled:
+            os.environ.pop("TOKENIZERS_PARALLELISM")
+            if before is not None:
+                os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 def _encode(
     texts: list[str], *, tokenizer: PreTrainedTokenizerBase, bos: int, eos: int, max_length: int
 ) -> dict[str, list[Any]]:
     # bos and eos are put on here, because only some tokenisers do it themselves.
-    words = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    input_ids = [[bos, *ids[: max_length - 1], eos] for ids in words]
+    tokens = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    input_ids = [[bos, *ids[: max_length - 1], eos] for ids in tokens]
+    truncated = [len(ids) >= max_length for ids in tokens]
+    kept = [
+        tokenizer.decode(ids, skip_special_tokens=True) if is_cut else text
+        for text, ids, is_cut in zip(texts, input_ids, truncated, strict=True)
+    ]
     return {
         "input_ids": input_ids,
         "length": [len(ids) - 1 for ids in input_ids],
-        "truncated": [len(ids) >= max_length for ids in words],
+        "words": [count_words(text) for text in kept],
+        "truncated": truncated,
     }
+
+
+def count_words(text: str) -> int:
+    """Words between white space, and the end of the text: what a perplexity per word is divided by."""
+    return len(text.split()) + 1
 
 
 class BucketedBatches:

@@ -149,7 +149,8 @@ def _comparison(
 def compare_evaluations(first: Path, second: Path, *, num_resamples: int = 1000) -> dict[str, PairedComparison]:
     """Compares two evaluations figure by figure, as far as both have them.
 
-    Marginal NLL and RPPL are those of the same test sentences and compared in pairs; FPPL is of each model's own.
+    Marginal NLL and RPPL are those of the same test sentences and compared in pairs; FPPL is of each model's own. The
+    perplexities are those per word, which agree with those per token where tokens are words.
 
     Args:
         first: Folder of the first evaluation, with the file `sentences.npz` that `recipes/evaluate_text.py` writes.
@@ -168,15 +169,20 @@ def compare_evaluations(first: Path, second: Path, *, num_resamples: int = 1000)
     found["marginal NLL"] = paired_bootstrap(one["marginal_nll"], two["marginal_nll"], num_resamples=num_resamples)
     if "rppl_nll" in one and "rppl_nll" in two:
         found["RPPL"] = paired_bootstrap(
-            one["rppl_nll"], two["rppl_nll"], tokens=one["rppl_tokens"], num_resamples=num_resamples
+            one["rppl_nll"], two["rppl_nll"], tokens=_words(one, "rppl"), num_resamples=num_resamples
         )
         found["FPPL"] = unpaired_bootstrap(
             one["fppl_nll"],
             two["fppl_nll"],
-            tokens=(one["fppl_tokens"], two["fppl_tokens"]),
+            tokens=(_words(one, "fppl"), _words(two, "fppl")),
             num_resamples=num_resamples,
         )
     return found
+
+
+def _words(arrays: dict[str, NDArray[Any]], figure: str) -> NDArray[Any]:
+    """Words of each sentence, its end counted; earlier files call them tokens, which were words then."""
+    return arrays[f"{figure}_words"] if f"{figure}_words" in arrays else arrays[f"{figure}_tokens"]
 
 
 def _load(folder: Path) -> dict[str, NDArray[Any]]:

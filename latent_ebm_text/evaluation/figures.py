@@ -13,7 +13,8 @@ import torch
 from accelerate.utils import tqdm
 from torch import Tensor
 
-from latent_ebm_text.data.batching import ordered_batches
+from latent_ebm_text.data.batching import count_words, ordered_batches
+from latent_ebm_text.data.cleaning import column_array
 from latent_ebm_text.evaluation.compare import bootstrap_interval
 from latent_ebm_text.evaluation.diversity import sample_entropy, self_bleu, training_overlap, unique_rate
 from latent_ebm_text.evaluation.estimates import Estimate
@@ -37,6 +38,11 @@ Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
 FPPL_SAMPLES = 10_000
 #: Sentences behind the figures of variety and novelty, most of which depend on the number.
 MAX_SAMPLES = 2000
+#: What a perplexity per word is, in its definition.
+PER_WORD = (
+    "per word: exp of the nats over words between white space, the end of a sentence counted as one, whatever the "
+    "tokens; comparable between tokenisers"
+)
 
 
 def reconstruction_figures(
@@ -100,7 +106,7 @@ def marginal_likelihood_figures(
     Returns:
         The figures, the estimate of every sentence, and which sentences of the dataset they are.
     """
-    lengths = np.asarray(dataset["length"][:])
+    lengths = column_array(dataset, "length")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(lengths))[:num_sentences])
     groups = [chosen[group] for group in ordered_batches(lengths[chosen], batch_size)]
     log_partition = estimate_log_partition(model, seed=seed)
@@ -134,9 +140,19 @@ def marginal_likelihood_figures(
         perplexity.value,
         perplexity.interval_95,
         perplexity.n,
-        "exp of these NLLs over the number of words, the end counted; bootstrap over sentences",
+        "exp of these NLLs over the number of tokens, the end counted; bootstrap over sentences",
         {"warning": warning},
     )
+    if "words" in dataset.column_names:
+        words = column_array(dataset, "words")[order]
+        perplexity = bootstrap_interval(-estimate.log_prob.numpy(), tokens=words, seed=seed)
+        figures["marginal perplexity per word"] = Measurement(
+            perplexity.value,
+            perplexity.interval_95,
+            perplexity.n,
+            f"the same {PER_WORD}",
+            {"warning": warning},
+        )
     if estimate.method != "exact":
         spread = 1.96 * log_partition.standard_error
         figures["log Z"] = Measurement(
@@ -211,7 +227,7 @@ def sample_figures(
 
 
 def _mean_length(texts: Sequence[str], seed: int) -> Measurement:
-    figure = bootstrap_interval([len(text.split()) + 1 for text in texts], seed=seed)
+    figure = bootstrap_interval([count_words(text) for text in texts], seed=seed)
     return replace(figure, definition=f"words of a sentence, its end counted: {figure.definition}")
 
 
@@ -224,7 +240,7 @@ def perplexity_figures(
     cache_dir: str | Path,
     rppl_lm: LanguageModel | None = None,
 ) -> tuple[dict[str, Measurement], dict[str, np.ndarray]]:
-    """The evaluator's own perplexity of real test text, FPPL and RPPL; and the nats of each sentence of these two.
+    """The evaluator's own perplexity of real test text, FPPL and RPPL; nats and words of each sentence of these two.
 
     Args:
         samples: Generated sentences.
@@ -247,6 +263,15 @@ def perplexity_figures(
         )
         for found in (forward, reverse)
     }
+    figures |= {
+        f"{found['evaluator']}'s test perplexity per word": Measurement(
+            found["evaluator_test_perplexity_per_word"],
+            tuple(found["evaluator_test_interval_95_per_word"]),
+            len(test_texts),
+            f"the same {PER_WORD}",
+        )
+        for found in (forward, reverse)
+    }
     for name, found in (("FPPL", forward), ("RPPL", reverse)):
         figures[name] = Measurement(
             found["perplexity"],
@@ -255,5 +280,17 @@ def perplexity_figures(
             f"{found['definition']}; evaluator {found['evaluator']!r}",
             {"warning": found.get("warning"), "evaluator": found["evaluator"]},
         )
-    nll = {"fppl_nll": np.array(forward["sentence_nll"]), "rppl_nll": np.array(reverse["sentence_nll"])}
-    return figures, nll
+        figures[f"{name} per word"] = Measurement(
+            found["perplexity_per_word"],
+            tuple(found["interval_95_per_word"]),
+            found["n_sentences"],
+            f"the same {PER_WORD}",
+            {"warning": found.get("warning"), "evaluator": found["evaluator"]},
+        )
+    per_sentence = {
+        "fppl_nll": np.array(forward["sentence_nll"]),
+        "fppl_words": np.array([count_words(text) for text in samples[:FPPL_SAMPLES]]),
+        "rppl_nll": np.array(reverse["sentence_nll"]),
+        "rppl_words": np.array([count_words(text) for text in test_texts]),
+    }
+    return figures, per_sentence

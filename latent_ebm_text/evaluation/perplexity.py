@@ -9,6 +9,10 @@ Both are computed by the functions below, and as a metric of `evaluate`, without
 
 They take text, so that any model can be judged. Words that the tokeniser of the real training text does not know
 count as `<unk>`.
+
+A perplexity per token depends on what a token is. So both are also given per word, the words counted between white
+space and the end of the sentence as one: figures of models with different tokenisers can then be compared. With a
+word-level tokeniser the two agree.
 """
 
 from __future__ import annotations
@@ -19,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import evaluate
+import numpy as np
 
+from latent_ebm_text.data.batching import count_words
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.compare import bootstrap_interval
 from latent_ebm_text.evaluation.language_model import (
@@ -55,9 +61,10 @@ def forward_perplexity(
         progress: Whether to show progress bars.
 
     Returns:
-        `perplexity`, `interval_95`, `n_sentences`, `n_tokens`, `sentence_nll` of [`estimate_perplexity`]; `evaluator`,
-        `evaluator_seed`; `evaluator_test_perplexity` and `evaluator_test_interval_95`, of the real test text under
-        `lm`; `definition`.
+        `perplexity`, `interval_95`, `n_sentences`, `n_tokens`, `sentence_nll` of [`estimate_perplexity`], and
+        `perplexity_per_word`, `interval_95_per_word`, `n_words`; `evaluator`, `evaluator_seed`;
+        `evaluator_test_perplexity` and `evaluator_test_interval_95`, of the real test text under `lm`, and the same
+        `_per_word`; `definition`.
 
     Raises:
         UsageError: Samples that are none, all blank or all the same, no test text, or a tokeniser of another
@@ -66,8 +73,8 @@ def forward_perplexity(
     _require_samples(samples)
     sample_ids = _encode(samples, "samples", lm, tokenizer)
     return {
-        **estimate_perplexity(lm, sample_ids, progress=progress),
-        **_describe_evaluator(lm, _encode(real_test, "real_test", lm, tokenizer), progress),
+        **estimate_perplexity(lm, sample_ids, words=_count_words(samples), progress=progress),
+        **_describe_evaluator(lm, real_test, _encode(real_test, "real_test", lm, tokenizer), progress),
         "definition": "FPPL: perplexity of generated sentences under a language model trained on real training text; "
         "exp of the mean NLL per token, the ends of sentences counted, each sentence on its own, unknown words as "
         "<unk>; interval: 95 %, bootstrap over the generated sentences, the language model fixed",
@@ -123,8 +130,8 @@ def reverse_perplexity(
             "sentences: a language model of less text has a higher perplexity, whatever the text"
         )
     return {
-        **estimate_perplexity(reverse_lm, test_ids, progress=progress),
-        **_describe_evaluator(lm, test_ids, progress),
+        **estimate_perplexity(reverse_lm, test_ids, words=_count_words(real_test), progress=progress),
+        **_describe_evaluator(lm, real_test, test_ids, progress),
         "definition": "RPPL: perplexity of the real test text under a language model trained on generated sentences; "
         "exp of the mean NLL per token, the ends of sentences counted, each sentence on its own, unknown words as "
         "<unk>; interval: 95 %, bootstrap over the test sentences, the generated sentences and the language model "
@@ -134,37 +141,48 @@ def reverse_perplexity(
     }
 
 
-def estimate_perplexity(lm: LanguageModel, ids: Sentences, *, progress: bool = False) -> dict[str, Any]:
+def estimate_perplexity(
+    lm: LanguageModel, ids: Sentences, *, words: Sequence[int] | None = None, progress: bool = False
+) -> dict[str, Any]:
     """The perplexity of sentences of token ids, bos and eos included, with its interval.
 
     Args:
         lm: The language model.
         ids: As of `sentence_nll`.
+        words: Words of each sentence, its end counted; for the perplexity per word.
         progress: Whether to show a progress bar.
 
     Returns:
         `perplexity`, `exp(nats / tokens)`; `interval_95`, the 2.5 % and 97.5 % quantiles over 1,000 resamples of the
         sentences, always the same ones; `n_sentences`; `n_tokens`, the ends of sentences counted; `sentence_nll`, the
-        nats of each sentence, by which two runs can be compared.
+        nats of each sentence, by which two runs can be compared. With `words` also `perplexity_per_word`,
+        `exp(nats / words)`, `interval_95_per_word` and `n_words`.
     """
     nll, tokens = sentence_nll(lm, ids, progress=progress)
-    low, high = bootstrap_interval(nll, tokens=tokens).interval_95
-    return {
-        "perplexity": perplexity(nll, tokens),
-        "interval_95": [low, high],
-        "n_sentences": len(nll),
-        "n_tokens": int(tokens.sum()),
-        "sentence_nll": nll.tolist(),
-    }
+    figures: dict[str, Any] = {"n_sentences": len(nll), "sentence_nll": nll.tolist()}
+    for unit, suffix, counts in (("tokens", "", tokens), ("words", "_per_word", words)):
+        if counts is not None:
+            figures[f"perplexity{suffix}"] = perplexity(nll, np.asarray(counts))
+            figures[f"interval_95{suffix}"] = list(bootstrap_interval(nll, tokens=counts).interval_95)
+            figures[f"n_{unit}"] = int(np.sum(counts))
+    return figures
 
 
-def _describe_evaluator(lm: LanguageModel, test_ids: list[list[int]], progress: bool) -> dict[str, Any]:
-    own = estimate_perplexity(lm, test_ids, progress=progress)
+def _count_words(texts: Sequence[str]) -> list[int]:
+    return [count_words(text) for text in texts]
+
+
+def _describe_evaluator(
+    lm: LanguageModel, real_test: Sequence[str], test_ids: list[list[int]], progress: bool
+) -> dict[str, Any]:
+    own = estimate_perplexity(lm, test_ids, words=_count_words(real_test), progress=progress)
     return {
         "evaluator": lm.recipe.name,
         "evaluator_seed": None if lm.record is None else lm.record.seed,
         "evaluator_test_perplexity": own["perplexity"],
         "evaluator_test_interval_95": own["interval_95"],
+        "evaluator_test_perplexity_per_word": own["perplexity_per_word"],
+        "evaluator_test_interval_95_per_word": own["interval_95_per_word"],
     }
 
 
@@ -188,7 +206,7 @@ def _encode(texts: Sequence[str], name: str, lm: LanguageModel, tokenizer: PreTr
         raise UsageError(f"{name} must be a list of at least one sentence.")
     if len(tokenizer) != lm.vocab_size:
         raise UsageError(
-            f"the tokenizer knows {len(tokenizer)} words and the evaluator {lm.vocab_size}; "
+            f"the tokenizer knows {len(tokenizer)} tokens and the evaluator {lm.vocab_size}; "
             "use the tokenizer of the real training text for both."
         )
     words = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

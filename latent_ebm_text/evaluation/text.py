@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate.utils import tqdm
 from torch import Tensor
 
-from latent_ebm_text.data.batching import ordered_batches
+from latent_ebm_text.data.batching import count_words, ordered_batches
 from latent_ebm_text.evaluation.chains import ChainReport, run_chain_report
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.latents import compare_latents
@@ -29,7 +30,8 @@ class LatentDraws:
     """Posterior and prior draws for sentences, and what the decoder says of the sentences through them.
 
     Attributes:
-        lengths: `(n,)` predicted words of each sentence, ascending.
+        lengths: `(n,)` predicted tokens of each sentence, ascending.
+        words: `(n,)` words of each, its end counted; the same as `lengths` where tokens are words.
         first: `(n, latent_dim)`, from the model's own posterior sampler.
         second: The same from independent chains.
         prior: `(n, latent_dim)`, from the model's own prior sampler.
@@ -40,6 +42,7 @@ class LatentDraws:
     """
 
     lengths: np.ndarray
+    words: np.ndarray
     first: Tensor
     second: Tensor
     prior: Tensor
@@ -64,7 +67,7 @@ def draw_latents(
 
     Args:
         model: The model; dropout is off while this runs.
-        dataset: Rows with `input_ids` and `length`.
+        dataset: Rows with `input_ids`, `length`, and `words` where tokens are not words.
         collate: Makes a batch of rows.
         batch_size: Sentences a batch.
         max_sentences: Use the first so many only.
@@ -72,6 +75,7 @@ def draw_latents(
         progress: Wraps the list of batches, to show progress.
     """
     lengths = np.asarray(dataset["length"][:max_sentences])
+    words = np.asarray(dataset["words" if "words" in dataset.column_names else "length"][:max_sentences])
     batches = ordered_batches(lengths, batch_size)
     parts: list[tuple[Tensor, ...]] = []
     with _evaluation_mode(model):
@@ -88,6 +92,7 @@ def draw_latents(
     first, second, prior, reconstruction, prior_nll = (torch.cat(part) for part in zip(*parts, strict=True))
     return LatentDraws(
         lengths=lengths[np.concatenate(batches)],
+        words=words[np.concatenate(batches)],
         first=first,
         second=second,
         prior=prior,
@@ -204,7 +209,7 @@ def report_prior_chains(
     )
 
 
-def sample_statistics(texts: Sequence[str], reference_lengths: Sequence[int]) -> dict[str, Any]:
+def sample_statistics(texts: Sequence[str], reference_lengths: npt.ArrayLike) -> dict[str, Any]:
     """Statistics of generated sentences.
 
     Args:
@@ -217,6 +222,6 @@ def sample_statistics(texts: Sequence[str], reference_lengths: Sequence[int]) ->
     return {
         "n": len(texts),
         "unique_rate": len(set(texts)) / len(texts),
-        "mean_length": float(np.mean([len(text.split()) + 1 for text in texts])),
-        "real_mean_length": float(np.mean(reference_lengths)),
+        "mean_length": float(np.mean([count_words(text) for text in texts])),
+        "real_mean_length": float(np.asarray(reference_lengths).mean()),
     }

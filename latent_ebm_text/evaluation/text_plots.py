@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from latent_ebm_text.data.batching import count_words
 from latent_ebm_text.evaluation.text import LatentDraws
 from latent_ebm_text.pictures import new_picture, save_picture
 
@@ -30,7 +31,7 @@ def plot_text_report(
         samples: Generated sentences, words separated by spaces.
         path: The PNG to write.
         marginal_nll: `(sentences,)`, `-log p(x)` in nats.
-        marginal_lengths: `(sentences,)`, their words, the end counted.
+        marginal_lengths: `(sentences,)`, their tokens, the end counted.
 
     Raises:
         UsageError: If matplotlib is not installed (names the extra).
@@ -42,7 +43,7 @@ def plot_text_report(
     if marginal_nll is not None and marginal_lengths is not None:
         _draw_by_length(nll, marginal_lengths, marginal_nll, "marginal NLL")
     _draw_by_length(nll, draws.lengths, draws.reconstruction_nll.cpu().numpy(), "reconstruction NLL")
-    _label(nll, "what a sentence costs", "words, the end counted", "nats per sentence")
+    _label(nll, "what a sentence costs", "tokens, the end counted", "nats per sentence")
 
     if draws.first.shape[1]:
         energies = {"posterior": draws.posterior_energy, "prior": draws.prior_energy}
@@ -60,9 +61,9 @@ def plot_text_report(
             axes.set_axis_off()
             axes.text(0.5, 0.5, "a model without a latent", ha="center", va="center")
 
-    generated = [len(sample.split()) + 1 for sample in samples]
-    bins = np.histogram_bin_edges(np.concatenate([draws.lengths, generated]), 40)
-    for name, words in (("real", draws.lengths), ("generated", generated)):
+    generated = [count_words(sample) for sample in samples]
+    bins = np.histogram_bin_edges(np.concatenate([draws.words, generated]), 40)
+    for name, words in (("real", draws.words), ("generated", generated)):
         lengths.hist(words, bins, histtype="step", density=True, label=name)
     _label(lengths, "lengths", "words, the end counted", "density")
     return save_picture(figure, path)

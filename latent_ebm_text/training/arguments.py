@@ -114,16 +114,29 @@ class DataArguments:
     """Data"""
 
     dataset_name: str = _option(
-        "grammar", "`grammar` (the embedded corpus), `ptb`, a Hub id, a local folder or a file."
+        "grammar", "`grammar` (the embedded corpus), `ptb`, `snli`, `yahoo`, a Hub id, a local folder or a file."
     )
     text_column: str | None = _option(None, "Column that holds the text; found by itself where there is no doubt.")
     dataset_revision: str | None = _option(None, "Revision of a Hub data set.")
+    train_split: str | None = _option(None, "Split to train on, where it is not the one called train.")
     num_sentences: int | None = _option(None, "Train on so many sentences; none for all.")
-    vocab_size: int | None = _option(None, "Words kept, special ones included; none for every word of the corpus.")
-    max_length: int = _option(100, "Most words of a sentence, its end counted; longer ones are truncated and counted.")
+    streaming: bool = _option(
+        False,
+        "Read the rows one after the other, no more than num_sentences needs, and keep only their texts on disk.",
+    )
+    num_proc: int = _option(1, "Processes that prepare a large corpus.")
+    tokenizer: str = _option(
+        "word", "`word`, `bpe` or `unigram`, trained on the corpus, or the name or path of a pretrained tokenizer."
+    )
+    vocab_size: int | None = _option(
+        None, "Tokens kept, special ones included; none for every word of the corpus, or 8,000 subwords."
+    )
+    max_length: int = _option(
+        100, "Most tokens of a sentence, its end counted; longer ones are truncated and counted."
+    )
 
     def __post_init__(self) -> None:
-        for name in ("num_sentences", "vocab_size", "max_length"):
+        for name in ("num_sentences", "num_proc", "vocab_size", "max_length"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
 

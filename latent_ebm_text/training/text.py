@@ -12,23 +12,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
+from tokenizers.models import WordLevel
 
 from latent_ebm_text.data import BucketedBatches, TextCollator, load_text_dataset, tokenize_corpus
+from latent_ebm_text.data.cleaning import column_array, iterate_texts
 from latent_ebm_text.data.text import TextCorpus
 from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.evaluation.text import evaluate_likelihoods, generate_texts, sample_statistics
-from latent_ebm_text.tokenization import train_word_tokenizer
-from latent_ebm_text.training.arguments import DataArguments, TrainingArguments
+from latent_ebm_text.modeling_text import LatentEBMForTextGeneration
+from latent_ebm_text.streams import stream_seed
+from latent_ebm_text.tokenization import make_tokenizer
+from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from latent_ebm_text.training.plots import plot_training
-from latent_ebm_text.training.trainer import TrainingData
+from latent_ebm_text.training.trainer import TrainingData, train
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
-
-    from latent_ebm_text.modeling_text import LatentEBMForTextGeneration
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class PreparedText:
 
     Attributes:
         corpus: What was loaded, and where from.
-        tokenizer: Trained on its training split.
-        splits: The tokenised splits, with `input_ids` and `length`.
+        tokenizer: Trained on its training split, or pretrained.
+        splits: The tokenised splits, with `input_ids`, `length` (tokens) and `words`.
         collate: Makes padded batches.
         description: One line or a few on the data, for people.
     """
@@ -51,8 +54,17 @@ class PreparedText:
 
     def training_data(self, batch_size: int, seed: int) -> TrainingData:
         """The training split in batches of sentences of similar length."""
-        lengths = self.splits["train"]["length"][:]
+        lengths = column_array(self.splits["train"], "length")
         return TrainingData(self.splits["train"], BucketedBatches(lengths, batch_size, seed), self.collate)
+
+    def model(self, args: ModelArguments, max_length: int, seed: int) -> LatentEBMForTextGeneration:
+        """A fresh model for this tokeniser, with the same initial weights on every process."""
+        size = max(len(self.tokenizer), 1 + max(self.tokenizer.get_vocab().values()))
+        config = args.text_config(size, max_length)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(config, name, getattr(self.tokenizer, name))
+        torch.manual_seed(stream_seed(seed, "initial weights"))
+        return LatentEBMForTextGeneration(config)
 
     def identity(self, model: LatentEBMForTextGeneration, args: TrainingArguments) -> dict[str, Any]:
         """What a checkpoint must share with a run to be resumed by it."""
@@ -73,27 +85,83 @@ class PreparedText:
 def prepare_text(
     args: DataArguments, seed: int, accelerator: Accelerator, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> PreparedText:
-    """Loads a corpus and tokenises it, by a tokeniser trained on it unless one is given; the first process works."""
+    """Loads a corpus and tokenises it, by a tokeniser trained on it unless one is named or given; the first process
+    works, the others read what it has cached."""
     with accelerator.main_process_first():
         corpus = load_text_dataset(
             args.dataset_name,
             text_column=args.text_column,
             revision=args.dataset_revision,
+            train_split=args.train_split,
             num_sentences=args.num_sentences,
+            streaming=args.streaming,
+            num_proc=args.num_proc,
             seed=seed,
         )
+        notes: list[str] = []
         if tokenizer is None:
-            tokenizer = train_word_tokenizer(
-                corpus.splits["train"]["text"], vocab_size=args.vocab_size, max_length=args.max_length
+            texts = iterate_texts(corpus.splits["train"])
+            tokenizer, notes = make_tokenizer(
+                args.tokenizer, texts, vocab_size=args.vocab_size, max_length=args.max_length
             )
-        splits, truncated = tokenize_corpus(corpus.splits, tokenizer, args.max_length)
+        splits, truncated = tokenize_corpus(corpus.splits, tokenizer, args.max_length, args.num_proc)
     for split in ("validation", "test"):
         if len(splits[split]) < 2:
             raise DataError(f"{corpus.name} has one {split} sentence; a standard error needs 2 or more")
-    lines = [corpus.describe(), f"vocabulary: {len(tokenizer)} words, special ones included"]
+    tokens, words = (int(column_array(splits["train"], column).sum()) for column in ("length", "words"))
+    is_words = isinstance(tokenizer.backend_tokenizer.model, WordLevel)
+    unit, rate = ("words", "") if is_words else ("tokens", f"; {tokens / words:.2f} tokens a word")
+    lines = [corpus.describe(), f"vocabulary: {len(tokenizer)} {unit}, special ones included{rate}", *notes]
     if any(truncated.values()):
-        lines.append(f"truncated to max_length={args.max_length} words: {truncated}")
+        lines.append(f"truncated to max_length={args.max_length} {unit}: {truncated}")
     return PreparedText(corpus, tokenizer, splits, TextCollator(tokenizer.pad_token_id), "\n".join(lines))
+
+
+def train_text_model(data_args: DataArguments, model_args: ModelArguments, args: TrainingArguments) -> int:
+    """What every recipe for text does: prepares a corpus, trains a model, evaluates it, and prints what came of it.
+
+    Returns:
+        The exit code of the recipe: 0, or 128 and the number of the signal that stopped it.
+    """
+    torch.set_float32_matmul_precision(args.matmul_precision)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+
+    # Data: loaded, tokenised, described, so that nobody is mistaken about what was trained on.
+    text = prepare_text(data_args, args.seed, accelerator)
+    accelerator.print(text.description)
+
+    model = text.model(model_args, data_args.max_length, args.seed)
+    accelerator.print(f"model: {model.num_parameters():,} parameters, {model.config.latent_dim} latent dimensions")
+
+    # Training: from the newest checkpoint, where there is one.
+    result = train(
+        model,
+        text.training_data(args.train_batch_size, args.seed),
+        args,
+        identity=text.identity(model, args),
+        evaluate=quick_evaluation(text, args, accelerator),
+        accelerator=accelerator,
+    )
+    if result.signal is not None:
+        accelerator.print(f"stopped by signal {result.signal} after step {result.step}; run again to go on")
+        return 128 + result.signal
+
+    # Evaluation, and everything a reader wants to see.
+    if accelerator.is_main_process:
+        run = {
+            "command": " ".join(sys.argv),
+            "step": result.step,
+            "training_seconds": round(result.seconds, 1),
+            "warnings": result.warnings,
+        }
+        results = finish_text_run(model, text, args, run)
+        accelerator.print(
+            f"\ntrained {result.step} steps in {result.seconds / 60:.1f} min\n{describe_results(results)}\n"
+        )
+        samples = Path(results["paths"]["samples"]).read_text(encoding="utf-8").splitlines()
+        accelerator.print("\n".join(["16 samples, as they came:", *(f"  {sample}" for sample in samples[:16])]))
+        accelerator.print("\n".join(["", *(f"{name:>8}: {path}" for name, path in results["paths"].items())]))
+    return 0
 
 
 def validation_figures(
@@ -157,6 +225,7 @@ def finish_text_run(
             seed=args.seed,
             progress=partial(tqdm, desc=f"evaluating {split}"),
         )
+        figures["words_per_sentence"] = float(column_array(text.splits[split], "words").mean())
         if "log_prob" in text.corpus.splits[split].column_names:  # a corpus that knows its own probabilities
             log_probs = text.corpus.splits[split]["log_prob"][:]
             figures["exact_nll"] = -sum(log_probs) / len(log_probs)
@@ -164,8 +233,10 @@ def finish_text_run(
     texts = generate_texts(
         model, text.tokenizer, args.num_eval_samples, batch_size=args.eval_batch_size, seed=args.seed
     )
-    results["samples"] = sample_statistics(texts, text.splits["test"]["length"][:])
-    (folder / "samples.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    results["samples"] = sample_statistics(texts, column_array(text.splits["test"], "words"))
+    (folder / "samples.txt").write_text(
+        "\n".join(" ".join(each.splitlines()) for each in texts) + "\n", encoding="utf-8"
+    )
     paths = {"model": folder / "model", "metrics": folder / "metrics.jsonl", "samples": folder / "samples.txt"}
     try:
         paths["plot"] = plot_training(folder / "metrics.jsonl", folder / "training.png")

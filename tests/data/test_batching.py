@@ -3,14 +3,19 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
+from latent_ebm_text.data import batching, cleaning
 from latent_ebm_text.data.batching import BucketedBatches, TextCollator, ordered_batches, tokenize_corpus
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.subwords import train_bpe_tokenizer
 from latent_ebm_text.tokenization import train_word_tokenizer
 
 LENGTHS = np.random.default_rng(0).integers(1, 40, size=1_003)
@@ -26,9 +31,77 @@ def test_tokenize_corpus_adds_bos_and_eos_counts_lengths_and_drops_columns() -> 
     assert tokenized["train"].to_dict() == {
         "input_ids": [[1, 4, 5, 6, 2], [1, 4, 5, 6, 2], [1, 4, 2]],
         "length": [4, 4, 2],
+        "words": [4, 4, 2],
     }
-    assert tokenized["test"].to_dict() == {"input_ids": [[1, 3, 2]], "length": [2]}
+    assert tokenized["test"].to_dict() == {"input_ids": [[1, 3, 2]], "length": [2], "words": [2]}
     assert truncated == {"train": 1, "test": 0}, "a sentence of exactly max_length is whole"
+
+
+def test_words_are_counted_whatever_the_tokens_and_only_those_that_are_kept() -> None:
+    tokenizer = train_bpe_tokenizer(["ab cd"], vocab_size=259)  # bytes, and no merges
+    splits = DatasetDict(train=Dataset.from_dict({"text": ["ab  cd", "ab cd ef gh"]}))
+    tokenized, truncated = tokenize_corpus(splits, tokenizer, max_length=8)
+    assert tokenized["train"]["length"][:] == [7, 8]
+    assert tokenized["train"]["words"][:] == [3, 4], "two words; 'ab', 'cd' and a part of 'ef'; an end each"
+    assert truncated == {"train": 1}
+    assert tokenizer.decode(tokenized["train"][1]["input_ids"], skip_special_tokens=True) == "ab cd e"
+
+
+@pytest.fixture
+def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches that are tokenised."""
+    calls: list[int] = []
+    encode = batching._encode
+
+    def counted(texts: list[str], **settings: Any) -> dict[str, list[Any]]:
+        calls.append(len(texts))
+        return encode(texts, **settings)
+
+    monkeypatch.setattr(batching, "_encode", counted)
+    return calls
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_tokenising_is_done_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encodings: list[int], num_proc: int
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(cleaning, "_ROWS_PER_PROCESS", 10)
+    tokenizer = train_word_tokenizer(["a b"])
+    splits = DatasetDict(train=Dataset.from_dict({"text": ["a", "b b", "a zebra"] * 40, "topic": [1, 2, 3] * 40}))
+    first, _ = tokenize_corpus(splits, tokenizer, 9, num_proc)
+    assert (len(encodings) > 0) == (num_proc == 1), "other processes count for themselves"
+    encodings.clear()
+    tokenizer(["a", "b b"], padding=True)  # a call leaves its settings behind, and changes no id
+    monkeypatch.setattr(batching, "_encode", lambda *args, **settings: pytest.fail("tokenised again"))
+    again, _ = tokenize_corpus(splits, tokenizer, 9, num_proc)
+    assert again["train"].to_dict() == first["train"].to_dict()
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    for changed in ((splits, train_word_tokenizer(["b b a"]), 9), (splits, tokenizer, 2)):
+        other, _ = tokenize_corpus(*changed)
+        assert other["train"].to_dict() != first["train"].to_dict()
+
+
+def test_an_interrupted_tokenising_leaves_nothing_that_is_taken_for_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    tokenizer = train_word_tokenizer(["a b"])
+    splits = DatasetDict(train=Dataset.from_dict({"text": ["a", "b b"] * 2_000}))
+    encode, calls = batching._encode, iter(range(10))
+
+    def interrupted(texts: list[str], **settings: Any) -> dict[str, list[Any]]:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(texts, **settings)
+
+    monkeypatch.setattr(batching, "_encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tokenize_corpus(splits, tokenizer, 9)
+    monkeypatch.setattr(batching, "_encode", encode)
+    tokenized, _ = tokenize_corpus(splits, tokenizer, 9)
+    assert tokenized["train"]["length"][:] == [2, 3] * 2_000
 
 
 def test_tokenize_corpus_refuses() -> None:

@@ -11,6 +11,8 @@ import huggingface_hub
 import pytest
 from datasets import Dataset, DatasetDict
 
+from latent_ebm_text.data import cleaning, rebuilt
+from latent_ebm_text.data.cleaning import column_array, iterate_texts
 from latent_ebm_text.data.text import TextCorpus, load_text_dataset
 from latent_ebm_text.errors import DataError, UsageError
 
@@ -170,7 +172,89 @@ def test_grammar_is_generated_from_its_seed() -> None:
     assert load_text_dataset("grammar", num_sentences=50, seed=4).fingerprint != corpus.fingerprint
 
 
+@pytest.mark.parametrize(("chosen", "kept"), [("validation", "test"), ("valid", "test"), ("test", "validation")])
+def test_training_on_another_split_is_said_and_the_missing_one_is_cut_off(
+    tmp_path: Path, chosen: str, kept: str
+) -> None:
+    write(tmp_path, validation_txt=LINES, test_txt=LINES[::-1])
+    corpus = load_text_dataset(str(tmp_path), train_split=chosen)
+    missing = {"validation": "test", "test": "validation"}[kept]
+    assert corpus.rows == {"train": 95, missing: 5, kept: 100}
+    train = texts(corpus)["train"] + texts(corpus)[missing]
+    assert sorted(train) == sorted(LINES)
+    name = "TEST" if chosen == "test" else "VALIDATION"
+    assert f"TRAINING ON THE {name} SPLIT, as asked for: this is not the set's own training data" in corpus.describe()
+    assert f"no {missing} split found: cut off train, 5 sentences (5 %) each" in corpus.describe()
+
+
+def test_a_train_split_is_left_aside_where_another_is_chosen(tmp_path: Path) -> None:
+    write(tmp_path, train_txt=["never seen"], test_txt=["t"], dev_txt=LINES)
+    corpus = load_text_dataset(str(tmp_path), train_split="dev")
+    assert corpus.rows == {"train": 95, "validation": 5, "test": 1}
+    assert "splits not used: train" in corpus.describe()
+    assert (
+        "TRAINING ON" not in load_text_dataset(str(write(tmp_path, train_txt=LINES)), train_split="train").describe()
+    )
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_several_processes_give_the_same_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_proc: int
+) -> None:
+    monkeypatch.setattr(cleaning, "_ROWS_PER_PROCESS", 10)
+    file = write(tmp_path, corpus_txt=[" ", *LINES, "", "last"]) / "corpus.txt"
+    corpus = load_text_dataset(str(file), num_proc=num_proc)
+    assert corpus.fingerprint == "3558fd8e64512008", "what checkpoints and caches know the data by"
+    assert corpus.blank_lines_skipped["train"] == 2
+    assert list(iterate_texts(corpus.splits["train"])) == texts(corpus)["train"]
+    lengths = corpus.splits["train"].map(lambda row: {"length": len(row["text"])})
+    assert column_array(lengths, "length").tolist() == lengths["length"][:]
+
+
 # ---- the Hub, without a network ----
+
+
+@pytest.mark.usefixtures("reachable")
+def test_snli_and_yahoo_are_rebuilt_and_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rebuilt.SIZES, "train", 30)
+    monkeypatch.setitem(rebuilt.SIZES, "validation", 4)
+    monkeypatch.setitem(rebuilt.SIZES, "test", 4)
+    pairs = {split: {"premise": [f"{split} {n}." for n in range(40)], "hypothesis": ["Same."] * 40, "label": [0] * 40}
+             for split in ("train", "validation", "test")}  # fmt: skip
+    calls = hub_with(monkeypatch, DatasetDict({split: Dataset.from_dict(rows) for split, rows in pairs.items()}))
+    corpus = load_text_dataset("snli")
+    assert calls == [(("stanfordnlp/snli",), {"revision": None})]
+    assert corpus.name == "snli (rebuilt from stanfordnlp/snli @ main)"
+    assert corpus.rows == {"train": 30, "validation": 4, "test": 4}
+    assert "the published down-sample has other sentences" in corpus.describe()
+
+    part = {"topic": [n % 2 for n in range(40)], "question_title": ["Why?"] * 40, "question_content": [""] * 40,
+            "best_answer": [f"Answer {n}" for n in range(40)]}  # fmt: skip
+    calls = hub_with(monkeypatch, DatasetDict(train=Dataset.from_dict(part), test=Dataset.from_dict(part)))
+    corpus = load_text_dataset("yahoo", revision="v1")
+    assert calls == [(("community-datasets/yahoo_answers_topics",), {"revision": "v1"})]
+    assert corpus.rows == {"train": 30, "validation": 4, "test": 4}
+    assert corpus.splits["test"]["text"][0].startswith("why ? answer ")
+    assert "the published set has other documents" in corpus.describe()
+
+
+@pytest.mark.usefixtures("reachable")
+def test_a_hub_set_is_read_as_a_stream_of_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = ["c1"]
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "dataset_info", lambda self, repo, revision: type("Info", (), {"sha": commits[-1]})
+    )
+    part = rows(count=100).to_iterable_dataset()
+    calls = hub_with(monkeypatch, DatasetDict(train=part, extra=part))
+    corpus = load_text_dataset("someone/some-set", streaming=True, num_sentences=10)
+    assert calls == [(("someone/some-set",), {"revision": None, "streaming": True})]
+    assert corpus.rows == {"train": 10, "validation": 1, "test": 1}
+    assert "read as a stream: 14 train rows" in corpus.describe()
+    hub_with(monkeypatch, DatasetDict(train=rows("content", 100).to_iterable_dataset()))
+    assert load_text_dataset("someone/some-set", streaming=True, num_sentences=10).fingerprint == corpus.fingerprint
+    commits.append("c2")
+    hub_with(monkeypatch, DatasetDict(train=rows(count=100).select(range(50, 100)).to_iterable_dataset()))
+    assert load_text_dataset("someone/some-set", streaming=True, num_sentences=10).fingerprint != corpus.fingerprint
 
 
 @pytest.mark.usefixtures("reachable")
@@ -255,7 +339,10 @@ def test_missing_path(path: str) -> None:
 
 def test_folder_without_train_names_what_it_found(tmp_path: Path) -> None:
     write(tmp_path, validation_txt=["v"], test_txt=["t"])
-    with pytest.raises(UsageError, match=r"no train split \(found: test.txt, validation.txt\); add train.txt"):
+    with pytest.raises(
+        UsageError,
+        match=r"no train split \(found: test.txt, validation.txt\); add train.txt.* say which .* with train_split",
+    ):
         load_text_dataset(str(tmp_path))
 
 
@@ -293,6 +380,40 @@ def test_not_utf8_names_file_line_and_offset(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_bytes("gut\nschön\n".encode() + "schön\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"train.txt is not UTF-8: line 3, byte offset 14, holds 0xf6; convert"):
         load_text_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a"}, {"text": 2}, {"text": ["b"]}] * 9, r"text \(Json\); give .* holds nothing but strings"),
+        ([{"text": {"deep": "a"}}] * 30, r"text \(dict\); give"),
+        ([{"text": ["a", "b"]}] * 30, r"text \(List\); give"),
+        ([{"n": 1, "m": 2.5}] * 30, r"n \(int64\), m \(float64\); give"),
+    ],
+    ids=["mixed", "nested", "lists", "numbers"],
+)
+def test_rows_that_are_no_text(tmp_path: Path, streaming: bool, rows: list[dict[str, Any]], message: str) -> None:
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UsageError, match=f"x.jsonl.* has no text column: its columns are {message}"):
+        load_text_dataset(str(tmp_path / "x.jsonl"), streaming=streaming)
+
+
+def test_empty_documents_are_skipped_and_counted(tmp_path: Path) -> None:
+    documents = [{"text": text} for text in ("one\ntwo", "", None, " \n\t ", *LINES)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    corpus = load_text_dataset(str(tmp_path / "x.jsonl"))
+    assert sum(corpus.rows.values()) == 101
+    assert corpus.blank_lines_skipped == {"train": 3}
+    assert "one\ntwo" in sum(texts(corpus).values(), [])
+
+
+def test_a_split_that_is_not_there(tmp_path: Path) -> None:
+    write(tmp_path, validation_txt=LINES, test_txt=LINES)
+    with pytest.raises(UsageError, match="has no split 'extra' to train on; its splits are validation, test"):
+        load_text_dataset(str(tmp_path), train_split="extra")
+    with pytest.raises(UsageError, match="has no split 'train' to train on"):
+        load_text_dataset(str(tmp_path), train_split="train")
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "x.arrow"])

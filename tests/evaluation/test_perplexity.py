@@ -24,6 +24,7 @@ from latent_ebm_text.evaluation.perplexity import (
     forward_perplexity,
     reverse_perplexity,
 )
+from latent_ebm_text.subwords import train_bpe_tokenizer, train_unigram_tokenizer
 from latent_ebm_text.tokenization import train_word_tokenizer
 
 NOUNS, VERBS = ("dog", "cat", "bird", "fish"), ("sleeps", "eats", "waits")
@@ -268,8 +269,36 @@ def test_the_test_text_must_have_sentences(request, figure, real_test):
 
 def test_the_tokenizer_must_be_that_of_the_evaluator(fppl):
     other = train_word_tokenizer(["the dog sleeps"])
-    with pytest.raises(UsageError, match="the tokenizer knows 7 words and the evaluator 12; use the tokenizer"):
+    with pytest.raises(UsageError, match="the tokenizer knows 7 tokens and the evaluator 12; use the tokenizer"):
         fppl(SAMPLES, tokenizer=other)
+
+
+# -------- per word
+
+
+def test_words_are_tokens_of_a_word_tokenizer(fppl, rppl):
+    for found in (fppl(SAMPLES), rppl(SAMPLES)):
+        for figure in ("perplexity", "interval_95", "evaluator_test_perplexity", "evaluator_test_interval_95"):
+            assert found[f"{figure}_per_word"] == found[figure]
+        assert found["n_words"] == found["n_tokens"]
+
+
+@pytest.mark.parametrize("train", [train_bpe_tokenizer, train_unigram_tokenizer])
+def test_a_perplexity_per_word_counts_words_whatever_the_pieces(train):
+    tokenizer = train(REAL_TRAIN, vocab_size=262)
+    lm = LanguageModel(len(tokenizer), TINY)
+    with torch.no_grad():
+        for weight in lm.parameters():
+            weight.zero_()  # every token has the same probability
+    found = forward_perplexity(SAMPLES, lm, tokenizer, real_test=REAL_TEST)
+    size, words = len(tokenizer), sum(len(text.split()) + 1 for text in SAMPLES)
+    tokens = sum(len(tokenizer(text)["input_ids"]) - 1 for text in SAMPLES)
+    assert found["n_words"] == words < found["n_tokens"] == tokens
+    assert found["perplexity"] == pytest.approx(size)
+    assert found["perplexity_per_word"] == pytest.approx(size ** (tokens / words))
+    low, high = found["interval_95_per_word"]
+    assert low < found["perplexity_per_word"] < high
+    assert found["evaluator_test_perplexity_per_word"] > size
 
 
 # -------- in a report
@@ -278,8 +307,16 @@ def test_the_tokenizer_must_be_that_of_the_evaluator(fppl):
 def test_the_figures_of_a_report_are_those_of_the_metrics(fppl, rppl, lm, tokenizer, tmp_path):
     figures, nll = perplexity_figures(SAMPLES, lm, tokenizer, REAL_TEST, cache_dir=tmp_path)
     forward, reverse = fppl(SAMPLES), rppl(SAMPLES)
-    assert list(figures) == ["tiny's test perplexity", "FPPL", "RPPL"], "the evaluator's own comes first"
-    own, *generated = figures.values()
+    names = ["tiny's test perplexity", "FPPL", "RPPL"]
+    assert set(figures) == {*names, *(f"{name} per word" for name in names)}
+    assert next(iter(figures)) == names[0], "the evaluator's own comes first"
+    own, *generated = (figures[name] for name in names)
+    for name in names:
+        same = figures[f"{name} per word"]
+        assert (same.value, same.interval_95, same.n) == (
+            figures[name].value, figures[name].interval_95, figures[name].n,
+        )  # fmt: skip
+        assert "per word" in same.definition
     assert own.value == forward["evaluator_test_perplexity"]
     assert (own.n, list(own.interval_95)) == (len(REAL_TEST), forward["evaluator_test_interval_95"])
     for figure, found in zip(generated, (forward, reverse), strict=True):
@@ -289,5 +326,6 @@ def test_the_figures_of_a_report_are_those_of_the_metrics(fppl, rppl, lm, tokeni
     assert figures["RPPL"].details["warning"] == reverse["warning"]
     for figure, name in zip(generated, ("fppl_nll", "rppl_nll"), strict=True):
         assert len(nll[name]) == figure.n, "one value for each sentence, to compare runs by"
-    tokens = [len(sentence.split()) + 1 for sentence in REAL_TEST]
-    assert perplexity(nll["rppl_nll"], np.array(tokens)) == pytest.approx(figures["RPPL"].value)
+    assert nll["rppl_words"].tolist() == [len(sentence.split()) + 1 for sentence in REAL_TEST]
+    assert perplexity(nll["fppl_nll"], nll["fppl_words"]) == pytest.approx(figures["FPPL"].value)
+    assert perplexity(nll["rppl_nll"], nll["rppl_words"]) == pytest.approx(figures["RPPL"].value)

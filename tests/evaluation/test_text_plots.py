@@ -19,7 +19,7 @@ def draws(latent_dim: int) -> LatentDraws:
     first, second, prior = (torch.randn(50, latent_dim, generator=seeded(seed)) for seed in range(3))
     lengths = np.arange(50) + 2
     nll = torch.tensor(lengths)
-    return LatentDraws(lengths, first, second, 2 * prior, torch.zeros(50), torch.ones(50), nll, 3 * nll)
+    return LatentDraws(lengths, lengths, first, second, 2 * prior, torch.zeros(50), torch.ones(50), nll, 3 * nll)
 
 
 @pytest.mark.parametrize("latent_dim", [3, 0])

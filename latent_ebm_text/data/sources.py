@@ -1,0 +1,209 @@
+"""Where texts come from: files and folders, and the Hugging Face Hub, whole or as streams."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latent_ebm_text.data.splits import SPLIT_ALIASES, SPLITS
+from latent_ebm_text.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+PTB_HUB_ID = "ptb-text-only/ptb_text_only"
+# The main branch of that set is a loading script, which `datasets` refuses since version 4; this branch holds the
+# same rows as parquet.
+PTB_REVISION = "refs/convert/parquet"
+
+_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_SHARD = re.compile(r"-\d+-of-\d+(-\w+)?$")
+
+
+def read_local(
+    path: Path, name: str, train_split: str | None = None, *, streaming: bool = False
+) -> tuple[dict[str, Any], list[Any]]:
+    """Read a file or folder through the cache of `datasets`, which never writes beside the user's files.
+
+    Returns:
+        The splits, `IterableDataset`s if `streaming`, and what identifies the files.
+    """
+    import datasets
+
+    if path.is_dir():
+        files = _find_split_files(path, name, train_split)
+    elif path.suffix in _FORMATS:
+        files = {"train": [path]}
+    else:
+        raise UsageError(f"{name} has the ending {path.suffix!r}; files must be one of {', '.join(_FORMATS)}.")
+
+    splits: dict[str, Dataset | IterableDataset] = {}
+    for split, paths in files.items():
+        for file in paths:
+            _check_file(file)
+        reader = _FORMATS[paths[0].suffix]
+        options: dict[str, Any] = {"encoding": "utf-8-sig"} if reader == "text" else {}  # "-sig": no byte order mark
+        if streaming:
+            options["streaming"] = True
+        patterns = [glob.escape(str(file.absolute())) for file in paths]
+        with naming(f"{', '.join(map(str, paths))} cannot be read as {reader}"):
+            # Not load_from_disk for .arrow: `map` would later write its cache files into the user's folder.
+            splits[split] = datasets.load_dataset(reader, data_files={split: patterns}, split=split, **options)
+    stats = {str(file.absolute()): file.stat() for paths in files.values() for file in paths}
+    return splits, [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()]
+
+
+@contextmanager
+def naming(problem: str) -> Iterator[None]:
+    """What `datasets` and the readers under it raise becomes a `DataError` that begins with `problem`."""
+    import datasets
+    import pyarrow as pa
+
+    try:
+        yield
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, TypeError, OSError) as error:
+        if isinstance(error, DataError | UsageError):
+            raise
+        raise DataError(f"{problem}: {_first_line(error)}") from error
+
+
+def _find_split_files(folder: Path, name: str, train_split: str | None) -> dict[str, list[Path]]:
+    """The data files of each split: `train.txt`, `ptb.train.txt`, `train-00000-of-00002.parquet`, files in a
+    sub-folder `train/`, all of them also one level down in `data/`."""
+    found: dict[str, list[Path]] = {}
+    for entry in sorted([*folder.iterdir(), *folder.glob("data/*")]):
+        words = re.split(r"[._]", _SHARD.sub("", entry.name if entry.is_dir() else entry.stem).lower())
+        split = SPLIT_ALIASES.get(words[-1])
+        if split is not None and (entry.is_dir() or entry.suffix in _FORMATS):
+            found.setdefault(split, []).extend(_data_files(entry) if entry.is_dir() else [entry])
+    if not found and (saved := sorted(folder.glob("data-*.arrow"))):
+        return {"train": saved}  # a single Dataset written by save_to_disk
+
+    listing = ", ".join(entry.name for entry in sorted(folder.iterdir())[:10]) or "nothing"
+    if not found or ("train" not in found and train_split is None):
+        raise UsageError(
+            f"folder {name} has no train split (found: {listing}); add train{'|'.join(_FORMATS)}, "
+            "name a single file instead, or say which split to train on with train_split."
+        )
+    for split, paths in found.items():
+        in_one_place = len({file.parent for file in paths}) == len({file.suffix for file in paths}) == 1
+        belong_together = paths[0].parent.name.lower() in SPLIT_ALIASES or all(_SHARD.search(p.stem) for p in paths)
+        if not paths or not in_one_place or (len(paths) > 1 and not belong_together):
+            candidates = ", ".join(str(file.relative_to(folder)) for file in paths) or "an empty folder"
+            raise UsageError(f"folder {name} must have one file or one set of shards for {split}, not {candidates}.")
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The data files directly in a split's folder; one written by save_to_disk also holds .json files of its own."""
+    saved = sorted(folder.glob("data-*.arrow"))
+    return saved or sorted(file for file in folder.iterdir() if file.suffix in _FORMATS)
+
+
+def _check_file(path: Path) -> None:
+    """Raise `DataError` for an empty file and, in text and JSON files, for the first byte that is not UTF-8: the
+    readers would name neither the line nor, for some, the file."""
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; give a file with at least one sentence.")
+    if _FORMATS[path.suffix] not in ("text", "json"):
+        return
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path} is not UTF-8: line {number}, byte offset {offset + error.start}, holds "
+                    f"0x{line[error.start]:02x}; convert the file, e.g. with iconv -f latin1 -t utf-8."
+                ) from error
+            offset += len(line)
+
+
+def refuse_what_cannot_be_a_hub_id(name: str) -> None:
+    if not _HUB_ID.fullmatch(name) or Path(name).suffix in _FORMATS:
+        raise UsageError(f"there is no file or folder {name!r}; check the path (and the working directory).")
+
+
+def read_hub(
+    repo_id: str, revision: str | None, notes: list[str], *, streaming: bool = False
+) -> tuple[dict[str, Any], list[Any]]:
+    """Load a Hub set, or its cached copy if the Hub cannot be reached.
+
+    Returns:
+        The splits, `IterableDataset`s if `streaming`, and what identifies them.
+    """
+    import datasets
+
+    obstacle = _what_keeps_us_from_the_hub()
+    options = {"streaming": True} if streaming else {}
+    try:
+        with _cached_copies_only(obstacle is not None):
+            splits = dict(datasets.load_dataset(repo_id, revision=revision, **options))
+            identity = [repo_id, revision, _commit(repo_id, revision) if streaming else None]
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise UsageError(
+            f"{repo_id!r} is neither a local file or folder nor found on the Hugging Face Hub: {_first_line(error)}"
+        ) from error
+    except ConnectionError as error:
+        raise DataError(
+            f"{repo_id!r} is neither local nor cached, and the Hugging Face Hub cannot be reached "
+            f"({obstacle or _first_line(error)}): give the path of a local file or folder, or use the embedded corpus "
+            "with --dataset_name grammar."
+        ) from error
+    except (datasets.exceptions.DatasetsError, ValueError, RuntimeError, OSError) as error:
+        raise DataError(
+            f"{repo_id!r} on the Hugging Face Hub cannot be loaded: {_first_line(error)} "
+            f"(for a set that is a loading script try revision={PTB_REVISION!r})"
+        ) from error
+    if obstacle is not None:
+        notes.append(f"the Hub was not asked ({obstacle}): this is the latest cached copy, of whatever revision")
+    return splits, identity
+
+
+def _commit(repo_id: str, revision: str | None) -> str | None:
+    """The commit that a revision stands for: a stream must not go on in another one."""
+    from huggingface_hub import HfApi
+
+    return HfApi().dataset_info(repo_id, revision=revision).sha
+
+
+def _what_keeps_us_from_the_hub() -> str | None:
+    """Why there is no point in asking the Hub, or None. One short request: `datasets` itself would retry for 23 s."""
+    import datasets
+    from huggingface_hub import get_session
+
+    if datasets.config.HF_HUB_OFFLINE:
+        return "offline mode is on: HF_HUB_OFFLINE or HF_DATASETS_OFFLINE"
+    try:
+        get_session().head(datasets.config.HF_ENDPOINT, timeout=5)  # any answer will do, whatever its status
+    # The Hub's client changed its HTTP library between versions: there is no exception class to name.
+    except Exception as error:
+        return f"{datasets.config.HF_ENDPOINT}: {_first_line(error)}"
+    return None
+
+
+@contextmanager
+def _cached_copies_only(enabled: bool) -> Iterator[None]:
+    """Put `datasets` in offline mode for a moment; its environment variable is read only once, at import."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or enabled
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _first_line(error: BaseException) -> str:
+    """The message of the innermost cause, cut to one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
