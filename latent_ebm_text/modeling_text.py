@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.utils import ModelOutput
@@ -16,6 +17,7 @@ from latent_ebm_text.configuration import LatentEBMTextConfig
 from latent_ebm_text.decoders import build_text_decoder
 from latent_ebm_text.decoders.base import TextDecoder, WordCache
 from latent_ebm_text.decoders.generation import WordChoice
+from latent_ebm_text.decoders.injection import LatentInjection
 from latent_ebm_text.decoders.softmax import SoftmaxOutput
 from latent_ebm_text.encoders.lstm import LSTMEncoder
 from latent_ebm_text.errors import UsageError
@@ -88,8 +90,49 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         # Ancestral sampling at temperature 1 is what the model defines; other decodings are the caller's choice.
         self.generation_config.update(do_sample=True, top_k=0, max_new_tokens=config.max_sentence_length)
 
+    @classmethod
+    def from_decoder_pretrained(
+        cls,
+        name_or_path: str | PathLike[str],
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        revision: str | None = None,
+        gguf_file: str | None = None,
+        dtype: torch.dtype | str = "auto",
+        **settings: Any,
+    ) -> LatentEBMForTextGeneration:
+        """A model whose decoder is a pretrained causal language model, under a new prior.
+
+        ```python
+        tokenizer = load_decoder_tokenizer("gpt2")  # of latent_ebm_text.decoders.pretrained
+        model = LatentEBMForTextGeneration.from_decoder_pretrained("gpt2", tokenizer=tokenizer, latent_dim=32)
+        ```
+
+        Args:
+            name_or_path: Hub id or folder of any model that `AutoModelForCausalLM` loads.
+            tokenizer: The model's tokeniser; by default the one beside it, and where there is none the model's own
+                configuration says which token ends a sentence.
+            revision: Of a model on the Hub.
+            gguf_file: Name of a GGUF file among the model's files, to be loaded in place of its weights.
+            dtype: Precision of the language model; that of its weights by default. Prior and latents are in float32.
+            **settings: Of [`LatentEBMTextConfig`], such as `latent_dim`, `latent_injection` or `decoder_training`.
+
+        Raises:
+            UsageError: If there is no such model, it cannot be a decoder, or a setting cannot be right.
+        """
+        from latent_ebm_text.decoders import pretrained
+
+        where = {key: value for key, value in (("revision", revision), ("gguf_file", gguf_file)) if value is not None}
+        language_model = pretrained.load_language_model(name_or_path, dtype=dtype, **where)
+        if tokenizer is None:
+            tokenizer = pretrained.find_decoder_tokenizer(name_or_path, **where)
+        settings = {**pretrained.decoder_settings(language_model, tokenizer), **settings}
+        return cls(LatentEBMTextConfig(**settings), language_model=language_model).eval()
+
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, SoftmaxOutput):
+        if isinstance(module, LatentInjection):
+            module.reset_parameters()
+        elif isinstance(module, SoftmaxOutput):
             if module.weight is not None:
                 init.uniform_(module.weight, -0.1, 0.1)
             init.zeros_(module.bias)
@@ -105,6 +148,11 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
             init.copy_(module.bias_ih_l0, forget_open)
         else:
             super()._init_weights(module)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the decoder's weights, in which the model is saved and loaded."""
+        return self.decoder.word_embedding.get_parameter("weight").dtype
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embedding."""
