@@ -3,6 +3,7 @@
     accelerate launch recipes/train_ptb.py                                     # the paper's setting, PTB from the Hub
     accelerate launch recipes/train_ptb.py --config recipes/configs/ptb_cpu.yaml --dataset_name path/to/ptb
     accelerate launch recipes/train_ptb.py --config recipes/configs/quickstart.yaml      # no download, a few minutes
+    accelerate launch recipes/train_ptb.py --decoder transformer               # or gpt2, or a folder with any causal LM
 
 Run it again and it goes on from its newest checkpoint.
 """
@@ -13,10 +14,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.streams import stream_seed
 from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
 from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
+from latent_ebm_text.training.models import build_model, load_tokenizer
 from latent_ebm_text.training.text import describe_results, finish_text_run, prepare_text, quick_evaluation
 from latent_ebm_text.training.trainer import train
 
@@ -31,14 +32,13 @@ def main() -> int:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
 
     # Data: loaded, tokenised, described, so that nobody is mistaken about what was trained on.
-    text = prepare_text(data_args, args.seed, accelerator)
+    text = prepare_text(data_args, args.seed, accelerator, load_tokenizer(model_args))
     accelerator.print(text.description)
 
     # Model: the same initial weights on every process.
     torch.manual_seed(stream_seed(args.seed, "initial weights"))
-    config = model_args.text_config(len(text.tokenizer), data_args.max_length)
-    model = LatentEBMForTextGeneration(config)
-    accelerator.print(f"model: {model.num_parameters():,} parameters, {config.latent_dim} latent dimensions")
+    model = build_model(model_args, text.tokenizer, data_args.max_length)
+    accelerator.print(f"model: {model.num_parameters():,} parameters, {model.config.latent_dim} latent dimensions")
 
     # Training: from the newest checkpoint, where there is one.
     result = train(
