@@ -13,11 +13,11 @@ IDS = {"vocab_size": VOCAB_SIZE, "pad_token_id": PAD, "bos_token_id": BOS, "eos_
 WIDTHS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 ATTENTION = {"num_key_value_heads": 1, "head_dim": 16}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 40},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 40, "tie_word_embeddings": False},
     "llama": {**WIDTHS, **ATTENTION},
     "qwen2": {**WIDTHS, "num_key_value_heads": 2, "tie_word_embeddings": True},
     "qwen3": {**WIDTHS, **ATTENTION},
-    "gemma2": {**WIDTHS, **ATTENTION, "final_logit_softcapping": 3.0},  # whose output layer is not plain
+    "gemma2": {**WIDTHS, **ATTENTION, "tie_word_embeddings": False, "final_logit_softcapping": 3.0},  # no plain output
 }
 
 

@@ -40,6 +40,8 @@ class CausalLMDecoder(TextDecoder):
         latent_injection: `"prefix"`, `prefix_length` vectors before the first word; `"embedding"`, a vector added to
             every word's embedding; `"layers"`, a vector for every layer, added to what the layer is given.
         prefix_length: Length of the prefix.
+        latent_std: Standard deviation of these vectors at the start; by default that of the word embeddings, so that
+            a pretrained model hears the latent and its words alike.
         decoder_training: What of the language model learns: `"full"`, all of it; `"lora"`, low-rank adapters beside
             its weights (extra `lora`); `"frozen"`, nothing, and it works without dropout.
         lora_rank: Rank of the adapters.
@@ -67,6 +69,7 @@ class CausalLMDecoder(TextDecoder):
         *,
         latent_injection: Injection = "prefix",
         prefix_length: int = 4,
+        latent_std: float | None = None,
         decoder_training: Literal["full", "lora", "frozen"] = "full",
         lora_rank: int = 8,
         max_sentence_length: int = 1,
@@ -95,7 +98,8 @@ class CausalLMDecoder(TextDecoder):
             num_vectors, width = len(self._layers()), lm.config.get_text_config().hidden_size
         self.injection = None
         if latent_dim > 0:
-            self.injection = LatentInjection(latent_dim, num_vectors, width, _std_of_embeddings(lm))
+            std = _std_of_embeddings(lm) if latent_std is None else latent_std
+            self.injection = LatentInjection(latent_dim, num_vectors, width, std)
         self._has_plain_head: bool | None = None
         self.require_positions(max_sentence_length)
         self.train()
@@ -224,7 +228,9 @@ class CausalLMDecoder(TextDecoder):
         """
         if self._has_plain_head is None:
             with torch.inference_mode(False), torch.no_grad(), frozen(self):
-                self._has_plain_head = _is_plain(self.lm, self.word_embedding.get_parameter("weight")[None, :2].clone())
+                self._has_plain_head = _is_plain(
+                    self.lm, self.word_embedding.get_parameter("weight")[None, :2].clone()
+                )
         return self._has_plain_head
 
     def output_layer(self) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,7 @@ class LatentInjection(nn.Module):
         latent_dim: Size of the latent.
         num_vectors: How many vectors: the length of a prefix, one for all embeddings, one for every layer.
         width: Their width.
-        std: Their standard deviation at the start, for latents of N(0, I): that of the word embeddings, so that the
-            latent is heard from the first step on, and drowns no word.
+        std: Their standard deviation at the start, for latents of N(0, I).
     """
 
     def __init__(self, latent_dim: int, num_vectors: int, width: int, std: float) -> None:
@@ -59,9 +58,7 @@ def added_to_inputs(layers: nn.ModuleList, vectors: Tensor) -> Iterator[None]:
 
 
 def _adding(vector: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-    def add(
-        layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def add(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (args[0] + vector.to(args[0].dtype), *args[1:]), kwargs
         hidden = kwargs["hidden_states"]

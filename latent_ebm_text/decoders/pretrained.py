@@ -65,7 +65,6 @@ def _not_found(name: str, error: Exception) -> UsageError:
     )
 
 
-@torch.no_grad()
 def check_language_model(lm: PreTrainedModel) -> None:
     """Raises a `UsageError` unless a model can be a decoder: embeddings in, words of the past alone, a cache."""
     name = f"{type(lm).__name__} ({lm.config.model_type})"
@@ -77,13 +76,11 @@ def check_language_model(lm: PreTrainedModel) -> None:
         raise UsageError(f"{name} takes no input embeddings, through which a latent could enter: use another model")
     if getattr(lm, "_is_stateful", False):
         raise UsageError(f"{name} keeps a recurrent state in place of keys and values, which is not supported")
-    first, other, last = embedding.weight[:3].clone()
-    with frozen(lm):
-        logits = [
-            lm(inputs_embeds=torch.stack([first, other, end])[None], use_cache=False).logits[0, :2]
-            for end in (first, last)
-        ]
-    if not torch.allclose(*logits, rtol=1e-2, atol=1e-3):
+    with torch.enable_grad(), frozen(lm):
+        words = embedding.weight[None, :3].detach().clone().requires_grad_()
+        logits = lm(inputs_embeds=words, use_cache=False).logits[0, :2]
+        (gradient,) = torch.autograd.grad(logits.float().square().sum(), words)
+    if bool(gradient[0, 2].any()):
         raise UsageError(f"{name} is not causal, its words see those after them: use a model such as GPT-2 or Llama")
 
 

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 
 #: Rotary positions hold for any length; a limit must be given all the same.
 MAX_POSITIONS = 4096
+#: Standard deviation of what the latent adds at the start, many times that of the new word embeddings (0.02): a
+#: transformer that hears the words first learns to do without the latent.
+LATENT_STD = 0.3
 
 
 def transformer_config(config: LatentEBMTextConfig) -> dict[str, Any]:

@@ -223,7 +223,9 @@ def test_adapters_change_nothing_at_first_and_are_all_that_learns(
         optimizer.zero_grad()
         (-model.decoder.log_prob(inputs, draws()).mean()).backward()
         optimizer.step()
-    changed = {name for name, weight in model.decoder.named_parameters() if not torch.equal(weight, before[f"decoder.{name}"])}
+    changed = {
+        name for name, weight in model.decoder.named_parameters() if not torch.equal(weight, before[f"decoder.{name}"])
+    }
     expected = {name for name, _ in model.decoder.named_parameters() if ".lora_" in name or "injection" in name}
     assert changed == expected
     assert len(expected) > 8
@@ -282,7 +284,9 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], 
 
 
 def test_sentences_must_fit_into_the_positions(tmp_path: Path) -> None:
-    message = r"sentences of 37 words and a prefix of 4 do not fit into the 40 positions of this gpt2 decoder: .* 36 or"
+    message = (
+        r"sentences of 37 words and a prefix of 4 do not fit into the 40 positions of this gpt2 decoder: .* 36 or"
+    )
     with pytest.raises(UsageError, match=message):
         tiny_wrapped("gpt2", tmp_path, max_sentence_length=37)
     model = tiny_wrapped("gpt2", tmp_path, max_sentence_length=36)
