@@ -1,4 +1,4 @@
-"""Any causal language model of transformers, conditioned on a latent: a pretrained one, or a small one from scratch."""
+"""Any causal language model of transformers, conditioned on a latent: a pretrained one, or one from scratch."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class CausalLMDecoder(TextDecoder):
         return {f"lm.{name}": f"lm.{source}" for name, source in self.lm.all_tied_weights_keys.items()}
 
     def train(self, mode: bool = True) -> CausalLMDecoder:
-        """Training or evaluation mode; in both, what does not learn has no gradients, and a frozen model no dropout."""
+        """Training or evaluation mode; what does not learn has no gradients in either, a frozen model no dropout."""
         super().train(mode)
         if self.decoder_training == "frozen":
             self.lm.eval()

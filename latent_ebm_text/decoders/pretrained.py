@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import cached_file
 
@@ -60,8 +66,8 @@ def _not_found(name: str, error: Exception) -> UsageError:
     if Path(name).is_dir():
         return UsageError(f"the folder {name} holds no language model that transformers can load: {reason}")
     return UsageError(
-        f"the decoder {name!r} is neither 'lstm' nor 'transformer', nor a folder on disk, nor a model that the Hugging "
-        f"Face Hub gave: {reason}"
+        f"the decoder {name!r} is neither 'lstm' nor 'transformer', nor a folder on disk, nor a model that the "
+        f"Hugging Face Hub gave: {reason}"
     )
 
 

@@ -125,11 +125,11 @@ def test_likelihood_leaves_the_decoder_as_it_was(inputs: dict[str, Tensor], tmp_
 
 
 def test_frozen_is_undone_after_an_error() -> None:
-    layer = torch.nn.Dropout(0.5)
-    with pytest.raises(ZeroDivisionError), frozen(layer):
-        assert not layer.training
-        raise ZeroDivisionError
+    layer = torch.nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match="does not require grad"), frozen(layer):
+        layer(torch.ones(1, 1)).sum().backward()
     assert layer.training
+    assert layer.weight.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -268,8 +268,8 @@ def test_a_loaded_model_is_the_saved_one(model: Model, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decoder_training": "lora"}, "decoder_training 'lora' is for a pretrained language model; the built-in 'lstm'"),
-        ({"decoder_type": "transformer", "decoder_training": "frozen"}, "the built-in 'transformer' decoder is trained"),
+        ({"decoder_training": "lora"}, "'lora' is for a pretrained language model; the built-in 'lstm'"),
+        ({"decoder_type": "transformer", "decoder_training": "frozen"}, "the built-in 'transformer' decoder is"),
         ({"latent_injection": "prefix"}, "latent_injection is for transformers; an LSTM has one way to take z"),
         ({"decoder_type": "transformer", "output_rank": 3}, "output_rank is for the LSTM"),
         ({"decoder_type": "transformer", "num_attention_heads": 3}, "twice num_attention_heads, got 16 and 3"),
@@ -284,9 +284,7 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], 
 
 
 def test_sentences_must_fit_into_the_positions(tmp_path: Path) -> None:
-    message = (
-        r"sentences of 37 words and a prefix of 4 do not fit into the 40 positions of this gpt2 decoder: .* 36 or"
-    )
+    message = r"sentences of 37 words and a prefix of 4 do not fit into the 40 positions of this gpt2 decoder: .* 36"
     with pytest.raises(UsageError, match=message):
         tiny_wrapped("gpt2", tmp_path, max_sentence_length=37)
     model = tiny_wrapped("gpt2", tmp_path, max_sentence_length=36)

@@ -49,9 +49,7 @@ def test_greedy_decoding_is_the_loop_by_hand(model: Model, use_cache: bool) -> N
 
 
 @pytest.mark.parametrize("options", [{}, {"num_return_sequences": 3}])
-def test_beams_do_not_depend_on_the_cache_and_find_what_is_more_probable(
-    model: Model, options: dict[str, Any]
-) -> None:
+def test_beams_do_not_depend_on_the_cache_and_find_better_ones(model: Model, options: dict[str, Any]) -> None:
     latents = draws(8)
     fixed = {"latents": latents, "do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
     found = model.generate(**fixed, num_beams=4, **options)
