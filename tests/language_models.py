@@ -25,9 +25,10 @@ def tiny_language_model(kind: str, **changes: Any) -> PreTrainedModel:
     """A model of some thousand weights."""
     config = AutoConfig.for_model(kind, **{**IDS, **SETTINGS[kind], **changes})
     lm = AutoModelForCausalLM.from_config(config).eval()
+    generator = seeded(1)
     with torch.no_grad():
         for weight in lm.parameters():
-            weight.normal_(mean=float(weight.dim() == 1), std=0.25, generator=seeded(1))
+            weight.normal_(mean=float(weight.dim() == 1), std=0.25, generator=generator)
     return lm
 
 
