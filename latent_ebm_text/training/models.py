@@ -39,5 +39,9 @@ def build_model(
     if args.decoder in FROM_SCRATCH:
         return LatentEBMForTextGeneration(args.text_config(len(tokenizer), max_sentence_length))
     return LatentEBMForTextGeneration.from_decoder_pretrained(
-        args.decoder, tokenizer=tokenizer, max_sentence_length=max_sentence_length, **args.common_settings()
+        args.decoder,
+        tokenizer=tokenizer,
+        max_sentence_length=max_sentence_length,
+        dtype="float32" if args.decoder_training == "full" else "auto",  # small steps are lost in bfloat16
+        **args.common_settings(),
     )
