@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latent_ebm_text.decoders.base import LatentDecoder as LatentDecoder
 from latent_ebm_text.decoders.base import TextDecoder as TextDecoder
@@ -25,7 +25,7 @@ def build_text_decoder(config: LatentEBMTextConfig, language_model: PreTrainedMo
     Raises:
         UsageError: If the latent cannot enter the language model in the way that the configuration says.
     """
-    dropout = {
+    dropout: dict[str, Any] = {
         "dropout": config.dropout,
         "embedding_dropout": config.embedding_dropout,
         "word_dropout": config.word_dropout,
@@ -43,12 +43,15 @@ def build_text_decoder(config: LatentEBMTextConfig, language_model: PreTrainedMo
             **dropout,
         )
     # Imported when needed: the LSTM does without transformers.
-    from latent_ebm_text.decoders.causal_lm import CausalLMDecoder, build_language_model
+    from latent_ebm_text.decoders.causal_lm import CausalLMDecoder
+    from latent_ebm_text.decoders.language_model import build_language_model
     from latent_ebm_text.decoders.transformer import LATENT_STD, transformer_config
 
     is_transformer = config.decoder_type == "transformer"
     if language_model is None:
-        language_model = build_language_model(transformer_config(config) if is_transformer else config.decoder_config)
+        language_model = build_language_model(
+            transformer_config(config) if is_transformer else config.decoder_config or {}
+        )
     assert config.latent_injection is not None
     return CausalLMDecoder(
         language_model,

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from latent_ebm_text.decoders.base import FrozenLikelihood, TextDecoder, WordCache, frozen, predicted_mask
 from latent_ebm_text.decoders.injection import Injection, LatentInjection, added_to_inputs
+from latent_ebm_text.decoders.language_model import (
+    add_adapters,
+    list_of_layers,
+    std_of_embeddings,
+)
 from latent_ebm_text.decoders.softmax import (
     CandidateWords,
     FrozenSoftmaxOutput,
@@ -23,12 +28,6 @@ from latent_ebm_text.errors import UsageError
 
 if TYPE_CHECKING:
     from latent_ebm_text.decoders.generation import SentenceGenerator, WordChoice
-
-
-def build_language_model(config: dict[str, Any]) -> PreTrainedModel:
-    """A causal language model of this configuration, with new weights."""
-    settings = dict(config)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
 
 
 class CausalLMDecoder(TextDecoder):
@@ -95,10 +94,10 @@ class CausalLMDecoder(TextDecoder):
         if latent_injection == "embedding":
             num_vectors = 1
         elif latent_injection == "layers":
-            num_vectors, width = len(self._layers()), lm.config.get_text_config().hidden_size
+            num_vectors, width = len(list_of_layers(lm)), lm.config.get_text_config().hidden_size
         self.injection = None
         if latent_dim > 0:
-            std = _std_of_embeddings(lm) if latent_std is None else latent_std
+            std = std_of_embeddings(lm) if latent_std is None else latent_std
             self.injection = LatentInjection(latent_dim, num_vectors, width, std)
         self._has_plain_head: bool | None = None
         self.require_positions(max_sentence_length)
@@ -146,17 +145,6 @@ class CausalLMDecoder(TextDecoder):
                 f"{positions - self.prefix_length} or less"
             )
 
-    def _layers(self) -> nn.ModuleList:
-        """The layers through which all words pass one after the other."""
-        config = self.lm.config.get_text_config()
-        for module in self.lm.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
-                return module
-        raise UsageError(
-            f"latent_injection 'layers' is not possible for a model of type {config.model_type!r}, which has no list "
-            "of layers: use 'prefix' or 'embedding'"
-        )
-
     # -------- hidden states
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -197,7 +185,7 @@ class CausalLMDecoder(TextDecoder):
         if self.injection is not None and (prefix == 0 or is_first):
             vectors = self.injection(latents)  # (batch, vectors, width)
             if self.latent_injection == "layers":
-                around = added_to_inputs(self._layers(), vectors)
+                around = added_to_inputs(list_of_layers(self.lm), vectors)
             elif self.latent_injection == "embedding":
                 words = words + vectors.to(words.dtype)
             else:
@@ -228,9 +216,8 @@ class CausalLMDecoder(TextDecoder):
         """
         if self._has_plain_head is None:
             with torch.inference_mode(False), torch.no_grad(), frozen(self):
-                self._has_plain_head = _is_plain(
-                    self.lm, self.word_embedding.get_parameter("weight")[None, :2].clone()
-                )
+                words = self.word_embedding.get_parameter("weight")[None, :2].clone()
+                self._has_plain_head = has_plain_head(self.lm, words)
         return self._has_plain_head
 
     def output_layer(self) -> tuple[Tensor, Tensor]:
@@ -376,37 +363,3 @@ def sum_words(values: Tensor, predicted: Tensor) -> Tensor:
     """Sums over the predicted words of every sentence; `(words,)` and `(batch, length)` booleans to `(batch,)`."""
     per_word = torch.zeros(predicted.shape, dtype=values.dtype, device=values.device)
     return per_word.masked_scatter(predicted, values).sum(dim=1)
-
-
-def _is_plain(lm: PreTrainedModel, words: Tensor) -> bool:
-    """Whether the logits of some embeddings `(1, length, width)` are what a plain output layer makes of them.
-
-    The output layer's result is made large for the comparison: a bound on the logits would not show in small ones.
-    """
-    head = lm.get_output_embeddings()
-    hidden = getattr(lm.base_model(inputs_embeds=words, use_cache=False), "last_hidden_state", None)
-    if hidden is None or not isinstance(head, nn.Linear) or hidden.shape[-1] != head.in_features:
-        return False
-    with head.register_forward_hook(lambda layer, inputs, output: 1000 * output):
-        return torch.allclose(lm(inputs_embeds=words, use_cache=False).logits, head(hidden), rtol=1e-3, atol=1e-2)
-
-
-def _std_of_embeddings(lm: PreTrainedModel) -> float:
-    weight = lm.get_input_embeddings().weight
-    return 0.02 if weight.device.type == "meta" else float(weight.detach().float().std())
-
-
-def add_adapters(lm: PreTrainedModel, rank: int) -> None:
-    """Puts low-rank adapters beside all linear layers but the output layer; at the start they change nothing."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise UsageError(
-            "decoder_training 'lora' needs the package peft: pip install 'latent-ebm-text[lora]'"
-        ) from error
-    # Layers of GPT-2's kind keep their matrices transposed.
-    transposed = any(type(module).__name__ == "Conv1D" for module in lm.modules())
-    settings = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", fan_in_fan_out=transposed, bias="none"
-    )
-    inject_adapter_in_model(settings, lm)
