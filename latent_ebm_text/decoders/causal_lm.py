@@ -11,11 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from latent_ebm_text.decoders.base import FrozenLikelihood, TextDecoder, WordCache, frozen, predicted_mask
 from latent_ebm_text.decoders.injection import Injection, LatentInjection, added_to_inputs
-from latent_ebm_text.decoders.language_model import (
-    add_adapters,
-    list_of_layers,
-    std_of_embeddings,
-)
+from latent_ebm_text.decoders.language_model import add_adapters, has_plain_head, list_of_layers, std_of_embeddings
 from latent_ebm_text.decoders.softmax import (
     CandidateWords,
     FrozenSoftmaxOutput,
