@@ -105,8 +105,22 @@ class LatentEBMTextConfig(LatentEBMConfig):
 
     Args:
         vocab_size (`int`): Number of words, special ones included.
-        hidden_size (`int`): Width of the LSTM (512 for PTB in the paper).
-        embedding_size (`int`): Width of the word embedding (128 for PTB in the paper).
+        decoder_type (`str`): `"lstm"`, the paper's; `"transformer"`, a small causal transformer trained from scratch;
+            `"causal_lm"`, any causal language model of transformers, which
+            [`LatentEBMForTextGeneration.from_decoder_pretrained`] wraps.
+        decoder_config (`dict`, *optional*): Configuration of that language model.
+        decoder_training (`str`): What of that language model learns: `"full"`, all of it; `"lora"`, low-rank adapters
+            beside its weights; `"frozen"`, nothing. What reads the latent always learns.
+        lora_rank (`int`): Rank of these adapters.
+        latent_injection (`str`, *optional*): How the latent enters a transformer or causal language model: `"prefix"`,
+            as vectors before the first word; `"embedding"`, added to every word's embedding; `"layers"`, added to the
+            input of every layer. By default `"layers"`, or `"prefix"` for a pretrained model. An LSTM takes it as its
+            first state and with every word.
+        prefix_length (`int`): Number of vectors of a prefix.
+        num_hidden_layers (`int`): Layers of the transformer.
+        num_attention_heads (`int`): Attention heads of the transformer.
+        hidden_size (`int`): Width of the LSTM (512 for PTB in the paper) or of the transformer.
+        embedding_size (`int`): Width of the word embedding of LSTMs (128 for PTB in the paper).
         tie_word_embeddings (`bool`): Whether the output layer is the word embedding, behind a projection.
         output_rank (`int`, *optional*): Rank of an untied output layer; full rank by default.
         dropout (`float`): Dropout on hidden states, the same features in all of a sentence.
@@ -127,6 +141,14 @@ class LatentEBMTextConfig(LatentEBMConfig):
     keys_to_ignore_at_inference = ["past_key_values"]
 
     vocab_size: int = 10_000
+    decoder_type: Literal["lstm", "transformer", "causal_lm"] = "lstm"
+    decoder_config: dict[str, Any] | None = None
+    decoder_training: Literal["full", "lora", "frozen"] = "full"
+    lora_rank: int = 8
+    latent_injection: Literal["prefix", "embedding", "layers"] | None = None
+    prefix_length: int = 4
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
     hidden_size: int = 512
     embedding_size: int = 128
     tie_word_embeddings: bool = False
@@ -146,7 +168,9 @@ class LatentEBMTextConfig(LatentEBMConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self._require_positive("vocab_size", "hidden_size", "embedding_size", "output_rank", "max_sentence_length")
-        self._require_positive("encoder_hidden_size")
+        self._require_positive("encoder_hidden_size", "num_hidden_layers", "num_attention_heads", "prefix_length")
+        self._require_positive("lora_rank")
+        self._check_decoder()
         if self.frequent_words < 0 or self.drawn_words < 0 or (self.frequent_words > 0) != (self.drawn_words > 0):
             raise UsageError(
                 "frequent_words and drawn_words go together: set both to positive numbers or both to 0, got "
@@ -161,4 +185,32 @@ class LatentEBMTextConfig(LatentEBMConfig):
             raise UsageError(
                 "output_rank applies to an untied output layer; with tie_word_embeddings the rank is embedding_size "
                 f"({self.embedding_size}): drop one of the two"
+            )
+
+    def _check_decoder(self) -> None:
+        is_pretrained = self.decoder_type == "causal_lm"
+        if is_pretrained != (self.decoder_config is not None):
+            raise UsageError(
+                "decoder_type 'causal_lm' and decoder_config go together; "
+                "LatentEBMForTextGeneration.from_decoder_pretrained sets both"
+            )
+        if self.decoder_training != "full" and not is_pretrained:
+            raise UsageError(
+                f"decoder_training {self.decoder_training!r} is for a pretrained language model; the built-in "
+                f"{self.decoder_type!r} decoder is trained from scratch: leave decoder_training at 'full'"
+            )
+        if self.decoder_training == "frozen" and self.latent_dim == 0:
+            raise UsageError("a frozen decoder without a latent has nothing to learn: set latent_dim above 0")
+        if self.decoder_type == "lstm":
+            if self.latent_injection is not None:
+                raise UsageError("latent_injection is for transformers; an LSTM has one way to take z: leave it out")
+            return
+        if self.latent_injection is None:
+            self.latent_injection = "prefix" if is_pretrained else "layers"
+        if self.output_rank is not None:
+            raise UsageError(f"output_rank is for the LSTM; the {self.decoder_type!r} decoder has none: leave it out")
+        if not is_pretrained and self.hidden_size % (2 * self.num_attention_heads) != 0:
+            raise UsageError(
+                f"hidden_size must be a multiple of twice num_attention_heads, got {self.hidden_size} and "
+                f"{self.num_attention_heads}"
             )

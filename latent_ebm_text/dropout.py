@@ -1,4 +1,4 @@
-"""Dropout for recurrent networks: one mask for all steps of a sentence (Gal and Ghahramani, 2016)."""
+"""Dropout with one mask for all steps of a sentence (Gal and Ghahramani, 2016)."""
 
 from __future__ import annotations
 
@@ -26,3 +26,17 @@ def dropout_mask(
 def drop_features(hidden: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
     """`(time, batch, size)` with the same features of a sentence absent at every step."""
     return hidden * dropout_mask(rate, hidden.shape[1:], generator, device=hidden.device).to(hidden.dtype)
+
+
+def drop_words(embedded: Tensor, input_ids: Tensor, rate: float, vocab_size: int) -> Tensor:
+    """`(time, batch, size)` embeddings without some words of the vocabulary, wherever they stand in the batch.
+
+    Args:
+        embedded: Word embeddings.
+        input_ids: `(time, batch)`, the words; the first of every sentence stays.
+        rate: Probability that a word is absent.
+        vocab_size: Number of words.
+    """
+    kept = dropout_mask(rate, (vocab_size, 1), device=embedded.device).to(embedded.dtype)[input_ids]
+    kept[0] = 1.0
+    return embedded * kept

@@ -222,8 +222,8 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         return log_density + 0.5 * latents.square().sum(dim=-1)
 
     def sample_reference(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draws from N(0, I), `(num_samples, latent_dim)`, of the model's type and on its device."""
-        like = torch.empty(0, device=self.device, dtype=self.dtype)
+        """Draws from N(0, I), `(num_samples, latent_dim)`, in the decoder's precision and on the model's device."""
+        like = torch.empty(0, device=self.device, dtype=self.decoder.latent_dtype)
         return self.prior.sample_reference(num_samples, generator, like=like)
 
     def check_latents(self, latents: Tensor, batch: int | None = None) -> Tensor:
@@ -234,4 +234,4 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
             raise UsageError(f"latents must have shape {wanted}, got {tuple(latents.shape)}")
         if not bool(torch.isfinite(latents).all()):
             raise UsageError("latents contain values that are not finite (nan or inf)")
-        return latents.to(self.device, self.dtype)
+        return latents.to(self.device, self.decoder.latent_dtype)

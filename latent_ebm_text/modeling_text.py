@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.utils import ModelOutput
 
 from latent_ebm_text.configuration import LatentEBMTextConfig
-from latent_ebm_text.decoders.lstm import LSTMCache, LSTMDecoder
-from latent_ebm_text.decoders.lstm_generation import LSTMGenerator, WordChoice
+from latent_ebm_text.decoders import build_text_decoder
+from latent_ebm_text.decoders.base import TextDecoder, WordCache
+from latent_ebm_text.decoders.generation import WordChoice
+from latent_ebm_text.decoders.injection import LatentInjection
 from latent_ebm_text.decoders.softmax import SoftmaxOutput
 from latent_ebm_text.encoders.lstm import LSTMEncoder
 from latent_ebm_text.errors import UsageError
@@ -36,7 +39,7 @@ class LatentEBMTextOutput(ModelOutput):
         reconstruction_loss: Scalar, `-log p(x | z+)`.
         prior_loss: Scalar, `E(z+) - E(z-)`, the posterior-prior energy gap; `KL(q || N(0, I))` of a VAE.
         logits: `(batch, length, vocab_size)`, without `labels`: scores of the next word at every place.
-        past_key_values: Recurrent state, for generation.
+        past_key_values: What the decoder keeps of the words so far, for generation.
         latents: `(batch, latent_dim)`, the latents that were used.
     """
 
@@ -45,7 +48,7 @@ class LatentEBMTextOutput(ModelOutput):
     prior_loss: Tensor | None = None
     penalty: Tensor | None = None
     logits: Tensor | None = None
-    past_key_values: LSTMCache | None = None
+    past_key_values: WordCache | None = None
     latents: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -66,26 +69,14 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
 
     config_class = LatentEBMTextConfig
     main_input_name = "input_ids"
-    # The recurrent state cannot be cropped, which rules out assisted generation; transformers then says so.
+    # What is kept of the words cannot be cropped, which rules out assisted generation; transformers then says so.
     _is_stateful = True
-    decoder: LSTMDecoder
+    decoder: TextDecoder
 
-    def __init__(self, config: LatentEBMTextConfig) -> None:
+    def __init__(self, config: LatentEBMTextConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.prior = self._build_prior()
-        self.decoder = LSTMDecoder(
-            config.vocab_size,
-            config.latent_dim,
-            embedding_size=config.embedding_size,
-            hidden_size=config.hidden_size,
-            output_rank=config.output_rank,
-            tie_word_embeddings=config.tie_word_embeddings,
-            dropout=config.dropout,
-            embedding_dropout=config.embedding_dropout,
-            word_dropout=config.word_dropout,
-            frequent_words=config.frequent_words,
-            drawn_words=config.drawn_words,
-        )
+        self.decoder = build_text_decoder(config, language_model)
         self.encoder = None
         if config.encoder_hidden_size is not None:
             self.encoder = LSTMEncoder(
@@ -93,14 +84,55 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
                 config.latent_dim,
                 embedding_size=config.embedding_size,
                 hidden_size=config.encoder_hidden_size,
-                embedding_dropout=self.decoder.embedding_dropout,
+                embedding_dropout=config.dropout if config.embedding_dropout is None else config.embedding_dropout,
             )
         self.post_init()
         # Ancestral sampling at temperature 1 is what the model defines; other decodings are the caller's choice.
         self.generation_config.update(do_sample=True, top_k=0, max_new_tokens=config.max_sentence_length)
 
+    @classmethod
+    def from_decoder_pretrained(
+        cls,
+        name_or_path: str | PathLike[str],
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        revision: str | None = None,
+        gguf_file: str | None = None,
+        dtype: torch.dtype | str = "auto",
+        **settings: Any,
+    ) -> LatentEBMForTextGeneration:
+        """A model whose decoder is a pretrained causal language model, under a new prior.
+
+        ```python
+        tokenizer = load_decoder_tokenizer("gpt2")  # of latent_ebm_text.decoders.pretrained
+        model = LatentEBMForTextGeneration.from_decoder_pretrained("gpt2", tokenizer=tokenizer, latent_dim=32)
+        ```
+
+        Args:
+            name_or_path: Hub id or folder of any model that `AutoModelForCausalLM` loads.
+            tokenizer: The model's tokeniser; by default the one beside it, and where there is none the model's own
+                configuration says which token ends a sentence.
+            revision: Of a model on the Hub.
+            gguf_file: Name of a GGUF file among the model's files, to be loaded in place of its weights.
+            dtype: Precision of the language model; that of its weights by default. Prior and latents are in float32.
+            **settings: Of [`LatentEBMTextConfig`], such as `latent_dim`, `latent_injection` or `decoder_training`.
+
+        Raises:
+            UsageError: If there is no such model, it cannot be a decoder, or a setting cannot be right.
+        """
+        from latent_ebm_text.decoders import pretrained
+
+        where = {key: value for key, value in (("revision", revision), ("gguf_file", gguf_file)) if value is not None}
+        language_model = pretrained.load_language_model(name_or_path, dtype=dtype, **where)
+        if tokenizer is None:
+            tokenizer = pretrained.find_decoder_tokenizer(name_or_path, **where)
+        settings = {**pretrained.decoder_settings(language_model, tokenizer), **settings}
+        return cls(LatentEBMTextConfig(**settings), language_model=language_model).eval()
+
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, SoftmaxOutput):
+        if isinstance(module, LatentInjection):
+            module.reset_parameters()
+        elif isinstance(module, SoftmaxOutput):
             if module.weight is not None:
                 init.uniform_(module.weight, -0.1, 0.1)
             init.zeros_(module.bias)
@@ -117,9 +149,14 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         else:
             super()._init_weights(module)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the decoder's weights, in which the model is saved and loaded."""
+        return self.decoder.word_embedding.get_parameter("weight").dtype
+
     def get_input_embeddings(self) -> nn.Module:
         """The word embedding."""
-        return self.decoder.embedding
+        return self.decoder.word_embedding
 
     def forward(
         self,
@@ -129,7 +166,7 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         latents: Tensor | None = None,
         prior_latents: Tensor | None = None,
         likelihood_weight: float | None = None,
-        past_key_values: LSTMCache | None = None,
+        past_key_values: WordCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         generator: torch.Generator | None = None,
@@ -206,34 +243,27 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None,
         latents: Tensor | None,
-        cache: LSTMCache | None,
+        cache: WordCache | None,
         use_cache: bool | None,
         logits_to_keep: int,
         generator: torch.Generator | None,
     ) -> LatentEBMTextOutput:
         if latents is None:
             latents = self.sample_prior(len(input_ids), generator=generator).latents
-        state = None if cache is None else cache.state
-        # Only a prompt can hold padding on the left; the words after it are fed one at a time.
-        mask = attention_mask if state is None and attention_mask is not None and input_ids.shape[1] > 1 else None
-        if mask is not None and bool(mask[:, 0].all()):
-            mask = None
-        hidden, state = self.decoder.hidden_states(input_ids, latents, state, mask)
-        logits = self.decoder.logits(hidden[-logits_to_keep:].transpose(0, 1))
         if cache is None and use_cache:
-            cache = LSTMCache()
-        if cache is not None:
-            cache.state, cache.num_words = state, cache.num_words + input_ids.shape[1]
+            cache = self.decoder.make_cache()
+        logits = self.decoder.next_word_logits(
+            input_ids, latents, cache=cache, attention_mask=attention_mask, logits_to_keep=logits_to_keep
+        )
         return LatentEBMTextOutput(logits=logits, past_key_values=cache, latents=latents)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        """Gives generation a recurrent state where it would make a key-value cache."""
-        if generation_config.cache_implementation is not None:
-            raise UsageError("cache_implementation is for key-value caches; a recurrent decoder has none: drop it")
+        """Gives generation the decoder's own cache, in place of one that transformers would make."""
+        cache = self.decoder.make_cache(generation_config.cache_implementation)
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = LSTMCache()
+            model_kwargs["past_key_values"] = cache
 
     @torch.no_grad()
     def generate(
@@ -324,7 +354,7 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         """`generate` by the decoder's own loop, a batch at a time: prior draws first, then their words."""
         ends = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
         words = WordChoice(bos_token_id=self.config.bos_token_id, eos_token_ids=tuple(ends), **choice)
-        sentences = LSTMGenerator(self.decoder, words, num_latents * num_return_sequences)
+        sentences = self.decoder.sentence_generator(words, num_latents * num_return_sequences)
         ids: list[Tensor] = []
         used: list[Tensor] = []
         for first in range(0, num_latents, GENERATION_BATCH_SIZE):

@@ -3,6 +3,7 @@
     accelerate launch recipes/train_ptb.py                                     # the paper's setting, PTB from the Hub
     accelerate launch recipes/train_ptb.py --config recipes/configs/ptb_cpu.yaml --dataset_name path/to/ptb
     accelerate launch recipes/train_ptb.py --config recipes/configs/quickstart.yaml      # no download, a few minutes
+    accelerate launch recipes/train_ptb.py --decoder transformer              # or gpt2, or a folder with a causal LM
 
 Run it again and it goes on from its newest checkpoint.
 """

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from latent_ebm_text.decoders.base import LatentDecoder
+from latent_ebm_text.decoders.base import FrozenLikelihood, TextDecoder, WordCache, predicted_mask
 from latent_ebm_text.decoders.frozen import FrozenLinear
 from latent_ebm_text.decoders.softmax import CandidateWords, SoftmaxOutput
-from latent_ebm_text.dropout import drop_features, dropout_mask
+from latent_ebm_text.dropout import drop_features, drop_words
+from latent_ebm_text.errors import UsageError
+
+if TYPE_CHECKING:
+    from latent_ebm_text.decoders.generation import SentenceGenerator, WordChoice
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
-class LSTMDecoder(LatentDecoder):
+class LSTMDecoder(TextDecoder):
     """p(x | z): z sets the first hidden and cell state and joins the input of every step.
-
-    `inputs` are everywhere a dictionary with `input_ids` of shape `(batch, length)`, from the beginning-of-sentence
-    token to the end-of-sentence token and padded on the right, and `attention_mask` of the same shape. Every token
-    but the first is predicted; padding never changes a number.
 
     Args:
         vocab_size: Number of words.
@@ -69,6 +70,11 @@ class LSTMDecoder(LatentDecoder):
         rank = embedding_size if tie_word_embeddings else output_rank
         self.output = SoftmaxOutput(hidden_size, vocab_size, rank, tied=tie_word_embeddings)
 
+    @property
+    def word_embedding(self) -> nn.Module:
+        """The layer that maps ids to vectors."""
+        return self.embedding
+
     def initial_state(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden and cell state before the first word; `(batch, latent_dim)` to twice `(1, batch, hidden_size)`."""
         return self.initial_hidden(latents).unsqueeze(0), self.initial_cell(latents).unsqueeze(0)
@@ -110,10 +116,7 @@ class LSTMDecoder(LatentDecoder):
         if not self.training:
             return words
         if self.word_dropout > 0:
-            vocabulary = (self.embedding.num_embeddings, 1)
-            kept = dropout_mask(self.word_dropout, vocabulary, device=words.device).to(words.dtype)[input_ids]
-            kept[0] = 1.0  # the beginning of the sentence stays
-            words = words * kept
+            words = drop_words(words, input_ids, self.word_dropout, self.embedding.num_embeddings)
         return drop_features(words, self.embedding_dropout) if self.embedding_dropout > 0 else words
 
     def _run_left_padded(
@@ -158,20 +161,45 @@ class LSTMDecoder(LatentDecoder):
         """`log p(x | z)` as a function of z alone, see [`LSTMLikelihood`]."""
         return LSTMLikelihood(self, inputs)
 
+    def make_cache(self, implementation: str | None = None) -> LSTMCache:
+        """The recurrent state before the first word."""
+        if implementation is not None:
+            raise UsageError("cache_implementation is for key-value caches; a recurrent decoder has none: drop it")
+        return LSTMCache()
 
-class LSTMCache:
-    """The recurrent state between two words of generation, in the form that `GenerationMixin` carries and reorders."""
+    def next_word_logits(
+        self,
+        input_ids: Tensor,
+        latents: Tensor,
+        *,
+        cache: Any = None,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
+        """Unnormalised log-probabilities of the next word; `(batch, length)` to `(batch, length, vocab_size)`."""
+        state = None if cache is None else cache.state
+        # Only a prompt can hold padding on the left; the words after it are fed one at a time.
+        mask = attention_mask if state is None and attention_mask is not None and input_ids.shape[1] > 1 else None
+        if mask is not None and bool(mask[:, 0].all()):
+            mask = None
+        hidden, state = self.hidden_states(input_ids, latents, state, mask)
+        if cache is not None:
+            cache.state, cache.num_words = state, cache.num_words + input_ids.shape[1]
+        return self.logits(hidden[-logits_to_keep:].transpose(0, 1))
 
-    is_compileable = False
-    is_croppable = False
+    def sentence_generator(self, choice: WordChoice, num_sentences: int) -> SentenceGenerator:
+        """The fast loop of plain sampling, see [`~latent_ebm_text.decoders.lstm_generation.LSTMGenerator`]."""
+        from latent_ebm_text.decoders.lstm_generation import LSTMGenerator
+
+        return LSTMGenerator(self, choice, num_sentences)
+
+
+class LSTMCache(WordCache):
+    """The recurrent state between two words of generation."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.state: tuple[Tensor, Tensor] | None = None
-        self.num_words = 0
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Words seen so far."""
-        return self.num_words
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keeps the rows `beam_idx`, as beam search asks."""
@@ -180,7 +208,7 @@ class LSTMCache:
             self.state = hidden.index_select(1, beam_idx), cell.index_select(1, beam_idx)
 
 
-class LSTMLikelihood:
+class LSTMLikelihood(FrozenLikelihood):
     """`log p(x | z)` of a batch of sentences as a function of z, for the inner loop of posterior sampling.
 
     Weights are frozen and dropout is off. The forward and backward passes through time are written out by hand: the
@@ -215,13 +243,6 @@ class LSTMLikelihood:
         self._tanh_cell = words.new_empty(time, batch, size)
         self._grad_hidden = words.new_zeros(time, batch, size)
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        """`log p(x | z)` in nats, `(batch, latent_dim)` to `(batch,)`; differentiable in the latents, once."""
-        if not (torch.is_grad_enabled() and latents.requires_grad):
-            return self._value(latents)
-        value: Tensor = _ValueWithScore.apply(latents, self)
-        return value
-
     @torch.no_grad()
     def _value(self, latents: Tensor) -> Tensor:
         self._forward(latents)
@@ -231,16 +252,6 @@ class LSTMLikelihood:
         """`(predicted tokens,)` to `(batch,)`."""
         per_token = values.new_zeros(self._grad_hidden.shape[:2])
         return per_token.view(-1).index_copy_(0, self._rows, values).view_as(per_token).sum(dim=0)
-
-    def score(self, latents: Tensor) -> Tensor:
-        """`d log p(x | z) / d z`; `(batch, latent_dim)` to the same shape."""
-        return self._evaluate(latents, with_value=False)[1]
-
-    def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """`log p(x | z)` of shape `(batch,)` and its score of shape `(batch, latent_dim)`."""
-        value, score = self._evaluate(latents, with_value=True)
-        assert value is not None
-        return value, score
 
     @torch.no_grad()
     def _evaluate(self, latents: Tensor, with_value: bool) -> tuple[Tensor | None, Tensor]:
@@ -291,26 +302,3 @@ class LSTMLikelihood:
         score = total @ self._latent_weight
         score.addmm_(carried, decoder.initial_hidden.weight)
         return score.addmm_(grad_cell, decoder.initial_cell.weight)
-
-
-class _ValueWithScore(torch.autograd.Function):
-    """Lets autograd use the hand-written score where a likelihood is a part of somebody else's log-density."""
-
-    @staticmethod
-    def forward(ctx, latents: Tensor, likelihood: LSTMLikelihood) -> Tensor:  # type: ignore
-        value, score = likelihood.value_and_score(latents)
-        ctx.save_for_backward(score)
-        return value
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore
-        (score,) = ctx.saved_tensors
-        return grad[:, None] * score, None
-
-
-def predicted_mask(inputs: dict[str, Tensor]) -> Tensor:
-    """Which of the tokens after the first are predicted; `(batch, length - 1)` booleans."""
-    mask = inputs.get("attention_mask")
-    if mask is None:
-        return torch.ones_like(inputs["input_ids"][:, 1:], dtype=torch.bool)
-    return mask[:, 1:].bool()

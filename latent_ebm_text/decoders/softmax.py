@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ CHUNK_ROWS = 256
 #: Rows are filled up to a multiple of this. A CPU kernel is generated, and kept, for every shape that is met: without
 #: it every batch brings new ones, which costs time and, over an epoch, gigabytes.
 ROW_MULTIPLE = 64
+
+#: Of features, weight and bias.
+Gradients = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -110,41 +114,57 @@ class SoftmaxOutput(nn.Module):
 
         With `candidates` the normaliser is estimated from these words, which must hold every target.
         """
-        features, weight = self._parts(_fill_rows(hidden), tied_weight)
-        bias: Tensor = self.bias
-        if candidates is not None:
-            weight, bias = weight[candidates.words], bias[candidates.words] + candidates.log_weights
-            targets = candidates.places[targets]
-        result: Tensor = _ChunkedLogProb.apply(features, weight, bias, targets)
-        return result
+        features, weight = self._parts(fill_rows(hidden), tied_weight)
+        return chunked_log_prob(features, weight, self.bias, targets, candidates)
 
     def frozen(
         self, tied_weight: Tensor | None = None, candidates: CandidateWords | None = None
     ) -> FrozenSoftmaxOutput:
         """The same layer for the inner loop of a chain: without gradients for its weights, and faster."""
-        return FrozenSoftmaxOutput(self, tied_weight, candidates)
+        weight = tied_weight if self.weight is None else self.weight
+        assert weight is not None, "a tied output layer is called with the embedding matrix"
+        projection = None if self.projection is None else self.projection.weight
+        return FrozenSoftmaxOutput(weight, self.bias, projection, candidates)
+
+
+def chunked_log_prob(
+    features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, candidates: CandidateWords | None = None
+) -> Tensor:
+    """`log_softmax(features @ weight.T + bias)[targets]` in nats, differentiable, a chunk of rows at a time.
+
+    Args:
+        features: `(rows, rank)`; rows beyond the targets are filling.
+        weight: `(vocab_size, rank)`.
+        bias: `(vocab_size,)`.
+        targets: `(rows,)`.
+        candidates: The words from which the normaliser is estimated, where these are not all.
+    """
+    if candidates is not None:
+        weight, bias = weight[candidates.words], bias[candidates.words] + candidates.log_weights
+        targets = candidates.places[targets]
+    result: Tensor = _ChunkedLogProb.apply(features, weight, bias, targets)
+    return result
 
 
 class FrozenSoftmaxOutput:
     """The gradient of `log p(target | hidden)` in the hidden state, with weights that stay as they are.
 
     Args:
-        output: The layer.
-        tied_weight: The embedding matrix, where the layer is tied.
+        weight: `(vocab_size, rank)`.
+        bias: `(vocab_size,)`.
+        projection: `(rank, hidden_size)`, where the hidden state is projected first.
         candidates: The words from which the normaliser is estimated, where these are not all.
     """
 
     @torch.no_grad()
     def __init__(
         self,
-        output: SoftmaxOutput,
-        tied_weight: Tensor | None = None,
+        weight: Tensor,
+        bias: Tensor,
+        projection: Tensor | None = None,
         candidates: CandidateWords | None = None,
     ) -> None:
-        self._projection = None if output.projection is None else output.projection.weight.detach()
-        weight = tied_weight if output.weight is None else output.weight
-        assert weight is not None, "a tied output layer is called with the embedding matrix"
-        bias: Tensor = output.bias
+        self._projection = None if projection is None else projection.detach()
         self._places = None if candidates is None else candidates.places
         if candidates is not None:
             weight, bias = weight[candidates.words], bias[candidates.words] + candidates.log_weights
@@ -156,14 +176,14 @@ class FrozenSoftmaxOutput:
     def log_prob(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """`log p(target | hidden)` in nats; `(rows, hidden_size)` and `(rows,)` to `(rows,)`."""
         num_rows, features, targets = self._prepare(hidden, targets)
-        value = hidden.new_empty(num_rows, dtype=_value_dtype(hidden))
+        value = hidden.new_empty(num_rows, dtype=value_dtype(hidden))
         for rows in _chunks(len(features)):
-            value[rows] = _pick_log_prob(self._logits(features[rows]), targets[rows])
+            value[rows] = pick_log_prob(self._logits(features[rows]), targets[rows])
         return value
 
     def _prepare(self, hidden: Tensor, targets: Tensor) -> tuple[int, Tensor, Tensor]:
         """How many rows count, their features with filling behind them, and the places of the targets."""
-        hidden = _fill_rows(hidden)
+        hidden = fill_rows(hidden)
         features = hidden if self._projection is None else hidden @ self._projection.t()
         return len(targets), features, targets if self._places is None else self._places[targets]
 
@@ -182,11 +202,11 @@ class FrozenSoftmaxOutput:
         num_rows, features, targets = self._prepare(hidden, targets)
         gradient = torch.zeros_like(features)
         gradient[:num_rows] = self._weight[targets]  # d logit_target / d features; the expected one is taken off below
-        value = hidden.new_empty(num_rows, dtype=_value_dtype(hidden)) if with_value else None
+        value = hidden.new_empty(num_rows, dtype=value_dtype(hidden)) if with_value else None
         for rows in _chunks(len(features)):
             logits = self._logits(features[rows])
             if value is not None:
-                value[rows] = _pick_log_prob(logits, targets[rows])
+                value[rows] = pick_log_prob(logits, targets[rows])
             torch.softmax(logits, dim=-1, out=logits)
             gradient[rows] -= self._expected_weight(logits)
         gradient = gradient if self._projection is None else gradient @ self._projection
@@ -205,11 +225,11 @@ class _ChunkedLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:  # type: ignore
-        value = features.new_empty(len(targets), dtype=_value_dtype(features))
-        gradients = _zero_gradients(features, weight, bias) if any(ctx.needs_input_grad) else None
+        value = features.new_empty(len(targets), dtype=value_dtype(features))
+        gradients = _zero_gradients(ctx, features, weight, bias) if any(ctx.needs_input_grad) else None
         factor = weight.to(features.dtype)
         for rows, logits in _logit_chunks(features, factor, bias):
-            value[rows] = _pick_log_prob(logits, targets[rows])
+            value[rows] = pick_log_prob(logits, targets[rows])
             if gradients is not None:
                 _add_gradients(gradients, logits, features, factor, targets, rows, None)
         ctx.save_for_backward(features, weight, bias, targets, *(gradients or ()))
@@ -219,20 +239,26 @@ class _ChunkedLogProb(torch.autograd.Function):
     def backward(ctx, grad: Tensor):  # type: ignore
         features, weight, bias, targets, *gradients = ctx.saved_tensors
         if bool((grad == grad[0]).all()):
-            return *(gradient * grad[0] for gradient in gradients), None
-        gradients = _zero_gradients(features, weight, bias)
+            return *(None if each is None else each * grad[0] for each in gradients), None
+        gradients = _zero_gradients(ctx, features, weight, bias)
         factor = weight.to(features.dtype)
         for rows, logits in _logit_chunks(features, factor, bias):
             _add_gradients(gradients, logits, features, factor, targets, rows, grad[rows, None].to(logits.dtype))
         return *gradients, None
 
 
-def _zero_gradients(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(features), torch.zeros_like(weight), torch.zeros_like(bias)
+def _zero_gradients(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor) -> Gradients:
+    """Room for the gradients that are wanted: the weights of a frozen decoder need none."""
+    _, of_weight, of_bias, _ = ctx.needs_input_grad
+    return (
+        torch.empty_like(features),
+        torch.zeros_like(weight) if of_weight else None,
+        torch.zeros_like(bias) if of_bias else None,
+    )
 
 
 def _add_gradients(
-    gradients: tuple[Tensor, Tensor, Tensor],
+    gradients: Gradients,
     logits: Tensor,
     features: Tensor,
     weight: Tensor,
@@ -255,11 +281,12 @@ def _add_gradients(
     grad_logits[: len(chosen)].scatter_add_(1, chosen, row_grad)
     grad_logits[len(chosen) :] = 0.0
     torch.mm(grad_logits, weight, out=grad_features[rows])
-    if grad_weight.dtype == features.dtype:
+    if grad_weight is not None and grad_weight.dtype == features.dtype:
         grad_weight.addmm_(grad_logits.t(), features[rows])
-    else:
+    elif grad_weight is not None:
         grad_weight.add_(grad_logits.t() @ features[rows])
-    grad_bias.add_(grad_logits.sum(dim=0))
+    if grad_bias is not None:
+        grad_bias.add_(grad_logits.sum(dim=0))
 
 
 def _logit_chunks(features: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -276,17 +303,17 @@ def _chunks(num_rows: int) -> Iterator[slice]:
         yield slice(first, min(first + CHUNK_ROWS, num_rows))
 
 
-def _fill_rows(hidden: Tensor) -> Tensor:
+def fill_rows(hidden: Tensor) -> Tensor:
     """`(rows, hidden_size)` with zero rows added up to a multiple of [`ROW_MULTIPLE`]."""
     return nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % ROW_MULTIPLE))
 
 
-def _pick_log_prob(logits: Tensor, targets: Tensor) -> Tensor:
+def pick_log_prob(logits: Tensor, targets: Tensor) -> Tensor:
     """`log_softmax(logits)[targets]`, for as many rows as there are targets."""
-    log_probs = torch.log_softmax(logits[: len(targets)], dim=-1, dtype=_value_dtype(logits))
+    log_probs = torch.log_softmax(logits[: len(targets)], dim=-1, dtype=value_dtype(logits))
     return log_probs.gather(1, targets[:, None]).squeeze(1)
 
 
-def _value_dtype(tensor: Tensor) -> torch.dtype:
+def value_dtype(tensor: Tensor) -> torch.dtype:
     """Log-probabilities are kept in float32 at least, whatever the weights are in."""
     return torch.promote_types(tensor.dtype, torch.float32)

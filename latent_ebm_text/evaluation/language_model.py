@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from latent_ebm_text.data.batching import BucketedBatches, TextCollator, ordered_batches
-from latent_ebm_text.decoders.lstm import predicted_mask
+from latent_ebm_text.decoders.base import predicted_mask
 from latent_ebm_text.decoders.softmax import CandidateWords, SoftmaxOutput
 from latent_ebm_text.dropout import drop_features, dropout_mask
 from latent_ebm_text.errors import DataError, DivergenceError, UsageError

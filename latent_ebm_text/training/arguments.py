@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from latent_ebm_text.configuration import LatentEBMTextConfig
+from latent_ebm_text.errors import UsageError
 from latent_ebm_text.samplers.langevin import Integrator
 from latent_ebm_text.training.configuration import require_in_interval, require_positive
 
@@ -26,8 +27,25 @@ class ModelArguments:
     latent_dim: int = _option(
         32, "Size of the latent z; 0 for a language model without one (needs prior_type gaussian)."
     )
-    hidden_size: int = _option(512, "Width of the LSTM.")
-    embedding_size: int = _option(128, "Width of the word embedding.")
+    decoder: str = _option(
+        "lstm",
+        "`lstm`; `transformer`, from scratch; or a pretrained causal language model: a Hub id or a folder. With the "
+        "latter text is split by the model's own tokenizer, and sizes are the model's.",
+    )
+    decoder_training: Literal["full", "lora", "frozen"] = _option(
+        "full", "What of a pretrained decoder learns: all, low-rank adapters (extra `lora`), or only how z enters."
+    )
+    lora_rank: int = _option(8, "Rank of these adapters.")
+    latent_injection: Literal["prefix", "embedding", "layers"] | None = _option(
+        None,
+        "How z enters a transformer: as vectors before the words, in every embedding, or in every layer; by default "
+        "in every layer, and as a prefix of a pretrained one.",
+    )
+    prefix_length: int = _option(4, "Vectors of a prefix.")
+    num_hidden_layers: int = _option(2, "Layers of the transformer.")
+    num_attention_heads: int = _option(4, "Attention heads of the transformer.")
+    hidden_size: int = _option(512, "Width of the LSTM or the transformer.")
+    embedding_size: int = _option(128, "Width of the word embedding of LSTMs.")
     tie_word_embeddings: bool = _option(False, "Use the word embedding as the output layer, behind a projection.")
     output_rank: int | None = _option(None, "Rank of an untied output layer; none for full rank.")
     dropout: float = _option(0.2, "Dropout on hidden states, the same features in all of a sentence.")
@@ -70,31 +88,47 @@ class ModelArguments:
             require_positive("posterior_step_size_end", self.posterior_step_size_end)
 
     def text_config(self, vocab_size: int, max_sentence_length: int) -> LatentEBMTextConfig:
-        """The configuration of a text model; raises `UsageError` for a value that cannot be right."""
+        """The configuration of a text model with a decoder from scratch; `UsageError` for a value that cannot be
+        right."""
+        if self.decoder not in ("lstm", "transformer"):
+            raise UsageError(f"the decoder {self.decoder!r} is a pretrained one, which brings its own configuration")
         return LatentEBMTextConfig(
             vocab_size=vocab_size,
             max_sentence_length=max_sentence_length,
-            latent_dim=self.latent_dim,
+            decoder_type=self.decoder,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
             hidden_size=self.hidden_size,
-            embedding_size=self.embedding_size,
             tie_word_embeddings=self.tie_word_embeddings,
-            output_rank=self.output_rank,
-            dropout=self.dropout,
-            embedding_dropout=self.embedding_dropout,
-            word_dropout=self.word_dropout,
-            frequent_words=self.frequent_words,
-            drawn_words=self.drawn_words,
-            prior_type=self.prior_type,
-            prior_hidden_size=self.prior_hidden_size,
-            prior_num_hidden_layers=self.prior_num_hidden_layers,
-            prior_activation=self.prior_activation,
-            prior_sampler={
+            **self.common_settings(),
+        )
+
+    def common_settings(self) -> dict[str, Any]:
+        """Settings of a text model's configuration that hold whatever the decoder."""
+        return {
+            "latent_dim": self.latent_dim,
+            "embedding_size": self.embedding_size,
+            "latent_injection": self.latent_injection,
+            "prefix_length": self.prefix_length,
+            "decoder_training": self.decoder_training,
+            "lora_rank": self.lora_rank,
+            "output_rank": self.output_rank,
+            "dropout": self.dropout,
+            "embedding_dropout": self.embedding_dropout,
+            "word_dropout": self.word_dropout,
+            "frequent_words": self.frequent_words,
+            "drawn_words": self.drawn_words,
+            "prior_type": self.prior_type,
+            "prior_hidden_size": self.prior_hidden_size,
+            "prior_num_hidden_layers": self.prior_num_hidden_layers,
+            "prior_activation": self.prior_activation,
+            "prior_sampler": {
                 "name": "langevin",
                 "num_steps": self.prior_num_steps,
                 "step_size": self.prior_step_size,
                 "integrator": self.integrator,
             },
-            posterior_sampler={
+            "posterior_sampler": {
                 "name": "langevin",
                 "num_steps": self.posterior_num_steps,
                 "step_size": ramp(self.posterior_step_size, self.posterior_step_size_end),
@@ -102,11 +136,11 @@ class ModelArguments:
                 "max_score_norm": self.posterior_max_score_norm,
                 "integrator": self.integrator,
             },
-            likelihood_weight=self.likelihood_weight,
-            energy_penalty=self.energy_penalty,
-            encoder_hidden_size=self.encoder_hidden_size,
-            free_bits=self.free_bits,
-        )
+            "likelihood_weight": self.likelihood_weight,
+            "energy_penalty": self.energy_penalty,
+            "encoder_hidden_size": self.encoder_hidden_size,
+            "free_bits": self.free_bits,
+        }
 
 
 @dataclass

@@ -26,6 +26,7 @@ from latent_ebm_text.modeling_text import LatentEBMForTextGeneration
 from latent_ebm_text.streams import stream_seed
 from latent_ebm_text.tokenization import make_tokenizer
 from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from latent_ebm_text.training.models import build_model, load_tokenizer
 from latent_ebm_text.training.plots import plot_training
 from latent_ebm_text.training.trainer import TrainingData, train
 
@@ -56,15 +57,6 @@ class PreparedText:
         """The training split in batches of sentences of similar length."""
         lengths = column_array(self.splits["train"], "length")
         return TrainingData(self.splits["train"], BucketedBatches(lengths, batch_size, seed), self.collate)
-
-    def model(self, args: ModelArguments, max_length: int, seed: int) -> LatentEBMForTextGeneration:
-        """A fresh model for this tokeniser, with the same initial weights on every process."""
-        size = max(len(self.tokenizer), 1 + max(self.tokenizer.get_vocab().values()))
-        config = args.text_config(size, max_length)
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            setattr(config, name, getattr(self.tokenizer, name))
-        torch.manual_seed(stream_seed(seed, "initial weights"))
-        return LatentEBMForTextGeneration(config)
 
     def identity(self, model: LatentEBMForTextGeneration, args: TrainingArguments) -> dict[str, Any]:
         """What a checkpoint must share with a run to be resumed by it."""
@@ -127,10 +119,12 @@ def train_text_model(data_args: DataArguments, model_args: ModelArguments, args:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
 
     # Data: loaded, tokenised, described, so that nobody is mistaken about what was trained on.
-    text = prepare_text(data_args, args.seed, accelerator)
+    text = prepare_text(data_args, args.seed, accelerator, load_tokenizer(model_args))
     accelerator.print(text.description)
 
-    model = text.model(model_args, data_args.max_length, args.seed)
+    # Model: the same initial weights on every process.
+    torch.manual_seed(stream_seed(args.seed, "initial weights"))
+    model = build_model(model_args, text.tokenizer, data_args.max_length)
     accelerator.print(f"model: {model.num_parameters():,} parameters, {model.config.latent_dim} latent dimensions")
 
     # Training: from the newest checkpoint, where there is one.

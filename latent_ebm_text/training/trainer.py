@@ -200,7 +200,7 @@ def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) ->
     return torch.optim.AdamW(
         [
             {
-                "params": list(_likelihood_parts(model).parameters()),
+                "params": [weight for weight in _likelihood_parts(model).parameters() if weight.requires_grad],
                 "lr": decoder_rate,
                 "weight_decay": args.decoder_weight_decay,
             },

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text import LatentEBMForTextGeneration
-from latent_ebm_text.decoders import lstm_generation
-from latent_ebm_text.decoders.lstm_generation import BLOCK_WORDS, LSTMGenerator, WordChoice, draw_words
+from latent_ebm_text.decoders import generation
+from latent_ebm_text.decoders.generation import BLOCK_WORDS, WordChoice, draw_words
+from latent_ebm_text.decoders.lstm_generation import LSTMGenerator
 from latent_ebm_text.errors import UsageError
 from tests.helpers import BOS, EOS, LATENT_DIM, PAD, seeded, tiny_model
 
@@ -131,8 +132,8 @@ def test_leaving_out_what_ended_changes_nothing(
     sentences = generator_of(model, do_sample=do_sample, min_new_tokens=min_new_tokens, max_new_tokens=30)
     drawn = []
     for multiple, steps_per_look in ((10**6, 1), (1, 1), (64, 1), (16, 7)):  # the first one keeps all to the end
-        monkeypatch.setattr(lstm_generation, "ROW_MULTIPLE", multiple)
-        monkeypatch.setitem(lstm_generation.STEPS_PER_LOOK, "cpu", steps_per_look)
+        monkeypatch.setattr(generation, "ROW_MULTIPLE", multiple)
+        monkeypatch.setitem(generation.STEPS_PER_LOOK, "cpu", steps_per_look)
         drawn.append(sentences.generate(latents, seeded(4)))
     lengths = (drawn[0] == EOS).int().argmax(dim=1)
     assert len(lengths.unique()) > 5, "sentences end at many places"

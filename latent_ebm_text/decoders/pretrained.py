@@ -1,0 +1,193 @@
+"""Pretrained causal language models and their tokenisers, checked before they become decoders."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import cached_file
+
+from latent_ebm_text.decoders.base import frozen
+from latent_ebm_text.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+PAD_TOKEN, EOS_TOKEN = "<pad>", "<eos>"
+#: Entries of a language model's configuration that say where it came from, not what it is.
+_ORIGIN = ("_name_or_path", "transformers_version", "architectures", "quantization_config")
+
+
+def load_language_model(name_or_path: str | PathLike[str], **options: Any) -> PreTrainedModel:
+    """A causal language model from the Hub or from a folder.
+
+    Args:
+        name_or_path: Hub id or folder.
+        **options: Of `AutoModelForCausalLM.from_pretrained`, such as `revision`, `dtype` or `gguf_file`.
+
+    Raises:
+        UsageError: If there is no such model, or it cannot be a decoder (see `check_language_model`).
+    """
+    name = fspath(name_or_path)
+    where = {key: value for key, value in options.items() if key != "dtype"}
+    try:
+        config = AutoConfig.from_pretrained(name, **where)
+    except (OSError, ValueError) as error:
+        raise _not_found(name, error) from error
+    if config.is_encoder_decoder:
+        raise UsageError(
+            f"{name} ({config.model_type}) is an encoder-decoder model; a decoder here is a causal language model, "
+            "such as GPT-2, Llama or Qwen"
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UsageError(f"{name} ({config.model_type}) is no causal language model: use one such as GPT-2 or Llama")
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(name, **options)
+    except OSError as error:
+        raise _not_found(name, error) from error
+    check_language_model(lm)
+    return lm
+
+
+def _not_found(name: str, error: Exception) -> UsageError:
+    reason = str(error).strip().splitlines()[0]
+    if Path(name).is_dir():
+        return UsageError(f"the folder {name} holds no language model that transformers can load: {reason}")
+    return UsageError(
+        f"the decoder {name!r} is neither 'lstm' nor 'transformer', nor a folder on disk, nor a model that the "
+        f"Hugging Face Hub gave: {reason}"
+    )
+
+
+def check_language_model(lm: PreTrainedModel) -> None:
+    """Raises a `UsageError` unless a model can be a decoder: embeddings in, words of the past alone, a cache."""
+    name = f"{type(lm).__name__} ({lm.config.model_type})"
+    try:
+        embedding = lm.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        embedding = None
+    if embedding is None or "inputs_embeds" not in inspect.signature(lm.forward).parameters:
+        raise UsageError(f"{name} takes no input embeddings, through which a latent could enter: use another model")
+    if getattr(lm, "_is_stateful", False):
+        raise UsageError(f"{name} keeps a recurrent state in place of keys and values, which is not supported")
+    with torch.enable_grad(), frozen(lm):
+        words = embedding.weight[None, :3].detach().clone().requires_grad_()
+        logits = lm(inputs_embeds=words, use_cache=False).logits[0, :2]
+        (gradient,) = torch.autograd.grad(logits.float().square().sum(), words)
+    if bool(gradient[0, 2].any()):
+        raise UsageError(f"{name} is not causal, its words see those after them: use a model such as GPT-2 or Llama")
+
+
+def load_decoder_tokenizer(name_or_path: str | PathLike[str], **options: Any) -> PreTrainedTokenizerBase:
+    """The tokeniser of a causal language model, made fit for sentences that begin and end.
+
+    Every sentence is encoded from a beginning to an end token. Where the tokeniser has no end or padding token, one is
+    added, and the log says so; where it has no beginning token, the end token opens sentences too.
+
+    Args:
+        name_or_path: Hub id or folder.
+        **options: Of `AutoTokenizer.from_pretrained`, such as `revision` or `gguf_file`.
+
+    Raises:
+        UsageError: If there is no such tokeniser.
+    """
+    name = fspath(name_or_path)
+    if "gguf_file" not in options and not _has_tokenizer(name, **options):
+        raise UsageError(f"there is no tokenizer beside the decoder {name!r}: save one there, or give tokenizer=...")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no tokenizer for the decoder {name!r}: {str(error).strip().splitlines()[0]}") from error
+    added = {}
+    if tokenizer.eos_token is None:
+        added["eos_token"] = EOS_TOKEN
+    if tokenizer.pad_token is None:
+        added["pad_token"] = PAD_TOKEN
+    if added:
+        tokenizer.add_special_tokens(added)
+        logger.warning("the tokenizer of %s had no %s: added %s", name, " and no ".join(added), added)
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = tokenizer.eos_token
+        logger.warning("the tokenizer of %s has no bos_token: %s opens sentences too", name, tokenizer.eos_token)
+    return _with_both_ends(tokenizer) if tokenizer.is_fast else tokenizer
+
+
+def _has_tokenizer(name: str, **options: Any) -> bool:
+    """Where there is no tokeniser, transformers makes an empty one of the model's type."""
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+    quiet = {f"_raise_exceptions_for_{problem}": False for problem in ("missing_entries", "connection_errors")}
+    try:
+        return any(cached_file(name, file, **quiet, **options) is not None for file in files)
+    except OSError:
+        return False
+
+
+def find_decoder_tokenizer(name_or_path: str | PathLike[str], **options: Any) -> PreTrainedTokenizerBase | None:
+    """As `load_decoder_tokenizer`, or `None` where there is none."""
+    try:
+        return load_decoder_tokenizer(name_or_path, **options)
+    except UsageError:
+        return None
+
+
+def _with_both_ends(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """The same tokens as a plain fast tokeniser, which comes back from disk as it was saved, and closes sentences."""
+    from tokenizers import processors
+
+    backend = tokenizer.backend_tokenizer
+    ends = {token: tokenizer.convert_tokens_to_ids(token) for token in (tokenizer.bos_token, tokenizer.eos_token)}
+    backend.post_processor = processors.TemplateProcessing(
+        single=[tokenizer.bos_token, "$A", tokenizer.eos_token], special_tokens=list(ends.items())
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
+        unk_token=tokenizer.unk_token,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def decoder_settings(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    """The entries of a text configuration that a language model and its tokeniser determine.
+
+    The model's embedding grows where the tokeniser has more tokens than it.
+
+    Raises:
+        UsageError: If nothing says how sentences end.
+    """
+    ends = tokenizer if tokenizer is not None else lm.config.get_text_config()
+    bos, eos, pad = ends.bos_token_id, ends.eos_token_id, ends.pad_token_id
+    if eos is None:
+        raise UsageError("the language model has no end token and no tokenizer was given: give tokenizer=...")
+    first_eos = eos[0] if isinstance(eos, list) else eos
+    if tokenizer is not None and max(tokenizer.get_vocab().values()) >= lm.get_input_embeddings().weight.shape[0]:
+        lm.resize_token_embeddings(max(tokenizer.get_vocab().values()) + 1, mean_resizing=False)
+    config = {key: value for key, value in lm.config.to_dict().items() if key not in _ORIGIN}
+    return {
+        "decoder_type": "causal_lm",
+        "decoder_config": config,
+        "vocab_size": lm.get_input_embeddings().weight.shape[0],
+        "hidden_size": lm.config.get_text_config().hidden_size,
+        "tie_word_embeddings": False,  # the language model ties its own
+        "bos_token_id": first_eos if bos is None else bos,
+        "eos_token_id": eos,
+        "pad_token_id": first_eos if pad is None else pad,
+        "unk_token_id": None if tokenizer is None else tokenizer.unk_token_id,
+        "dropout": 0.0,
+    }

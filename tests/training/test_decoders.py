@@ -1,0 +1,95 @@
+"""The training loop with every decoder: what learns, what stays, resume, and no branch for any of them."""
+
+import pytest
+import torch
+
+from latent_ebm_text.decoders.pretrained import load_decoder_tokenizer
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.training.arguments import ModelArguments
+from latent_ebm_text.training.models import build_model, load_tokenizer
+from latent_ebm_text.training.trainer import build_optimizer
+from tests.language_models import tiny_language_model
+from tests.training.runs import copy_of, final_tensors, same, stop_at
+
+SETTINGS = {
+    "latent_dim": 4, "prior_hidden_size": 8, "prior_num_steps": 3, "posterior_num_steps": 3,
+    "posterior_step_size": 0.3, "hidden_size": 16, "num_attention_heads": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def make(text, tmp_path):
+    """A model on the words of the tiny corpus, by the name of its decoder."""
+
+    def make(decoder, **changes):
+        if decoder == "pretrained":
+            decoder = str(tmp_path / "lm")
+            tiny_language_model("llama", vocab_size=len(text.tokenizer)).save_pretrained(decoder)
+        torch.manual_seed(0)
+        return build_model(ModelArguments(**{**SETTINGS, "decoder": decoder, **changes}), text.tokenizer, 20)
+
+    return make
+
+
+DECODERS = {
+    "transformer": ("transformer", {"dropout": 0.2, "word_dropout": 0.1, "tie_word_embeddings": True}, "persistent"),
+    "encoder": ("transformer", {"latent_injection": "prefix", "encoder_hidden_size": 16}, "amortized"),
+    "variational": ("transformer", {"latent_injection": "embedding", "encoder_hidden_size": 16}, "variational"),
+    "some words": ("transformer", {"frequent_words": 20, "drawn_words": 20}, "short_run"),
+    "full": ("pretrained", {"dropout": 0.1}, "persistent"),
+    "lora": ("pretrained", {"decoder_training": "lora", "lora_rank": 2}, "short_run"),
+    "frozen": ("pretrained", {"decoder_training": "frozen"}, "persistent"),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(name, make, make_args, run, tmp_path):
+    decoder, changes, inference = DECODERS[name]
+    if name == "lora":
+        pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    options = {"inference": inference, "decoder_weight_decay": 0.1, "num_epochs": 1.5}
+    whole = make(decoder, **changes)
+    before = copy_of(whole)
+    learning = {name for name, weight in whole.named_parameters() if weight.requires_grad}
+    run(whole, make_args(output_dir=str(tmp_path / "whole"), **options))
+    halves = make(decoder, **changes)
+    args = make_args(output_dir=str(tmp_path / "halves"), **options)
+    assert run(halves, args, stop_at(4)).signal is not None
+    halves = make(decoder, **changes)
+    assert run(halves, args).step == 9
+    assert same(copy_of(whole), copy_of(halves))
+    one, other = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "halves")
+    assert one.keys() == other.keys()
+    assert all(same(one[file], other[file]) for file in one)
+    changed = {name for name, weight in whole.state_dict().items() if not torch.equal(weight, before[name])}
+    assert {name for name in changed if name in dict(whole.named_parameters())} == learning
+    assert any("injection" in name for name in changed)
+
+
+def test_only_what_learns_goes_to_the_optimizer(make, make_args):
+    model = make("pretrained", decoder_training="frozen")
+    decoder, prior = build_optimizer(model, make_args()).param_groups
+    assert [id(weight) for weight in decoder["params"]] == [
+        id(weight) for weight in model.decoder.injection.parameters()
+    ]
+    assert len(prior["params"]) == len(list(model.prior.parameters()))
+
+
+def test_averaged_weights_of_a_pretrained_decoder_keep_what_is_frozen(make, make_args, run):
+    model = make("pretrained", decoder_training="frozen")
+    before = copy_of(model.decoder.lm)
+    run(model, make_args(averaging_start=0.5))
+    assert same(copy_of(model.decoder.lm), before)
+
+
+def test_a_decoder_brings_its_tokenizer_or_leaves_it_to_the_corpus(text, tmp_path):
+    assert load_tokenizer(ModelArguments()) is None
+    assert load_tokenizer(ModelArguments(decoder="transformer")) is None
+    text.tokenizer.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(ModelArguments(decoder=str(tmp_path)))
+    assert tokenizer.get_vocab() == load_decoder_tokenizer(tmp_path).get_vocab() == text.tokenizer.get_vocab()
+
+
+def test_a_pretrained_decoder_has_its_own_configuration():
+    with pytest.raises(UsageError, match="the decoder 'gpt2' is a pretrained one, which brings its own configuration"):
+        ModelArguments(decoder="gpt2").text_config(100, 20)
