@@ -19,7 +19,7 @@ class AttributeReader:
     """Reads an attribute from a sentence: exactly where the grammar has it, else from its words.
 
     A sentence of the language has one derivation, and so one value of every attribute. For other sentences the words
-    decide, by naive Bayes with add-one smoothing over sentences of the corpus.
+    and their number decide, by naive Bayes with add-one smoothing over sentences of the corpus.
 
     Args:
         grammar: The grammar.
@@ -30,26 +30,28 @@ class AttributeReader:
         if not sentences:
             raise UsageError("an attribute reader needs sentences to count words in")
         self._grammar = grammar
-        self._vocabulary = grammar.vocabulary()
+        self._vocabulary = frozenset(grammar.vocabulary())
         self._values: dict[str, Counter[str]] = {}
         self._words: dict[tuple[str, str], Counter[str]] = {}
         for sentence in sentences:
             for name, value in sentence.attributes.items():
                 self._values.setdefault(name, Counter())[value] += 1
-                self._words.setdefault((name, value), Counter()).update(set(sentence.text.split()))
+                self._words.setdefault((name, value), Counter()).update(self._features(sentence.text))
+
+    def _features(self, text: str) -> set[str]:
+        """The known words of a sentence, and their number."""
+        words = text.split()
+        return (self._vocabulary & set(words)) | {f"{len(words)} words"}
 
     def by_words(self, text: str, attribute: str) -> str:
         """The value that the words speak for."""
-        counts = self._values[attribute]
-        return max(
-            counts,
-            key=lambda value: math.log(counts[value])
-            + sum(
-                math.log((self._words[attribute, value][word] + 1) / (counts[value] + 2))
-                for word in set(text.split())
-                if word in self._vocabulary
-            ),
-        )
+        counts, features = self._values[attribute], self._features(text)
+
+        def log_prob(value: str) -> float:
+            seen, total = self._words[attribute, value], counts[value]
+            return math.log(total) + sum(math.log((seen[feature] + 1) / (total + 2)) for feature in features)
+
+        return max(counts, key=log_prob)
 
     def read(self, text: str, attribute: str, parsed: GrammarSentence | None) -> str:
         """The value of an attribute, given what the grammar's parser says of the sentence."""
