@@ -25,8 +25,8 @@ class LatentEBMDetector:
     """An anomaly detector: scores, and a threshold that a share of the training data exceeds.
 
     The methods and attributes are those of `pyod.models.base.BaseDetector`, which it does not need: code written for a
-    pyod detector takes it. A model is not trained here: `fit` scores data under a model as it is, and sets the threshold.
-    Scores never depend on the threshold, nor on the data of `fit`.
+    pyod detector takes it. A model is not trained here: `fit` scores data under a model as it is, and sets the
+    threshold. Scores never depend on the threshold, nor on the data of `fit`.
 
     Args:
         score_function: Data to scores `(n,)`, finite, higher for the more anomalous.

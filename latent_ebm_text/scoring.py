@@ -1,4 +1,4 @@
-"""Anomaly scores of data under a latent variable model of any modality, each in nats, higher for the more anomalous."""
+"""Anomaly scores of data under a model of any modality, each in nats, higher for the more anomalous."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class AnomalyScores:
 
     Attributes:
         nll: An estimate of `-log p(x)`, from above; `None` where it was not asked for.
-        nll_standard_error: Of each, see [`~latent_ebm_text.likelihood.LogIntegral`]; that of log Z, which all share, is
-            not a part of it.
+        nll_standard_error: Of each, see [`~latent_ebm_text.likelihood.LogIntegral`]; that of log Z, which all share,
+            is not a part of it.
         ess: Effective sample sizes of its weights; below 5 a value is a matter of a few lucky draws.
         joint_energy: `E(z) - log p(x | z)` with z drawn from the posterior, averaged over draws.
         reconstruction: `-log p(x | z)` at the same draws.
@@ -85,7 +85,9 @@ class AnomalyScores:
     def reordered(self, order: Tensor, num_tokens: Tensor | None = None) -> AnomalyScores:
         """The same data in another order, `(n,)` indices; with the tokens of each, in the new order."""
         moved = {
-            field.name: value[order] for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)
+            field.name: value[order]
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
         }
         tokens = moved.get("num_tokens") if num_tokens is None else num_tokens.double()
         return replace(self, **{**moved, "num_tokens": tokens})

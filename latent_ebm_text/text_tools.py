@@ -1,7 +1,7 @@
 """What one does with the latents of sentences: draws, paths, neighbours, arithmetic, anomaly scores.
 
-[`SentenceTools`] are methods of the text model. The mathematics is in `latents/` and `scoring.py`; here sentences become
-latents, and latents sentences.
+[`SentenceTools`] are methods of the text model. The mathematics is in `latents/` and `scoring.py`; here sentences
+become latents, and latents sentences.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class ReconstructionDraws:
 class SentenceTools:
     """Methods of [`LatentEBMForTextGeneration`] on the latents of sentences.
 
-    Sentences are strings with their `tokenizer`, lists of ids, or `input_ids` with their `attention_mask`. Work is done
-    in batches of sentences of similar length; results come in the order given. Draws are functions of the seed, of
+    Sentences are strings with their `tokenizer`, lists of ids, or `input_ids` with their `attention_mask`. They are
+    taken in batches of sentences of similar length; results come in the order given. Draws are functions of the seed, of
     the sentences given together and of `batch_size`.
     """
 
@@ -139,11 +139,11 @@ class SentenceTools:
         if num_draws < 2:
             raise UsageError(f"draws agree or differ from 2 on, got num_draws={num_draws}; use reconstruct() for one")
         if kwargs.get("num_return_sequences", 1) != 1 or kwargs.get("return_dict_in_generate"):
-            raise UsageError("reconstruct_draws decodes each draw once: leave num_return_sequences and dictionaries out")
+            raise UsageError(
+                "reconstruct_draws decodes each draw once: leave num_return_sequences and dictionaries out"
+            )
         rows = self._rows(sentences, attention_mask, tokenizer)
-        draws = self.posterior_draws(
-            rows, num_draws=num_draws, batch_size=batch_size, seed=seed, progress=progress
-        )
+        draws = self.posterior_draws(rows, num_draws=num_draws, batch_size=batch_size, seed=seed, progress=progress)
         flat = draws.transpose(0, 1).flatten(0, 1).to(self.device, self.dtype)  # (n * num_draws, latent_dim)
         ids = self.generate(latents=flat, **{"do_sample": False, **kwargs}).cpu()
         sequences = ids.view(len(rows), num_draws, -1)
@@ -176,8 +176,8 @@ class SentenceTools:
             start: `(latent_dim,)` or `(1, latent_dim)`.
             end: The same.
             num_points: Number of sentences, at least 2.
-            path: `"linear"`; `"spherical"`, which keeps the norms of typical draws; or `"low_energy"`, the path of least
-                action under the prior, see [`~latent_ebm_text.latents.low_energy_path`].
+            path: `"linear"`; `"spherical"`, which keeps the norms of typical draws; or `"low_energy"`, the path of
+                least action under the prior, see [`~latent_ebm_text.latents.low_energy_path`].
             stiffness: Of a path of low energy: small values let it make detours.
             **kwargs: Options of `generate`. With `return_dict_in_generate=True` the output holds `sequences`, and the
                 `latents` and `energies` (nats) along the path.

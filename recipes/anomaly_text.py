@@ -32,7 +32,9 @@ class AnomalyArguments:
     """Anomaly detection"""
 
     model: str = field(metadata={"help": "Folder or Hub id of a model of ordinary text and its tokenizer."})
-    dataset_name: str = field(metadata={"help": "Ordinary text: a named set, Hub id, folder or file, with a test split."})
+    dataset_name: str = field(
+        metadata={"help": "Ordinary text: a named set, Hub id, folder or file, with a test split."}
+    )
     documents: str | None = field(default=None, metadata={"help": "Text file of another source, one document a line."})
     language_model: str | None = field(
         default=None, metadata={"help": "A model without a latent (latent_dim 0), trained on the same text."}
@@ -126,7 +128,9 @@ def main() -> None:
         task: {name: {figure: m.to_dict() for figure, m in measured.items()} for name, measured in rows.items()}
         for task, rows in figures.items()
     }
-    (folder / "anomaly.json").write_text(json.dumps({"facts": facts, "tasks": written}, indent=2) + "\n", encoding="utf-8")
+    (folder / "anomaly.json").write_text(
+        json.dumps({"facts": facts, "tasks": written}, indent=2) + "\n", encoding="utf-8"
+    )
     np.savez(folder / "scores.npz", **{name: np.asarray(values) for name, values in scores.items()})
     print("\n".join(["", *lines, "", *(str(folder / name) for name in ("anomaly.md", "anomaly.json", "scores.npz"))]))
 

@@ -44,7 +44,9 @@ class ControlArguments:
     model: str = field(metadata={"help": "Folder of a model of the embedded corpus and its tokenizer."})
     output_dir: str = field(default="runs/control", metadata={"help": "Folder of the classifiers and of the table."})
     weights: str = field(default="1,2,4,8", metadata={"help": "Weights w, separated by commas."})
-    num_labelled: int = field(default=4000, metadata={"help": "Labelled sentences that the classifiers are fitted to."})
+    num_labelled: int = field(
+        default=4000, metadata={"help": "Labelled sentences that the classifiers are fitted to."}
+    )
     num_draws: int = field(default=4, metadata={"help": "Posterior draws of each."})
     num_samples: int = field(default=100, metadata={"help": "Generated sentences per value of an attribute."})
     num_steps: int = field(default=100, metadata={"help": "Steps of the chains, of the size of the prior's own."})
@@ -94,9 +96,7 @@ def main() -> None:
             latents = model.sample_prior(args.num_samples, sampler=sampler, generator=generator).latents
         else:
             controls = [Control(classifiers[w.attribute], w.value, weight, w.negated) for w in wishes]
-            latents = model.sample_controlled(
-                controls, args.num_samples, sampler=sampler, generator=generator
-            ).latents
+            latents = model.sample_controlled(controls, args.num_samples, sampler=sampler, generator=generator).latents
         return tokenizer.batch_decode(model.generate(latents=latents, generator=generator), skip_special_tokens=True)
 
     rows, samples = {}, []

@@ -23,7 +23,9 @@ def norms(data: np.ndarray) -> torch.Tensor:
 
 
 def test_a_detector_does_what_pyod_detectors_do() -> None:
-    base = pytest.importorskip("pyod.models.base", reason="pyod is no dependency; its base class is compared where it is")
+    base = pytest.importorskip(
+        "pyod.models.base", reason="pyod is no dependency; its base class is compared where it is"
+    )
 
     class Norms(base.BaseDetector):
         def fit(self, X: np.ndarray, y: None = None) -> "Norms":

@@ -1,4 +1,4 @@
-"""How well scores tell anomalies from ordinary data: areas under the ROC and precision-recall curves, with intervals."""
+"""How well scores tell anomalies from ordinary data: areas under ROC and precision-recall curves, with intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the receiver operating characteristic: the probability that an anomaly scores above an ordinary datum.
+    """Area under the receiver operating characteristic: how probably an anomaly scores above another datum.
 
     Ties count one half (Mann and Whitney, 1947). A random score has 0.5.
 

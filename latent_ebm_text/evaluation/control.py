@@ -1,4 +1,4 @@
-"""Whether generated sentences of the embedded corpus have the attributes they were asked for, and are still sentences."""
+"""Whether generated sentences of the embedded corpus have the attributes asked for, and are still sentences."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def control_figures(
         the grammar of the sentences of its language (left out where there are fewer than two).
     """
     if len(texts) != len(wishes) or not texts:
-        raise UsageError(f"every sentence needs its wishes, got {len(texts)} sentences and {len(wishes)} sets of wishes")
+        raise UsageError(
+            f"every sentence needs its wishes, got {len(texts)} sentences and {len(wishes)} sets of wishes"
+        )
     parsed = [grammar.parse(text) for text in texts]
     granted = sum(
         all(wish.holds(reader.read(text, wish.attribute, sentence)) for wish in wanted)

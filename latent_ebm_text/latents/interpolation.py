@@ -154,7 +154,9 @@ def low_energy_path(
     value, score = value_and_score(path)
     action = _action(path, value, stiffness)
     if not bool(torch.isfinite(action)):
-        raise DivergenceError("the energy is not finite on the line between the two latents: look at the model's weights")
+        raise DivergenceError(
+            "the energy is not finite on the line between the two latents: look at the model's weights"
+        )
     step = 0.5
     for _ in range(num_steps):
         inner = torch.linalg.solve(identity + step * second, path[1:-1] + step * (score[1:-1] + ends))

@@ -16,7 +16,7 @@ Metric = Literal["euclidean", "divergence"]
 FORMAT = "latent_ebm_text.latent_index/1"
 #: Most distances in memory at a time.
 _CHUNK = 2**24
-#: Least standard deviation of a posterior: that of a few draws can come out far too small, and its divergence too large.
+#: Least standard deviation of a posterior: that of a few draws can come out far too small.
 _LEAST_STD = 1e-3
 
 
@@ -124,7 +124,9 @@ class LatentIndex:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise DataError(f"{path} is no index of latents (format {metadata.get('format')!r}): build it anew")
+                    raise DataError(
+                        f"{path} is no index of latents (format {metadata.get('format')!r}): build it anew"
+                    )
                 index = cls(file.get_tensor("mean"), file.get_tensor("std"), json.loads(metadata["source"]))
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path} cannot be read as an index of latents: {error}") from error
