@@ -64,8 +64,8 @@ class SentenceTools:
     """Methods of [`LatentEBMForTextGeneration`] on the latents of sentences.
 
     Sentences are strings with their `tokenizer`, lists of ids, or `input_ids` with their `attention_mask`. They are
-    taken in batches of sentences of similar length; results come in the order given. Draws are functions of the seed, of
-    the sentences given together and of `batch_size`.
+    taken in batches of sentences of similar length; results come in the order given. Draws are functions of the seed,
+    of the sentences given together and of `batch_size`.
     """
 
     @torch.no_grad()
