@@ -55,6 +55,11 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = LatentEBMForTextGeneration.from_pretrained(args.model).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
+    language_model = None
+    if args.language_model is not None:
+        language_model = LatentEBMForTextGeneration.from_pretrained(args.language_model).to(device).eval()
+        if language_model.config.latent_dim:
+            raise UsageError(f"{args.language_model} has a latent; a language model is one with latent_dim 0")
     corpus = load_text_dataset(args.dataset_name)
     print(corpus.describe())
     test = corpus.splits["test"]["text"][:]
@@ -84,10 +89,7 @@ def main() -> None:
 
     # The models.
     options = {"batch_size": args.batch_size, "seed": args.seed, "progress": True}
-    if args.language_model is not None:
-        language_model = LatentEBMForTextGeneration.from_pretrained(args.language_model).to(device).eval()
-        if language_model.config.latent_dim:
-            raise UsageError(f"{args.language_model} has a latent; a language model is one with latent_dim 0")
+    if language_model is not None:
         found = language_model.score(
             texts, tokenizer=AutoTokenizer.from_pretrained(args.language_model), marginal="none", **options
         )

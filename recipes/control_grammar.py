@@ -56,7 +56,10 @@ class ControlArguments:
 
 def main() -> None:
     (args,) = parse_recipe_arguments((ControlArguments,), description=__doc__)
-    weights = [float(weight) for weight in args.weights.split(",")]
+    try:
+        weights = [float(weight) for weight in args.weights.split(",")]
+    except ValueError as error:
+        raise UsageError(f"weights must be numbers separated by commas, got {args.weights!r}") from error
     folder, grammar = Path(args.output_dir), newswire_grammar()
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
