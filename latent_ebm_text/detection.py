@@ -36,7 +36,6 @@ class LatentEBMDetector:
         decision_scores_: `(n,)`, scores of the training data.
         threshold_: Scores above it are anomalies.
         labels_: `(n,)`, 1 for the anomalies among the training data, else 0.
-        classes_: 2, the number of classes of `labels_`.
 
     Raises:
         UsageError: If `contamination` is out of range.
@@ -45,7 +44,6 @@ class LatentEBMDetector:
     decision_scores_: Scores
     labels_: NDArray[np.int64]
     threshold_: float
-    classes_ = 2
 
     def __init__(self, score_function: Callable[[Any], Any], contamination: float = 0.1) -> None:
         if not 0 < contamination <= 0.5:

@@ -14,7 +14,7 @@ READER = AttributeReader(GRAMMAR, SENTENCES)
 
 
 @pytest.mark.parametrize(
-    ("attribute", "least"), [("topic", 0.98), ("tense", 0.9), ("number", 0.95), ("sentiment", 0.85), ("length", 0.8)]
+    ("attribute", "least"), [("topic", 0.98), ("tense", 0.85), ("number", 0.95), ("sentiment", 0.8), ("length", 0.8)]
 )
 def test_the_words_tell_what_the_parser_tells(attribute: str, least: float) -> None:
     held_out = GRAMMAR.sample(200, 2)
@@ -31,7 +31,7 @@ def test_the_parser_wins_where_there_is_a_derivation() -> None:
 def test_accuracy_and_fluency() -> None:
     texts = [s.text for s in SENTENCES[:50]]
     wishes = [[Wish(name, value) for name, value in s.attributes.items()] for s in SENTENCES[:50]]
-    broken = [f"the {text}" for text in texts]
+    broken = [f"{text} the" for text in texts]
     figures = control_figures([*texts, *broken], [*wishes, *([[Wish("topic", "none")]] * 50)], GRAMMAR, READER)
     assert figures["accuracy"].value == 0.5
     assert figures["grammatical rate"].value == 0.5
