@@ -84,13 +84,14 @@ class AnomalyScores:
 
     def reordered(self, order: Tensor, num_tokens: Tensor | None = None) -> AnomalyScores:
         """The same data in another order, `(n,)` indices; with the tokens of each, in the new order."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value[order]
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         tokens = moved.get("num_tokens") if num_tokens is None else num_tokens.double()
-        return replace(self, **{**moved, "num_tokens": tokens})
+        moved["num_tokens"] = tokens
+        return replace(self, **moved)
 
     @property
     def unreliable_share(self) -> float:

@@ -24,8 +24,6 @@ from latent_ebm_text.scoring import AnomalyScores, Marginal, score_data
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from latent_ebm_text.modeling_text import LatentEBMForTextGeneration
-
 #: Strings, which need a tokenizer; lists of ids from beginning to end token; or ids `(batch, length)`.
 Sentences = Sequence[str] | Sequence[Sequence[int]] | Tensor
 
@@ -70,7 +68,7 @@ class SentenceTools:
 
     @torch.no_grad()
     def posterior_draws(
-        self: LatentEBMForTextGeneration,
+        self: Any,
         sentences: Sentences,
         attention_mask: Tensor | None = None,
         *,
@@ -110,7 +108,7 @@ class SentenceTools:
 
     @torch.no_grad()
     def reconstruct_draws(
-        self: LatentEBMForTextGeneration,
+        self: Any,
         sentences: Sentences,
         attention_mask: Tensor | None = None,
         *,
@@ -161,7 +159,7 @@ class SentenceTools:
         )
 
     def interpolate(
-        self: LatentEBMForTextGeneration,
+        self: Any,
         start: Tensor,
         end: Tensor,
         num_points: int = 8,
@@ -191,7 +189,7 @@ class SentenceTools:
         return self.generate(latents=latents, **{"do_sample": False, **kwargs})
 
     def combine(
-        self: LatentEBMForTextGeneration,
+        self: Any,
         sentences: Sentences,
         coefficients: Sequence[float],
         attention_mask: Tensor | None = None,
@@ -218,7 +216,7 @@ class SentenceTools:
         return self.check_latents(combined)
 
     def build_index(
-        self: LatentEBMForTextGeneration,
+        self: Any,
         sentences: Sentences,
         attention_mask: Tensor | None = None,
         *,
@@ -244,7 +242,7 @@ class SentenceTools:
         return LatentIndex(draws.mean(dim=0), draws.std(dim=0), source)
 
     def neighbours(
-        self: LatentEBMForTextGeneration,
+        self: Any,
         index: LatentIndex,
         sentences: Sentences,
         attention_mask: Tensor | None = None,
@@ -272,7 +270,7 @@ class SentenceTools:
         return index.query(queries.mean, queries.std, k=k, metric=metric)
 
     def score(
-        self: LatentEBMForTextGeneration,
+        self: Any,
         sentences: Sentences,
         attention_mask: Tensor | None = None,
         *,
@@ -325,7 +323,7 @@ class SentenceTools:
         return scores.reordered(torch.tensor(order).argsort(), torch.tensor([len(row) - 1.0 for row in rows]))
 
     def _rows(
-        self: LatentEBMForTextGeneration,
+        self: Any,
         sentences: Sentences,
         attention_mask: Tensor | None,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -353,14 +351,14 @@ class SentenceTools:
             words = tokenizer(list(sentences), add_special_tokens=False, return_attention_mask=False, verbose=False)
             rows = [[bos, *ids, eos] for ids in words["input_ids"]]
         else:
-            rows = [list(map(int, ids)) for ids in sentences]  # type: ignore[arg-type]
+            rows = [list(map(int, ids)) for ids in sentences]
         if min(map(len, rows)) < 2:
             raise UsageError("a sentence has at least two ids, its beginning and its end token")
         self._inputs(torch.tensor([token for row in rows for token in row])[None], None)  # checks the ids
         return rows
 
     def _row_batches(
-        self: LatentEBMForTextGeneration, rows: list[list[int]], batch_size: int
+        self: Any, rows: list[list[int]], batch_size: int
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Batches of sentences of similar length: their places and the decoder's inputs."""
         if batch_size < 1:

@@ -41,7 +41,7 @@ class AttributeReader:
     def _features(self, text: str) -> set[str]:
         """The known words of a sentence, and their number."""
         words = text.split()
-        return (self._vocabulary & set(words)) | {f"{len(words)} words"}
+        return (set(words) & self._vocabulary) | {f"{len(words)} words"}
 
     def by_words(self, text: str, attribute: str) -> str:
         """The value that the words speak for."""
