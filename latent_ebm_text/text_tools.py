@@ -357,9 +357,7 @@ class SentenceTools:
         self._inputs(torch.tensor([token for row in rows for token in row])[None], None)  # checks the ids
         return rows
 
-    def _row_batches(
-        self: Any, rows: list[list[int]], batch_size: int
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    def _row_batches(self: Any, rows: list[list[int]], batch_size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Batches of sentences of similar length: their places and the decoder's inputs."""
         if batch_size < 1:
             raise UsageError(f"batch_size must be a positive integer, got {batch_size}")

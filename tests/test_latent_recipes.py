@@ -65,7 +65,9 @@ def test_control(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path
 
 
 def test_control_needs_a_model_of_the_corpus(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
-    _, errors = run_recipe("control_grammar.py", "--model", folders["model"], "--weights", "a", "--output_dir", tmp_path)
+    _, errors = run_recipe(
+        "control_grammar.py", "--model", folders["model"], "--weights", "a", "--output_dir", tmp_path
+    )
     assert errors.splitlines()[-1].startswith("error: weights must be numbers separated by commas, got 'a'")
 
 
