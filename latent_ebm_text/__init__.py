@@ -12,16 +12,20 @@ from latent_ebm_text.version import __version__ as __version__
 if TYPE_CHECKING:
     from latent_ebm_text.configuration import LatentEBMConfig as LatentEBMConfig
     from latent_ebm_text.configuration import LatentEBMTextConfig as LatentEBMTextConfig
+    from latent_ebm_text.detection import LatentEBMDetector as LatentEBMDetector
     from latent_ebm_text.modeling_text import LatentEBMForTextGeneration as LatentEBMForTextGeneration
     from latent_ebm_text.posterior import LatentPosterior as LatentPosterior
     from latent_ebm_text.prior import EnergyPrior as EnergyPrior
     from latent_ebm_text.samplers import ChainStore as ChainStore
     from latent_ebm_text.samplers import LangevinSampler as LangevinSampler
+    from latent_ebm_text.text_detection import LatentEBMTextDetector as LatentEBMTextDetector
 
 _HOMES = {
     "LatentEBMConfig": "configuration",
     "LatentEBMTextConfig": "configuration",
     "LatentEBMForTextGeneration": "modeling_text",
+    "LatentEBMDetector": "detection",
+    "LatentEBMTextDetector": "text_detection",
     "LatentPosterior": "posterior",
     "EnergyPrior": "prior",
     "ChainStore": "samplers",

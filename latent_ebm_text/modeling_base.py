@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from latent_ebm_text.configuration import LatentEBMConfig
 from latent_ebm_text.decoders.base import LatentDecoder
 from latent_ebm_text.encoders.base import LatentEncoder
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.latents import Control, ControlledDensity
 from latent_ebm_text.posterior import LatentPosterior
 from latent_ebm_text.prior import EnergyPrior, GaussianPrior
 from latent_ebm_text.samplers import Sampler, SamplerOutput, sampler_from_dict
@@ -121,6 +123,42 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         sampler = self.prior_sampler if sampler is None else sampler
         with self._full_precision():
             return sampler.sample(initial_latents, self.prior, generator=generator, return_trace=return_trace)
+
+    def sample_controlled(
+        self,
+        controls: Sequence[Control],
+        num_samples: int,
+        *,
+        initial_latents: Tensor | None = None,
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+        return_trace: bool = False,
+    ) -> SamplerOutput:
+        """Draws latents from the prior times what classifiers ask for, `p(z) * product of p(c | z)^w`.
+
+        Args:
+            controls: The attributes wished for, see [`~latent_ebm_text.latents.Control`].
+            num_samples: How many.
+            initial_latents: Where the chains start; by default at draws from the prior by its own sampler.
+            sampler: Another sampler than the prior's own.
+            generator: Source of the noise.
+            return_trace: Whether to keep the energies of every step.
+
+        Returns:
+            [`~latent_ebm_text.samplers.SamplerOutput`] with latents of shape `(num_samples, latent_dim)`.
+
+        Raises:
+            UsageError: If there is no control, or a classifier does not fit the model's latents.
+        """
+        density = ControlledDensity(self.prior, controls)
+        for control in controls:
+            control.classifier.to(self.device, self.dtype)
+        if initial_latents is None:
+            initial_latents = self.sample_prior(num_samples, generator=generator).latents
+        initial_latents = self.check_latents(initial_latents, num_samples)
+        sampler = self.prior_sampler if sampler is None else sampler
+        with self._full_precision():
+            return sampler.sample(initial_latents, density, generator=generator, return_trace=return_trace)
 
     def sample_posterior(
         self,

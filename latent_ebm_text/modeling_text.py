@@ -25,6 +25,7 @@ from latent_ebm_text.generation import plain_options
 from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.prior import GaussianPrior
 from latent_ebm_text.samplers import Sampler
+from latent_ebm_text.text_tools import SentenceTools
 
 #: Sentences that plain sampling works on at a time.
 GENERATION_BATCH_SIZE = 512
@@ -54,7 +55,7 @@ class LatentEBMTextOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
+class LatentEBMForTextGeneration(SentenceTools, LatentEBMPreTrainedModel, GenerationMixin):
     """A text decoder p(x | z) under an energy-based prior p(z).
 
     ```python
@@ -428,21 +429,6 @@ class LatentEBMForTextGeneration(LatentEBMPreTrainedModel, GenerationMixin):
         """Encodes sentences and decodes the latents again; greedily, unless `kwargs` say otherwise."""
         latents = self.encode(input_ids, attention_mask, generator=generator)
         return self.generate(latents=latents, generator=generator, **{"do_sample": False, **kwargs})
-
-    def interpolate(self, start: Tensor, end: Tensor, num_points: int = 8, **kwargs: Any) -> Tensor | ModelOutput:
-        """Decodes points on the straight line between two latents, both ends included; greedily by default.
-
-        Args:
-            start: `(latent_dim,)` or `(1, latent_dim)`.
-            end: The same.
-            num_points: Number of sentences, at least 2.
-            **kwargs: Options of `generate`.
-        """
-        if num_points < 2:
-            raise UsageError(f"num_points must be at least 2, got {num_points}")
-        start, end = (self.check_latents(z.reshape(1, -1), 1) for z in (start, end))
-        weights = torch.linspace(0, 1, num_points, device=start.device)[:, None]
-        return self.generate(latents=torch.lerp(start, end, weights), **{"do_sample": False, **kwargs})
 
     def _inputs(self, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
         unknown = input_ids[(input_ids < 0) | (input_ids >= self.config.vocab_size)]

@@ -12,48 +12,12 @@ from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.estimates import Estimate
-from latent_ebm_text.likelihood import (
-    AnnealedImportanceSampler,
-    LogIntegral,
-    WhitenedDensity,
-    importance_log_weights,
-    laplace_approximation,
-)
+from latent_ebm_text.likelihood import LogIntegral, LogPartition, bracket_log_partition, posterior_log_weights
 from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
-from latent_ebm_text.samplers import HMCSampler
 from latent_ebm_text.streams import stream
 
 #: Part of the data whose effective sample size may be too low before the whole figure is called unreliable.
 MAX_UNRELIABLE_SHARE = 0.05
-
-
-@dataclass(frozen=True)
-class LogPartition:
-    """log Z of a prior, `Z = ∫ exp(f(z)) N(z; 0, I) dz`, bracketed by walks in both directions.
-
-    Attributes:
-        lower: Forward estimate, a stochastic lower bound, in nats.
-        upper: From walks that start at draws of long Metropolis-corrected chains; an upper bound as far as those
-            chains have arrived.
-        standard_error: Of the forward estimate, see [`~latent_ebm_text.likelihood.LogIntegral`].
-        ess: Effective sample size of its weights.
-        num_chains: Walks in each direction.
-    """
-
-    lower: float
-    upper: float
-    standard_error: float
-    ess: float
-    num_chains: int
-
-    @property
-    def value(self) -> float:
-        """The forward estimate."""
-        return self.lower
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
-        return dict(self.__dict__)
 
 
 def estimate_log_partition(
@@ -76,22 +40,14 @@ def estimate_log_partition(
         num_long_run_steps: Hamiltonian steps of the chains whose ends start the reverse walks.
         seed: Of all draws.
     """
-    prior, sampler = model.prior, AnnealedImportanceSampler(num_levels, num_leapfrog_steps=2)
     generator = stream(seed, "log partition", device=model.device)
-    init = [model.sample_reference(num_chains, generator) for _ in range(3)]
-    sizes = sampler.tune(prior, init[0], generator=generator)
-    forward, _ = sampler.log_weights(prior, init[1], sizes, generator=generator)
-    long_run = HMCSampler(num_long_run_steps, 0.3, num_leapfrog_steps=5, num_adaptation_steps=num_long_run_steps // 3)
-    draws = long_run.sample(init[2], prior, generator=generator).latents
-    backward = sampler.reverse_log_weights(prior, draws, sizes, generator=generator)
-    constant = 0.5 * model.config.latent_dim * math.log(2 * math.pi)
-    estimate = LogIntegral(forward[:, None])
-    return LogPartition(
-        lower=float(estimate.value) - constant,
-        upper=-float(LogIntegral(-backward[:, None]).value) - constant,
-        standard_error=float(estimate.standard_error),
-        ess=float(estimate.ess),
-        num_chains=num_chains,
+    first, second, third = (model.sample_reference(num_chains, generator) for _ in range(3))
+    return bracket_log_partition(
+        model.prior,
+        (first, second, third),
+        num_levels=num_levels,
+        num_long_run_steps=num_long_run_steps,
+        generator=generator,
     )
 
 
@@ -179,17 +135,14 @@ def estimate_log_likelihood(
     if method not in ("ais", "importance"):
         raise UsageError(f"method must be 'ais' or 'importance', got {method!r}")
     log_partition = log_partition or estimate_log_partition(model, seed=seed)
-    sampler, parts = AnnealedImportanceSampler(num_levels), []
+    parts = []
     for number, inputs in enumerate(batches):
         generator = stream(seed, "marginal likelihood", number, device=model.device)
         posterior = model.posterior(inputs, likelihood_weight=1.0)
         start = model.sample_posterior(inputs, likelihood_weight=1.0, generator=generator).latents
-        proposal = laplace_approximation(posterior, start).widened(1.1)
-        target = WhitenedDensity(posterior, proposal)
-        if method == "importance":
-            weights = importance_log_weights(target, num_samples, start, generator=generator)
-        else:
-            weights = sampler.sample(target, num_samples, start, generator=generator)
+        weights = posterior_log_weights(
+            posterior, start, method=method, num_samples=num_samples, num_levels=num_levels, generator=generator
+        )
         parts.append(weights.cpu())
         if on_batch is not None:
             on_batch(len(start))

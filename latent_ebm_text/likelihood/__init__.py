@@ -5,5 +5,9 @@ from latent_ebm_text.likelihood.gaussian import GaussianProposal as GaussianProp
 from latent_ebm_text.likelihood.gaussian import WhitenedDensity as WhitenedDensity
 from latent_ebm_text.likelihood.gaussian import fit_gaussian as fit_gaussian
 from latent_ebm_text.likelihood.gaussian import laplace_approximation as laplace_approximation
+from latent_ebm_text.likelihood.marginal import MarginalMethod as MarginalMethod
+from latent_ebm_text.likelihood.marginal import posterior_log_weights as posterior_log_weights
+from latent_ebm_text.likelihood.partition import LogPartition as LogPartition
+from latent_ebm_text.likelihood.partition import bracket_log_partition as bracket_log_partition
 from latent_ebm_text.likelihood.weights import LogIntegral as LogIntegral
 from latent_ebm_text.likelihood.weights import importance_log_weights as importance_log_weights

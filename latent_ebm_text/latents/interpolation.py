@@ -1,0 +1,188 @@
+"""Paths between two latents: straight, on a great circle, or where the prior's energy is low."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from latent_ebm_text.errors import DivergenceError, UsageError
+from latent_ebm_text.samplers.base import LogDensity, value_and_score_function
+
+PathKind = Literal["linear", "spherical", "low_energy"]
+#: Weight of a low-energy path's speed against its energy, see [`low_energy_path`].
+STIFFNESS = 0.25
+#: Angles, in radians, below which and above pi minus which a great circle is not defined well enough.
+_LEAST_ANGLE = 1e-4
+
+
+def latent_path(
+    kind: PathKind,
+    start: Tensor,
+    end: Tensor,
+    num_points: int,
+    log_density: LogDensity,
+    *,
+    stiffness: float = STIFFNESS,
+) -> Tensor:
+    """A path of one of the three kinds, `(num_points, latent_dim)`.
+
+    Args:
+        kind: `"linear"`, `"spherical"` or `"low_energy"`.
+        start: `(latent_dim,)`, the first point.
+        end: `(latent_dim,)`, the last.
+        num_points: Points, both ends included, at least 2.
+        log_density: Of the prior, `-E(z)`; only a path of low energy asks for it.
+        stiffness: Of a path of low energy.
+
+    Raises:
+        UsageError: If the kind is unknown or a number out of range.
+    """
+    if kind == "linear":
+        return linear_path(start, end, num_points)
+    if kind == "spherical":
+        return spherical_path(start, end, num_points)
+    if kind == "low_energy":
+        return low_energy_path(start, end, num_points, log_density, stiffness=stiffness)
+    raise UsageError(f"unknown path {kind!r}; known paths: {', '.join(get_args(PathKind))}")
+
+
+def linear_path(start: Tensor, end: Tensor, num_points: int) -> Tensor:
+    """Equally spaced points on the straight line, `(num_points, latent_dim)`.
+
+    Halfway between two independent draws of N(0, I) the norm is too small by a factor of 0.7 for a draw.
+    """
+    return torch.lerp(start, end, _times(start, end, num_points))
+
+
+def spherical_path(start: Tensor, end: Tensor, num_points: int) -> Tensor:
+    """Equally spaced points on the great circle (Shoemake, 1985; White, 2016), `(num_points, latent_dim)`.
+
+    The direction turns at a constant rate and the norm goes from the one end's to the other's, so that points between
+    two draws of a Gaussian look like draws. Ends of (nearly) the same direction are joined by a straight line.
+
+    Raises:
+        UsageError: If an end is zero or the ends are opposite: then there is no one great circle.
+    """
+    times = _times(start, end, num_points)
+    norms = start.norm(), end.norm()
+    if min(norms) == 0:
+        raise UsageError("a spherical path needs ends that are not zero; use path='linear'")
+    first, last = start / norms[0], end / norms[1]
+    angle = 2 * torch.atan2((first - last).norm(), (first + last).norm())  # exact for small angles, where acos is not
+    if float(angle) < _LEAST_ANGLE:
+        return torch.lerp(start, end, times)
+    if float(angle) > torch.pi - _LEAST_ANGLE:
+        raise UsageError("a spherical path between opposite latents is not defined; use path='linear'")
+    directions = (((1 - times) * angle).sin() * first + (times * angle).sin() * last) / angle.sin()
+    path = torch.lerp(norms[0], norms[1], times) * directions
+    path[0], path[-1] = start, end
+    return path
+
+
+def path_action(path: Tensor, log_density: LogDensity, *, stiffness: float = STIFFNESS) -> Tensor:
+    """What a path of low energy minimises, in nats: `mean of E + stiffness / 2 * mean of |dz/dt|^2`, a scalar.
+
+    Args:
+        path: `(num_points, latent_dim)`, over times from 0 to 1; the mean of E is by the trapezoidal rule.
+        log_density: `-E(z)`.
+        stiffness: Weight of the speed.
+    """
+    weights = torch.ones(len(path), device=path.device, dtype=path.dtype)
+    weights[0] = weights[-1] = 0.5
+    intervals = len(path) - 1
+    speed = path.diff(dim=0).square().sum() * intervals
+    return -(weights * log_density(path)).sum() / intervals + 0.5 * stiffness * speed
+
+
+@torch.no_grad()
+def low_energy_path(
+    start: Tensor,
+    end: Tensor,
+    num_points: int,
+    log_density: LogDensity,
+    *,
+    stiffness: float = STIFFNESS,
+    num_steps: int = 1000,
+    tolerance: float = 1e-4,
+) -> Tensor:
+    """The path of least action between two latents: low energy along it, without detours.
+
+    It minimises `∫ E(z(t)) dt + stiffness / 2 ∫ |dz/dt|^2 dt` with both ends held, discretised at equally spaced
+    times. Large stiffness gives the straight line, small stiffness a path that follows the valleys of the energy and
+    comes near its minimum. Under N(0, I) it is `(sinh(k (1 - t)) start + sinh(k t) end) / sinh(k)` with
+    `k = stiffness^(-1/2)`. Descent with the speed's part taken implicitly, so that the number of points does not limit
+    the step; a step that does not lower the action is halved.
+
+    Low energy means probable per unit of volume. Most of a Gaussian's volume lies at norms near
+    `latent_dim^(1/2)`, so that points inside are less like draws of the prior than the ends are: a spherical path
+    keeps to typical norms, this one to high density.
+
+    Args:
+        start: `(latent_dim,)`.
+        end: `(latent_dim,)`.
+        num_points: Points, both ends included, at least 2.
+        log_density: `-E(z)`, with a score or differentiable.
+        stiffness: Positive.
+        num_steps: Most steps of the descent.
+        tolerance: The descent ends when no coordinate moves by more than this times the step size.
+
+    Returns:
+        `(num_points, latent_dim)`.
+
+    Raises:
+        UsageError: If a number is out of range.
+        DivergenceError: If the energy is not finite on the straight line.
+    """
+    if not 0 < stiffness < float("inf"):
+        raise UsageError(f"stiffness must be positive and finite, got {stiffness}")
+    path = linear_path(start, end, num_points)
+    if num_points == 2:
+        return path
+    value_and_score = value_and_score_function(log_density)
+    intervals = num_points - 1
+
+    # The speed's part of the action's gradient, times `intervals`: second differences, and what the ends add to them.
+    size, like = num_points - 2, {"device": path.device, "dtype": path.dtype}
+    identity, above = torch.eye(size, **like), torch.ones(size, size, **like).triu(1).tril(1)
+    second = stiffness * intervals**2 * (2 * identity - above - above.mT)
+    ends = torch.zeros_like(path[1:-1])
+    ends[0] += stiffness * intervals**2 * start
+    ends[-1] += stiffness * intervals**2 * end
+
+    value, score = value_and_score(path)
+    action = _action(path, value, stiffness)
+    if not bool(torch.isfinite(action)):
+        raise DivergenceError(
+            "the energy is not finite on the line between the two latents: look at the model's weights"
+        )
+    step = 0.5
+    for _ in range(num_steps):
+        inner = torch.linalg.solve(identity + step * second, path[1:-1] + step * (score[1:-1] + ends))
+        moved = torch.cat([path[:1], inner, path[-1:]])
+        value, moved_score = value_and_score(moved)
+        moved_action = _action(moved, value, stiffness)
+        if not bool(moved_action <= action + 1e-6 * action.abs()):
+            step /= 2
+            if step < 1e-6:
+                break
+            continue
+        movement = (moved - path).abs().max()
+        path, score, action = moved, moved_score, moved_action
+        if float(movement) < tolerance * step:
+            break
+    return path
+
+
+def _action(path: Tensor, value: Tensor, stiffness: float) -> Tensor:
+    return path_action(path, lambda _: value, stiffness=stiffness)
+
+
+def _times(start: Tensor, end: Tensor, num_points: int) -> Tensor:
+    """`(num_points, 1)`, from 0 to 1."""
+    if num_points < 2:
+        raise UsageError(f"num_points must be at least 2, got {num_points}")
+    if start.dim() != 1 or start.shape != end.shape:
+        raise UsageError(f"a path joins two latents (latent_dim,), got {tuple(start.shape)} and {tuple(end.shape)}")
+    return torch.linspace(0, 1, num_points, device=start.device, dtype=start.dtype)[:, None]

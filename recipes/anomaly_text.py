@@ -1,0 +1,141 @@
+"""Detect anomalous text: our scores beside a language model's and the embed-then-detect baseline, on two tasks.
+
+    python recipes/anomaly_text.py --model runs/ptb/model --dataset_name path/to/ptb --documents path/to/yahoo/test.txt
+    python recipes/anomaly_text.py --model runs/ptb/model --dataset_name path/to/ptb --language_model runs/lm/model
+
+Test sentences with their words shuffled against the same sentences intact; and, with `--documents` (a text file, one
+document a line), the beginnings of documents of another source against test sentences of the same length. Needs the
+extra `anomaly`, unless `--baseline false`.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from latent_ebm_text import LatentEBMForTextGeneration
+from latent_ebm_text.data.anomalies import other_source_task, shuffled_words_task
+from latent_ebm_text.data.text import load_text_dataset
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.anomaly import detection_figures
+from latent_ebm_text.evaluation.embeddings import embed_sentences, isolation_forest_scores, knn_scores
+from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
+
+
+@dataclass
+class AnomalyArguments:
+    """Anomaly detection"""
+
+    model: str = field(metadata={"help": "Folder or Hub id of a model of ordinary text and its tokenizer."})
+    dataset_name: str = field(
+        metadata={"help": "Ordinary text: a named set, Hub id, folder or file, with a test split."}
+    )
+    documents: str | None = field(default=None, metadata={"help": "Text file of another source, one document a line."})
+    language_model: str | None = field(
+        default=None, metadata={"help": "A model without a latent (latent_dim 0), trained on the same text."}
+    )
+    baseline: bool = field(default=True, metadata={"help": "Whether to run the embed-then-detect baseline."})
+    num_pairs: int = field(default=500, metadata={"help": "Ordinary sentences of each task, and anomalies."})
+    num_train: int = field(default=10000, metadata={"help": "Training sentences that the baseline's detectors see."})
+    marginal: str = field(default="importance", metadata={"help": "Estimate of -log p(x): importance, ais or none."})
+    output_dir: str = field(default="runs/anomaly-text", metadata={"help": "Folder of the table and of the scores."})
+    batch_size: int = field(default=128, metadata={"help": "Sentences a batch."})
+    seed: int = field(default=0, metadata={"help": "Of tasks, draws and detectors."})
+
+
+def main() -> None:
+    (args,) = parse_recipe_arguments((AnomalyArguments,), description=__doc__)
+    started, folder = time.monotonic(), Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = LatentEBMForTextGeneration.from_pretrained(args.model).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    language_model = None
+    if args.language_model is not None:
+        language_model = LatentEBMForTextGeneration.from_pretrained(args.language_model).to(device).eval()
+        if language_model.config.latent_dim:
+            raise UsageError(f"{args.language_model} has a latent; a language model is one with latent_dim 0")
+    corpus = load_text_dataset(args.dataset_name)
+    print(corpus.describe())
+    test = corpus.splits["test"]["text"][:]
+    tasks = [shuffled_words_task(test, args.num_pairs, seed=args.seed)]
+    if args.documents is not None:
+        if not Path(args.documents).is_file():
+            raise UsageError(f"documents: there is no file {args.documents}")
+        documents = Path(args.documents).read_text(encoding="utf-8").splitlines()
+        tasks.append(other_source_task(test, documents, args.num_pairs, seed=args.seed))
+    texts = list(dict.fromkeys(text for task in tasks for text in task.texts))
+
+    # What gives nothing away, if the tasks are fair.
+    known = set(tokenizer.get_vocab()) - {"<unk>"}
+    scores = {
+        "control: length": [float(len(text.split())) for text in texts],
+        "control: share of unknown words": [np.mean([w not in known for w in text.split()]) for text in texts],
+    }
+
+    # Embed, then detect.
+    if args.baseline:
+        train = corpus.splits["train"]["text"][:]
+        chosen = np.random.default_rng(args.seed).choice(len(train), min(args.num_train, len(train)), replace=False)
+        train_vectors = embed_sentences([train[index] for index in chosen], progress=True)
+        vectors = embed_sentences(texts)
+        scores["embeddings, 5th neighbour"] = knn_scores(train_vectors, vectors)
+        scores["embeddings, isolation forest"] = isolation_forest_scores(train_vectors, vectors, seed=args.seed)
+
+    # The models.
+    options = {"batch_size": args.batch_size, "seed": args.seed, "progress": True}
+    if language_model is not None:
+        found = language_model.score(
+            texts, tokenizer=AutoTokenizer.from_pretrained(args.language_model), marginal="none", **options
+        )
+        for name in ("nll_per_token", "nll"):
+            scores[f"language model, {name}"] = found.get(name).tolist()
+    found = model.score(texts, tokenizer=tokenizer, marginal=args.marginal, **options)
+    for name in found.names():
+        scores[f"ours, {name}"] = found.get(name).tolist()
+
+    # The table.
+    places = {text: index for index, text in enumerate(texts)}
+    figures = {
+        task.name: {
+            name: detection_figures(task.labels, [values[places[text]] for text in task.texts], seed=args.seed)
+            for name, values in scores.items()
+        }
+        for task in tasks
+    }
+    facts = {
+        "command": " ".join(sys.argv),
+        "data": " / ".join(corpus.describe().splitlines()),
+        "pairs": args.num_pairs,
+        "-log p(x)": f"{args.marginal}; {found.unreliable_share:.1%} with an effective sample size below 5",
+        "wall time": f"{(time.monotonic() - started) / 60:.1f} min",
+    }
+    lines = [f"- {name}: {value}" for name, value in facts.items()]
+    for task, rows in figures.items():
+        lines += ["", f"## {task}", "", "| score | AUROC | AUPRC |", "|---|---|---|"]
+        for name, measured in rows.items():
+            cells = [
+                f"{m.value:.3f} [{m.interval_95[0]:.3f}, {m.interval_95[1]:.3f}]"
+                for m in (measured["AUROC"], measured["AUPRC"])
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines += ["", *(f"- **{name}**: {m.definition}." for name, m in next(iter(rows.values())).items())]
+    (folder / "anomaly.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    written = {
+        task: {name: {figure: m.to_dict() for figure, m in measured.items()} for name, measured in rows.items()}
+        for task, rows in figures.items()
+    }
+    (folder / "anomaly.json").write_text(
+        json.dumps({"facts": facts, "tasks": written}, indent=2) + "\n", encoding="utf-8"
+    )
+    np.savez(folder / "scores.npz", **{name: np.asarray(values) for name, values in scores.items()})
+    print("\n".join(["", *lines, "", *(str(folder / name) for name in ("anomaly.md", "anomaly.json", "scores.npz"))]))
+
+
+if __name__ == "__main__":
+    run_recipe(main)

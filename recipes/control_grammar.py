@@ -1,0 +1,144 @@
+"""Control attributes of generated sentences with classifiers of latents, on a saved model of the embedded corpus.
+
+    python recipes/control_grammar.py --model runs/quickstart/model
+
+Trains nothing but the classifiers, on posterior draws of labelled sentences, and saves them. Then samples latents from
+`p(z) p(c | z)^w` for every value of every attribute and several weights w, decodes them, and prints how many sentences
+have what was asked for beside how many are still grammatical.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate.utils import tqdm
+from transformers import AutoTokenizer
+
+from latent_ebm_text import LatentEBMForTextGeneration
+from latent_ebm_text.data.newswire import newswire_grammar
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.control import AttributeReader, Wish, control_figures, control_table
+from latent_ebm_text.latents import Control, LatentClassifier, fit_classifier
+from latent_ebm_text.samplers import sampler_from_dict
+from latent_ebm_text.streams import stream
+from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
+
+TOGETHER = {
+    "topic=sports and tense=future": [Wish("topic", "sports"), Wish("tense", "future")],
+    "topic=weather and number=plural and sentiment=good": [
+        Wish("topic", "weather"), Wish("number", "plural"), Wish("sentiment", "good")
+    ],
+    "not topic=markets": [Wish("topic", "markets", negated=True)],
+    "topic=technology and not sentiment=good": [
+        Wish("topic", "technology"), Wish("sentiment", "good", negated=True)
+    ],
+}  # fmt: skip
+
+
+@dataclass
+class ControlArguments:
+    """Control"""
+
+    model: str = field(metadata={"help": "Folder of a model of the embedded corpus and its tokenizer."})
+    output_dir: str = field(default="runs/control", metadata={"help": "Folder of the classifiers and of the table."})
+    weights: str = field(default="1,2,4,8", metadata={"help": "Weights w, separated by commas."})
+    num_labelled: int = field(
+        default=4000, metadata={"help": "Labelled sentences that the classifiers are fitted to."}
+    )
+    num_draws: int = field(default=4, metadata={"help": "Posterior draws of each."})
+    num_samples: int = field(default=100, metadata={"help": "Generated sentences per value of an attribute."})
+    num_steps: int = field(default=100, metadata={"help": "Steps of the chains, of the size of the prior's own."})
+    batch_size: int = field(default=256, metadata={"help": "Sentences a batch."})
+    seed: int = field(default=0, metadata={"help": "Of every draw."})
+
+
+def main() -> None:
+    (args,) = parse_recipe_arguments((ControlArguments,), description=__doc__)
+    try:
+        weights = [float(weight) for weight in args.weights.split(",")]
+    except ValueError as error:
+        raise UsageError(f"weights must be numbers separated by commas, got {args.weights!r}") from error
+    folder, grammar = Path(args.output_dir), newswire_grammar()
+    folder.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = LatentEBMForTextGeneration.from_pretrained(args.model).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    if missing := set(grammar.vocabulary()) - set(tokenizer.get_vocab()):
+        raise UsageError(f"{args.model} is no model of the embedded corpus: it lacks {len(missing)} of its words")
+
+    # Classifiers, from posterior draws of labelled sentences that no split of the corpus holds.
+    labelled = grammar.sample(args.num_labelled, (args.seed, 100))
+    draws = model.posterior_draws(
+        [sentence.text for sentence in labelled], tokenizer=tokenizer, num_draws=args.num_draws,
+        batch_size=args.batch_size, seed=args.seed, progress=True,
+    )  # fmt: skip
+    classifiers: dict[str, LatentClassifier] = {}
+    for attribute in grammar.attributes:
+        labels = [sentence.attributes[attribute.name] for sentence in labelled]
+        classifiers[attribute.name] = classifier = fit_classifier(attribute.name, draws, labels, seed=args.seed)
+        classifier.save_pretrained(folder / "classifiers" / attribute.name)
+        report = classifier.report
+        low, high = report["accuracy_interval_95"]
+        print(
+            f"{attribute.name}: accuracy {report['accuracy']:.1%} [{low:.1%}, {high:.1%}] on {report['n']} held out "
+            f"(commonest class {report['commonest_class_accuracy']:.1%}), calibration error "
+            f"{report['calibration_error']:.3f}, {report['uncalibrated_error']:.3f} before calibration"
+        )
+
+    # Sentences for every wish, and what became of them.
+    sampler = sampler_from_dict({**model.config.prior_sampler, "num_steps": args.num_steps})
+    reader = AttributeReader(grammar, labelled)
+    single = [[Wish(name, value)] for name, classifier in classifiers.items() for value in classifier.classes]
+
+    def generate(wishes: list[Wish], weight: float) -> list[str]:
+        purpose = f"control {weight} {' '.join(map(str, wishes))}"
+        generator = stream(args.seed, purpose, device=device)
+        if weight == 0:
+            latents = model.sample_prior(args.num_samples, sampler=sampler, generator=generator).latents
+        else:
+            controls = [Control(classifiers[w.attribute], w.value, weight, w.negated) for w in wishes]
+            latents = model.sample_controlled(controls, args.num_samples, sampler=sampler, generator=generator).latents
+        return tokenizer.batch_decode(model.generate(latents=latents, generator=generator), skip_special_tokens=True)
+
+    rows, samples = {}, []
+    bar = tqdm(total=(len(single) + len(TOGETHER)) * (len(weights) + 1), desc="generating")
+    for weight in [0.0, *weights]:
+        groups = {f"each attribute, w={weight:g}": single}
+        groups |= {
+            f"{name}, each value, w={weight:g}": [[Wish(name, value)] for value in classifier.classes]
+            for name, classifier in classifiers.items()
+        }
+        texts = {}
+        for wishes in [*single, *TOGETHER.values()]:
+            texts[str(wishes)] = generate(wishes, weight)
+            bar.update()
+        groups |= {f"{name}, w={weight:g}": [wishes] for name, wishes in TOGETHER.items()}
+        for name, members in groups.items():
+            generated = [text for wishes in members for text in texts[str(wishes)]]
+            wanted = [wishes for wishes in members for _ in texts[str(wishes)]]
+            rows[name] = control_figures(generated, wanted, grammar, reader)
+        samples += [f"{name}, w={weight:g}: {texts[str(wishes)][0]}" for name, wishes in TOGETHER.items()]
+    bar.close()
+
+    held_out = grammar.sample(1000, (args.seed, 101))
+    agreement = {
+        name: sum(reader.by_words(s.text, name) == s.attributes[name] for s in held_out) / len(held_out)
+        for name in classifiers
+    }
+    facts = [
+        f"command: {' '.join(sys.argv)}",
+        "the reading by words agrees with the parser on 1,000 sentences of the language: "
+        + ", ".join(f"{name} {share:.1%}" for name, share in agreement.items()),
+    ]
+    table = "\n".join([*(f"- {fact}" for fact in facts), "", control_table(rows), "", *(f"    {s}" for s in samples)])
+    (folder / "control.md").write_text(table + "\n", encoding="utf-8")
+    written = {name: {figure: m.to_dict() for figure, m in figures.items()} for name, figures in rows.items()}
+    written = {"facts": facts, "rows": written, "classifiers": {n: c.report for n, c in classifiers.items()}}
+    (folder / "control.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{table}\n\n{folder / 'control.md'}\n{folder / 'control.json'}\n{folder / 'classifiers'}")
+
+
+if __name__ == "__main__":
+    run_recipe(main)
