@@ -20,30 +20,19 @@ def ramp(start: float, end: float | None) -> Any:
 
 
 @dataclass
-class ModelArguments:
-    """Model and samplers. The defaults are the paper's for PTB."""
+class LatentArguments:
+    """Latent, prior and samplers, whatever the decoder."""
 
     latent_dim: int = _option(
         32, "Size of the latent z; 0 for a language model without one (needs prior_type gaussian)."
     )
-    hidden_size: int = _option(512, "Width of the LSTM.")
-    embedding_size: int = _option(128, "Width of the word embedding.")
-    tie_word_embeddings: bool = _option(False, "Use the word embedding as the output layer, behind a projection.")
-    output_rank: int | None = _option(None, "Rank of an untied output layer; none for full rank.")
-    dropout: float = _option(0.2, "Dropout on hidden states, the same features in all of a sentence.")
-    embedding_dropout: float | None = _option(None, "The same on word embeddings; like dropout by default.")
-    word_dropout: float = _option(0.0, "Probability that a word is absent from the decoder's input in training.")
-    frequent_words: int = _option(
-        0, "In training, take the softmax over so many frequent words, the batch's and drawn_words others; 0 for all."
-    )
-    drawn_words: int = _option(0, "Words drawn at random, at every step, to stand for the less frequent ones.")
     prior_type: Literal["energy", "gaussian"] = _option("energy", "The prior: learned, or N(0, I).")
     prior_hidden_size: int = _option(200, "Width of the energy network.")
     prior_num_hidden_layers: int = _option(2, "Hidden layers of the energy network.")
     prior_activation: Literal["gelu", "leaky_relu"] = _option("gelu", "Activation of the energy network.")
     prior_num_steps: int = _option(60, "Langevin steps of the prior's chain, which starts from N(0, I).")
     prior_step_size: float = _option(0.4, "Langevin step size of the prior's chain.")
-    posterior_num_steps: int = _option(20, "Langevin steps that infer the latent of a new sentence from N(0, I).")
+    posterior_num_steps: int = _option(20, "Langevin steps that infer the latent of new data from N(0, I).")
     posterior_step_size: float = _option(0.1, "Langevin step size of the first of these steps.")
     posterior_step_size_end: float | None = _option(None, "Of the last of these steps; none for a constant size.")
     posterior_max_score_norm: float | None = _option(
@@ -58,9 +47,6 @@ class ModelArguments:
     energy_penalty: float = _option(
         0.0, "Weight of the squared tilt f(z)^2, which keeps the energy from running away."
     )
-    encoder_hidden_size: int | None = _option(
-        None, "Width of an LSTM encoder that proposes latents (inference amortized or variational); none without one."
-    )
     free_bits: float = _option(0.0, "VAE: nats per dimension that the divergence from the prior may have at no cost.")
 
     def __post_init__(self) -> None:
@@ -69,12 +55,58 @@ class ModelArguments:
         if self.posterior_step_size_end is not None:
             require_positive("posterior_step_size_end", self.posterior_step_size_end)
 
+    def latent_settings(self) -> dict[str, Any]:
+        """These settings as those of a [`~latent_ebm_text.LatentEBMConfig`]."""
+        return {
+            "latent_dim": self.latent_dim,
+            "prior_type": self.prior_type,
+            "prior_hidden_size": self.prior_hidden_size,
+            "prior_num_hidden_layers": self.prior_num_hidden_layers,
+            "prior_activation": self.prior_activation,
+            "prior_sampler": {
+                "name": "langevin",
+                "num_steps": self.prior_num_steps,
+                "step_size": self.prior_step_size,
+                "integrator": self.integrator,
+            },
+            "posterior_sampler": {
+                "name": "langevin",
+                "num_steps": self.posterior_num_steps,
+                "step_size": ramp(self.posterior_step_size, self.posterior_step_size_end),
+                "temperature": self.posterior_temperature,
+                "max_score_norm": self.posterior_max_score_norm,
+                "integrator": self.integrator,
+            },
+            "likelihood_weight": self.likelihood_weight,
+            "energy_penalty": self.energy_penalty,
+            "free_bits": self.free_bits,
+        }
+
+
+@dataclass
+class ModelArguments(LatentArguments):
+    """Model and samplers. The defaults are the paper's for PTB."""
+
+    hidden_size: int = _option(512, "Width of the LSTM.")
+    embedding_size: int = _option(128, "Width of the word embedding.")
+    tie_word_embeddings: bool = _option(False, "Use the word embedding as the output layer, behind a projection.")
+    output_rank: int | None = _option(None, "Rank of an untied output layer; none for full rank.")
+    dropout: float = _option(0.2, "Dropout on hidden states, the same features in all of a sentence.")
+    embedding_dropout: float | None = _option(None, "The same on word embeddings; like dropout by default.")
+    word_dropout: float = _option(0.0, "Probability that a word is absent from the decoder's input in training.")
+    frequent_words: int = _option(
+        0, "In training, take the softmax over so many frequent words, the batch's and drawn_words others; 0 for all."
+    )
+    drawn_words: int = _option(0, "Words drawn at random, at every step, to stand for the less frequent ones.")
+    encoder_hidden_size: int | None = _option(
+        None, "Width of an LSTM encoder that proposes latents (inference amortized or variational); none without one."
+    )
+
     def text_config(self, vocab_size: int, max_sentence_length: int) -> LatentEBMTextConfig:
         """The configuration of a text model; raises `UsageError` for a value that cannot be right."""
         return LatentEBMTextConfig(
             vocab_size=vocab_size,
             max_sentence_length=max_sentence_length,
-            latent_dim=self.latent_dim,
             hidden_size=self.hidden_size,
             embedding_size=self.embedding_size,
             tie_word_embeddings=self.tie_word_embeddings,
@@ -84,28 +116,8 @@ class ModelArguments:
             word_dropout=self.word_dropout,
             frequent_words=self.frequent_words,
             drawn_words=self.drawn_words,
-            prior_type=self.prior_type,
-            prior_hidden_size=self.prior_hidden_size,
-            prior_num_hidden_layers=self.prior_num_hidden_layers,
-            prior_activation=self.prior_activation,
-            prior_sampler={
-                "name": "langevin",
-                "num_steps": self.prior_num_steps,
-                "step_size": self.prior_step_size,
-                "integrator": self.integrator,
-            },
-            posterior_sampler={
-                "name": "langevin",
-                "num_steps": self.posterior_num_steps,
-                "step_size": ramp(self.posterior_step_size, self.posterior_step_size_end),
-                "temperature": self.posterior_temperature,
-                "max_score_norm": self.posterior_max_score_norm,
-                "integrator": self.integrator,
-            },
-            likelihood_weight=self.likelihood_weight,
-            energy_penalty=self.energy_penalty,
             encoder_hidden_size=self.encoder_hidden_size,
-            free_bits=self.free_bits,
+            **self.latent_settings(),
         )
 
 
