@@ -291,7 +291,8 @@ def _open(image: Mapping[str, Any]) -> Any:
     except ImportError as error:
         raise UsageError("images need Pillow: pip install 'latent-ebm-text[image]'") from error
     try:
-        picture = Image.open(io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"])
+        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        picture = Image.open(io.BytesIO(content))
         picture.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises for broken files
         return None
