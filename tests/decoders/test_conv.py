@@ -115,7 +115,7 @@ def test_medium_precision_moves_the_score_a_little():
     finally:
         torch.set_float32_matmul_precision(before)
     assert rounded.dtype == torch.float32
-    assert float((rounded - exact).norm() / exact.norm()) < 0.03
+    assert float((rounded - exact).norm() / exact.norm()) < 0.05
 
 
 def test_layers_that_do_not_arrive_are_refused():
