@@ -41,7 +41,9 @@ class PlainImageModel:
 
     def __init__(self, model: LatentEBMForImageGeneration) -> None:
         slope = 0.2
-        parts = [part for layer in (model.decoder.first, *model.decoder.hidden) for part in (layer, nn.LeakyReLU(slope))]
+        parts = [
+            part for layer in (model.decoder.first, *model.decoder.hidden) for part in (layer, nn.LeakyReLU(slope))
+        ]
         self.decoder = deepcopy(nn.Sequential(*parts, model.decoder.out, nn.Tanh()))
         tilts = [part for layer in model.prior.hidden for part in (layer, nn.LeakyReLU(slope))]
         self.tilt = deepcopy(nn.Sequential(*tilts, model.prior.out))
@@ -84,7 +86,10 @@ def image_gradient(sizes: Sizes) -> Case:
 def image_step(sizes: Sizes) -> Case:
     """Chains, loss, backward pass and update of one batch."""
     model, args = _model(sizes), TrainingArguments()
-    pixels, start = torch.rand(sizes.image_batch, 3, 32, 32) * 2 - 1, torch.randn(sizes.image_batch, sizes.image_latent)
+    pixels, start = (
+        torch.rand(sizes.image_batch, 3, 32, 32) * 2 - 1,
+        torch.randn(sizes.image_batch, sizes.image_latent),
+    )
     plain, optimizer = PlainImageModel(model), build_optimizer(model, args)
     parts = (plain.decoder, plain.tilt)
     plain_optimizers = []
@@ -113,7 +118,9 @@ def image_step(sizes: Sizes) -> Case:
             plain_optimizer.zero_grad()
         return [latents, prior_latents, *gradients]
 
-    return Case("images, training step", seeded(ours), seeded(plainly), _products(sizes, 2 * sizes.posterior_steps + 3))
+    return Case(
+        "images, training step", seeded(ours), seeded(plainly), _products(sizes, 2 * sizes.posterior_steps + 3)
+    )
 
 
 def _products(sizes: Sizes, passes: int) -> tuple[Product, ...]:

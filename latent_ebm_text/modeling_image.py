@@ -126,9 +126,7 @@ class LatentEBMForImageGeneration(LatentEBMPreTrainedModel):
         inputs = self._inputs(pixel_values)
         is_variational = self.encoder is not None and latents is None
         if latents is None and not is_variational:
-            latents = self.sample_posterior(
-                inputs, likelihood_weight=likelihood_weight, generator=generator
-            ).latents
+            latents = self.sample_posterior(inputs, likelihood_weight=likelihood_weight, generator=generator).latents
         if is_variational and isinstance(self.prior, GaussianPrior):
             prior_latents = self.sample_reference(0)  # a VAE's loss needs none
         elif prior_latents is None:

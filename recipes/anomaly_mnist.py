@@ -1,12 +1,12 @@
 """Unsupervised anomaly detection on MNIST: the paper's Table 3, and its baselines in the same harness.
 
-    accelerate launch recipes/anomaly_mnist.py                                       # digits 1, 4, 5, 7, 9, three seeds
+    accelerate launch recipes/anomaly_mnist.py                            # digits 1, 4, 5, 7, 9, three seeds
     accelerate launch recipes/anomaly_mnist.py --dataset_name path/to/mnist --held_out 9 --seeds 0 --models energy
     accelerate launch recipes/anomaly_mnist.py --dataset_name digits --config recipes/configs/anomaly_digits.yaml
 
 For every class held out a model is trained on 80 % of the other classes. It then scores the rest of them together with
 the class held out; the figure is the area under the precision-recall curve. The last weights are the ones that score:
-nothing is selected on the images that are scored. Models: `energy`, the same decoder under a `gaussian` prior, a `vae`.
+nothing is selected on the images that are scored. Models: `energy`, the same decoder with a `gaussian` prior, a `vae`.
 Run it again and it goes on where it was.
 """
 

@@ -106,7 +106,9 @@ def load_image_dataset(
     else:
         repository, config = NAMED_SETS.get(name_or_path, (name_or_path, None))
         if not _HUB_ID.fullmatch(repository) or Path(repository).suffix:
-            raise UsageError(f"there is no file or folder {name_or_path!r}; check the path (and the working directory)")
+            raise UsageError(
+                f"there is no file or folder {name_or_path!r}; check the path (and the working directory)"
+            )
         raw = _read(repository, name_or_path, config)
         name = f"{name_or_path} ({repository}, Hugging Face Hub)"
 
@@ -160,9 +162,7 @@ def _read_digits() -> dict[str, Dataset]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UsageError(
-            "the data set 'digits' needs scikit-learn: pip install 'latent-ebm-text[image]'"
-        ) from error
+        raise UsageError("the data set 'digits' needs scikit-learn: pip install 'latent-ebm-text[image]'") from error
     from datasets import Dataset
 
     digits = load_digits()
@@ -196,7 +196,9 @@ def _read(source: str, name: str, config: str | None) -> dict[str, Dataset]:
             raise
         while error.__cause__ is not None:
             error = error.__cause__  # type: ignore[assignment]
-        raise DataError(f"{name} cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
+        raise DataError(
+            f"{name} cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        ) from error
 
 
 def _standard_splits(raw: dict[str, Dataset], name: str, notes: list[str]) -> dict[str, Dataset]:
@@ -246,7 +248,9 @@ def _with_columns(dataset: Dataset, image_column: str | None, label_column: str 
     label = label_column or ("label" if "label" in features else None)
     if label is not None and not getattr(features[label], "dtype", "").startswith(("int", "uint")):
         if label_column is not None:
-            raise UsageError(f"column {label!r} of {origin} holds no integers, so that it cannot be a label: {listing}")
+            raise UsageError(
+                f"column {label!r} of {origin} holds no integers, so that it cannot be a label: {listing}"
+            )
         label = None
     if "pixels" in features and image_column is None:
         return dataset
@@ -336,7 +340,9 @@ def _decode(
     for index, image in zip(indices, rows["image"], strict=True):
         picture, place = _open(image), image["path"] or f"row {index}"
         if picture is None and strict:
-            raise DataError(f"{origin}: {place} cannot be read as an image; remove it, or leave out --strict to skip it")
+            raise DataError(
+                f"{origin}: {place} cannot be read as an image; remove it, or leave out --strict to skip it"
+            )
         try:
             pixels.append(None if picture is None else processor.to_array(picture).tobytes())
         except DataError as error:

@@ -140,9 +140,7 @@ class ConvLikelihood:
         grad = (1 - features[-1].square()) * residual / self.decoder.pixel_std**2
         grad = grad.to(self._layers[-1][0].dtype)
         strides = [2] * (len(self._layers) - 2) + [self._stride]
-        for feature, (weight, _), stride in zip(
-            features[-2::-1], self._layers[:0:-1], strides[::-1], strict=True
-        ):
+        for feature, (weight, _), stride in zip(features[-2::-1], self._layers[:0:-1], strides[::-1], strict=True):
             grad = F.conv2d(grad, weight, stride=stride, padding=1)
             # A leaky ReLU keeps the sign, so that its result tells its slope.
             grad = _leaky_relu_backward(grad, feature, LEAKY_RELU_SLOPE, True)

@@ -30,9 +30,7 @@ SCORES = {
 }
 
 
-def held_out_split(
-    labels: NDArray[np.int64], held_out: int, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def held_out_split(labels: NDArray[np.int64], held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The protocol of the paper and of those before it: what is trained on, and what is scored.
 
     Trained on: 80 % of the images of all classes but one, drawn at random. Scored: the rest of these and every image
