@@ -86,7 +86,7 @@ class LatentEBMForImageGeneration(LatentEBMPreTrainedModel):
         self.prior = self._build_prior()
         self.decoder = ConvDecoder(
             config.latent_dim,
-            config.decoder_channels,
+            config.decoder_channels or [],
             first_size=config.decoder_first_size,
             pixel_std=config.pixel_std,
             **sizes,

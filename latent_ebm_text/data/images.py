@@ -160,7 +160,7 @@ class ImageCollator:
 
 def _read_digits() -> dict[str, Dataset]:
     try:
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
     except ImportError as error:
         raise UsageError("the data set 'digits' needs scikit-learn: pip install 'latent-ebm-text[image]'") from error
     from datasets import Dataset
@@ -195,7 +195,7 @@ def _read(source: str, name: str, config: str | None) -> dict[str, Dataset]:
         if isinstance(error, UsageError):
             raise
         while error.__cause__ is not None:
-            error = error.__cause__  # type: ignore[assignment]
+            error = error.__cause__
         raise DataError(
             f"{name} cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from error

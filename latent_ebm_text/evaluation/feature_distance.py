@@ -54,7 +54,7 @@ def _inception() -> FeatureExtractor:
     def features(images: Tensor) -> Tensor:
         network.to(images.device)
         (result,) = network(_coloured(images).add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8))
-        return result  # type: ignore[no-any-return]
+        return result
 
     return features
 
@@ -76,7 +76,7 @@ def _efficientnet_lite0() -> FeatureExtractor:
         network.to(images.device)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (_IMAGENET_MEAN, _IMAGENET_STD))
         large = torch.nn.functional.interpolate(_coloured(images), size=128, mode="bilinear", align_corners=False)
-        return network.extract_features(((large + 1) / 2 - mean) / std).mean(dim=(2, 3))  # type: ignore[no-any-return]
+        return network.extract_features(((large + 1) / 2 - mean) / std).mean(dim=(2, 3))
 
     return features
 

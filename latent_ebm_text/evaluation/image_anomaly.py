@@ -14,6 +14,7 @@ from torch import Tensor
 from latent_ebm_text.data.images import ImageCorpus
 from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.samplers import LangevinSampler
+from latent_ebm_text.samplers.schedules import schedule_values
 from latent_ebm_text.streams import stream, stream_seed
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ def anomaly_scores(
     model.eval()
     posterior_sampler = model.posterior_sampler
     assert isinstance(posterior_sampler, LangevinSampler)  # the only one that recipes make
-    size = posterior_sampler.step_size
-    last = size if isinstance(size, float | int) else size[-1] if isinstance(size, list) else size["end"]
+    last = schedule_values(posterior_sampler.step_size, posterior_sampler.num_steps, name="step_size")[-1]
     climb = replace(posterior_sampler, num_steps=mode_steps, step_size=last, temperature=0.0, integrator="euler")
     parts: dict[str, list[Tensor]] = {name: [] for name in SCORES}
     for start in progress(range(0, len(images), batch_size)):

@@ -128,14 +128,14 @@ class _Watched:
         self.positions: list[Tensor] = []
 
     def __call__(self, latents: Tensor) -> Tensor:
-        return self._logdensity(latents)  # type: ignore[no-any-return]
+        return self._logdensity(latents)
 
     def score(self, latents: Tensor) -> Tensor:
         return self.value_and_score(latents)[1]
 
     def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         self.positions.append(latents.clone())
-        return self._logdensity.value_and_score(latents)  # type: ignore[no-any-return]
+        return self._logdensity.value_and_score(latents)
 
 
 @contextmanager
