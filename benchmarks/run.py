@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from cases_generation import generation
+from cases_images import images
 from cases_learning import learning
 from cases_posterior import posterior_chains, posterior_gradients, training_steps
 from cases_prior import prior_chains
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[Sizes, int], Iterator[str]]] = {
     "training-step": training_steps,
     "generation": generation,
     "learning": learning,
+    "images": images,
     "scaling": scaling,
 }
 

@@ -40,6 +40,11 @@ class Sizes:
     eval_sentences: int = 512
     plain_seconds: float = 1200.0
 
+    # images: the paper's for SVHN
+    image_width: int = 64
+    image_latent: int = 100
+    image_batch: int = 100
+
     # scaling: the values that each size takes while the others stay
     batches: tuple[int, ...] = (32, 128, 512)
     lengths: tuple[int, ...] = (11, 22, 44, 88)
@@ -79,5 +84,6 @@ QUICK = Sizes(
     generation_embedding=16, generation_hidden=32, generation_tokens=4, gpt2_width=16, gpt2_layers=1,
     targets=(1000.0, 1.0), plain_seconds=0.5,
     learning_sentences=128, learning_epochs=1.0, eval_every=1, eval_sentences=8,
+    image_width=2, image_latent=4, image_batch=3,
     batches=(4, 8), lengths=(3,), vocabularies=(100,), latent_sizes=(4,),
 )  # fmt: skip

@@ -1,7 +1,8 @@
 """Generative models whose latent vector has a learned energy-based prior.
 
 The public names are imported when they are first used, so that `import latent_ebm_text` costs next to nothing.
-Importing `LatentEBMForTextGeneration` registers it with the Auto classes of transformers.
+Importing `LatentEBMForTextGeneration` or `LatentEBMForImageGeneration` registers it with the Auto classes of
+transformers.
 """
 
 import importlib
@@ -11,8 +12,10 @@ from latent_ebm_text.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from latent_ebm_text.configuration import LatentEBMConfig as LatentEBMConfig
+    from latent_ebm_text.configuration import LatentEBMImageConfig as LatentEBMImageConfig
     from latent_ebm_text.configuration import LatentEBMTextConfig as LatentEBMTextConfig
     from latent_ebm_text.detection import LatentEBMDetector as LatentEBMDetector
+    from latent_ebm_text.modeling_image import LatentEBMForImageGeneration as LatentEBMForImageGeneration
     from latent_ebm_text.modeling_text import LatentEBMForTextGeneration as LatentEBMForTextGeneration
     from latent_ebm_text.posterior import LatentPosterior as LatentPosterior
     from latent_ebm_text.prior import EnergyPrior as EnergyPrior
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "LatentEBMConfig": "configuration",
+    "LatentEBMImageConfig": "configuration",
     "LatentEBMTextConfig": "configuration",
+    "LatentEBMForImageGeneration": "modeling_image",
     "LatentEBMForTextGeneration": "modeling_text",
     "LatentEBMDetector": "detection",
     "LatentEBMTextDetector": "text_detection",

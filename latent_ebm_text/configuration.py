@@ -214,3 +214,39 @@ class LatentEBMTextConfig(LatentEBMConfig):
                 f"hidden_size must be a multiple of twice num_attention_heads, got {self.hidden_size} and "
                 f"{self.num_attention_heads}"
             )
+
+
+@strict
+class LatentEBMImageConfig(LatentEBMConfig):
+    r"""Settings of [`LatentEBMForImageGeneration`]; the defaults are the paper's for SVHN.
+
+    Args:
+        image_size (`int`): Height and width of an image.
+        num_channels (`int`): 1 for grey, 3 for colour.
+        decoder_channels (`list[int]`): Maps after the first and every hidden layer of the decoder, see
+            [`~latent_ebm_text.decoders.conv.ConvDecoder`].
+        decoder_first_size (`int`): Height and width after its first layer.
+        pixel_std (`float`): Standard deviation of the Gaussian likelihood, for pixels in [-1, 1].
+        encoder_hidden_size (`int`, *optional*): Maps after the first layer of a convolutional encoder q(z | x), from
+            whose draws posterior chains start; with a Gaussian prior it makes a variational autoencoder.
+    """
+
+    model_type = "latent_ebm_image"
+
+    latent_dim: int = 100
+    prior_activation: Literal["gelu", "leaky_relu"] = "leaky_relu"
+    image_size: int = 32
+    num_channels: int = 3
+    decoder_channels: list[int] | None = None
+    decoder_first_size: int = 4
+    pixel_std: float | int = 0.3
+    encoder_hidden_size: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.decoder_channels = [512, 256, 128] if self.decoder_channels is None else list(self.decoder_channels)
+        super().__post_init__(**kwargs)
+        self._require_positive("latent_dim", "image_size", "decoder_first_size", "pixel_std", "encoder_hidden_size")
+        if self.num_channels not in (1, 3):
+            raise UsageError(f"num_channels must be 1 (grey) or 3 (colour), got {self.num_channels}")
+        if not self.decoder_channels or min(self.decoder_channels) < 1:
+            raise UsageError(f"decoder_channels must be positive integers, one a layer, got {self.decoder_channels}")

@@ -51,6 +51,12 @@ def test_comparison_with_the_plain_model(run: ModuleType, capsys: pytest.Capture
     assert all(row.startswith(f"| {name}, ") and RATIO.search(row) for row in rows)
 
 
+def test_images_against_the_plain_model(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of(run, capsys, "images")
+    assert len(rows) == 4  # gradient and training step, 2 precisions
+    assert all(row.startswith("| images, ") and RATIO.search(row) for row in rows)
+
+
 def test_prior_chain_without_torchebm_says_so(
     run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,12 +21,73 @@ def ramp(start: float, end: float | None) -> Any:
 
 
 @dataclass
-class ModelArguments:
-    """Model and samplers. The defaults are the paper's for PTB."""
+class LatentArguments:
+    """Latent, prior and samplers, whatever the decoder."""
 
     latent_dim: int = _option(
         32, "Size of the latent z; 0 for a language model without one (needs prior_type gaussian)."
     )
+    prior_type: Literal["energy", "gaussian"] = _option("energy", "The prior: learned, or N(0, I).")
+    prior_hidden_size: int = _option(200, "Width of the energy network.")
+    prior_num_hidden_layers: int = _option(2, "Hidden layers of the energy network.")
+    prior_activation: Literal["gelu", "leaky_relu"] = _option("gelu", "Activation of the energy network.")
+    prior_num_steps: int = _option(60, "Langevin steps of the prior's chain, which starts from N(0, I).")
+    prior_step_size: float = _option(0.4, "Langevin step size of the prior's chain.")
+    posterior_num_steps: int = _option(20, "Langevin steps that infer the latent of new data from N(0, I).")
+    posterior_step_size: float = _option(0.1, "Langevin step size of the first of these steps.")
+    posterior_step_size_end: float | None = _option(None, "Of the last of these steps; none for a constant size.")
+    posterior_max_score_norm: float | None = _option(
+        None,
+        "Longest score that moves a posterior chain, here and in training; keeps long sentences from overshooting.",
+    )
+    posterior_temperature: float = _option(1.0, "Noise temperature of the posterior's chains; 1 draws from it.")
+    integrator: Integrator = _option(
+        "euler", "Integrator of all Langevin chains: the paper's, or one without error for Gaussian targets."
+    )
+    likelihood_weight: float = _option(1.0, "w of the posterior p(z) p(x|z)^w; above 1 the latent carries more of x.")
+    energy_penalty: float = _option(
+        0.0, "Weight of the squared tilt f(z)^2, which keeps the energy from running away."
+    )
+    free_bits: float = _option(0.0, "VAE: nats per dimension that the divergence from the prior may have at no cost.")
+
+    def __post_init__(self) -> None:
+        for name in ("prior_num_steps", "prior_step_size", "posterior_num_steps", "posterior_step_size"):
+            require_positive(name, getattr(self, name))
+        if self.posterior_step_size_end is not None:
+            require_positive("posterior_step_size_end", self.posterior_step_size_end)
+
+    def latent_settings(self) -> dict[str, Any]:
+        """These settings as those of a [`~latent_ebm_text.LatentEBMConfig`]."""
+        return {
+            "latent_dim": self.latent_dim,
+            "prior_type": self.prior_type,
+            "prior_hidden_size": self.prior_hidden_size,
+            "prior_num_hidden_layers": self.prior_num_hidden_layers,
+            "prior_activation": self.prior_activation,
+            "prior_sampler": {
+                "name": "langevin",
+                "num_steps": self.prior_num_steps,
+                "step_size": self.prior_step_size,
+                "integrator": self.integrator,
+            },
+            "posterior_sampler": {
+                "name": "langevin",
+                "num_steps": self.posterior_num_steps,
+                "step_size": ramp(self.posterior_step_size, self.posterior_step_size_end),
+                "temperature": self.posterior_temperature,
+                "max_score_norm": self.posterior_max_score_norm,
+                "integrator": self.integrator,
+            },
+            "likelihood_weight": self.likelihood_weight,
+            "energy_penalty": self.energy_penalty,
+            "free_bits": self.free_bits,
+        }
+
+
+@dataclass
+class ModelArguments(LatentArguments):
+    """Model and samplers. The defaults are the paper's for PTB."""
+
     decoder: str = _option(
         "lstm",
         "`lstm`; `transformer`, from scratch; or a pretrained causal language model: a Hub id or a folder. With the "
@@ -55,37 +116,9 @@ class ModelArguments:
         0, "In training, take the softmax over so many frequent words, the batch's and drawn_words others; 0 for all."
     )
     drawn_words: int = _option(0, "Words drawn at random, at every step, to stand for the less frequent ones.")
-    prior_type: Literal["energy", "gaussian"] = _option("energy", "The prior: learned, or N(0, I).")
-    prior_hidden_size: int = _option(200, "Width of the energy network.")
-    prior_num_hidden_layers: int = _option(2, "Hidden layers of the energy network.")
-    prior_activation: Literal["gelu", "leaky_relu"] = _option("gelu", "Activation of the energy network.")
-    prior_num_steps: int = _option(60, "Langevin steps of the prior's chain, which starts from N(0, I).")
-    prior_step_size: float = _option(0.4, "Langevin step size of the prior's chain.")
-    posterior_num_steps: int = _option(20, "Langevin steps that infer the latent of a new sentence from N(0, I).")
-    posterior_step_size: float = _option(0.1, "Langevin step size of the first of these steps.")
-    posterior_step_size_end: float | None = _option(None, "Of the last of these steps; none for a constant size.")
-    posterior_max_score_norm: float | None = _option(
-        None,
-        "Longest score that moves a posterior chain, here and in training; keeps long sentences from overshooting.",
-    )
-    posterior_temperature: float = _option(1.0, "Noise temperature of the posterior's chains; 1 draws from it.")
-    integrator: Integrator = _option(
-        "euler", "Integrator of all Langevin chains: the paper's, or one without error for Gaussian targets."
-    )
-    likelihood_weight: float = _option(1.0, "w of the posterior p(z) p(x|z)^w; above 1 the latent carries more of x.")
-    energy_penalty: float = _option(
-        0.0, "Weight of the squared tilt f(z)^2, which keeps the energy from running away."
-    )
     encoder_hidden_size: int | None = _option(
         None, "Width of an LSTM encoder that proposes latents (inference amortized or variational); none without one."
     )
-    free_bits: float = _option(0.0, "VAE: nats per dimension that the divergence from the prior may have at no cost.")
-
-    def __post_init__(self) -> None:
-        for name in ("prior_num_steps", "prior_step_size", "posterior_num_steps", "posterior_step_size"):
-            require_positive(name, getattr(self, name))
-        if self.posterior_step_size_end is not None:
-            require_positive("posterior_step_size_end", self.posterior_step_size_end)
 
     def text_config(self, vocab_size: int, max_sentence_length: int) -> LatentEBMTextConfig:
         """The configuration of a text model with a decoder from scratch; `UsageError` for a value that cannot be
@@ -106,7 +139,6 @@ class ModelArguments:
     def common_settings(self) -> dict[str, Any]:
         """Settings of a text model's configuration that hold whatever the decoder."""
         return {
-            "latent_dim": self.latent_dim,
             "embedding_size": self.embedding_size,
             "latent_injection": self.latent_injection,
             "prefix_length": self.prefix_length,
@@ -118,28 +150,8 @@ class ModelArguments:
             "word_dropout": self.word_dropout,
             "frequent_words": self.frequent_words,
             "drawn_words": self.drawn_words,
-            "prior_type": self.prior_type,
-            "prior_hidden_size": self.prior_hidden_size,
-            "prior_num_hidden_layers": self.prior_num_hidden_layers,
-            "prior_activation": self.prior_activation,
-            "prior_sampler": {
-                "name": "langevin",
-                "num_steps": self.prior_num_steps,
-                "step_size": self.prior_step_size,
-                "integrator": self.integrator,
-            },
-            "posterior_sampler": {
-                "name": "langevin",
-                "num_steps": self.posterior_num_steps,
-                "step_size": ramp(self.posterior_step_size, self.posterior_step_size_end),
-                "temperature": self.posterior_temperature,
-                "max_score_norm": self.posterior_max_score_norm,
-                "integrator": self.integrator,
-            },
-            "likelihood_weight": self.likelihood_weight,
-            "energy_penalty": self.energy_penalty,
             "encoder_hidden_size": self.encoder_hidden_size,
-            "free_bits": self.free_bits,
+            **self.latent_settings(),
         }
 
 

@@ -1,0 +1,359 @@
+"""Images: the sets of the paper by name, scikit-learn's digits without a download, local folders and files, the Hub.
+
+`load_image_dataset` is the only door. Whatever the source, it gives an `ImageCorpus` with the splits train, validation
+and test as bytes of one size, decoded once and cached on disk by `datasets`, and a description of what the data *is*.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from latent_ebm_text.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from latent_ebm_text.image_processing import LatentEBMImageProcessor
+
+SPLITS = ("train", "validation", "test")
+#: Hub id and configuration of the sets that are known by a name.
+NAMED_SETS = {
+    "mnist": ("ylecun/mnist", "mnist"),
+    "svhn": ("ufldl-stanford/svhn", "cropped_digits"),
+    "cifar10": ("uoft-cs/cifar10", "plain_text"),
+    "celeba": ("flwrlabs/celeba", "img_align+identity+attr"),
+}
+_SPLIT_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "training": "train"}
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class ImageCorpus:
+    """Images that are ready to be batched.
+
+    splits: train, validation and test with the column `pixels`, the bytes of an image in the order height, width,
+        channel; and `label`, an integer, where the source has one.
+    name: what the data is, e.g. "mnist (ylecun/mnist, Hugging Face Hub)".
+    image_size, num_channels: of every image.
+    skipped: images that could not be read, per split.
+    fingerprint: first 16 hex digits of the SHA-256 over the pixels of all splits.
+    notes: what was done to the data beyond reading it, one sentence each.
+    """
+
+    splits: DatasetDict
+    name: str
+    image_size: int
+    num_channels: int
+    skipped: dict[str, int]
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """What a run prints before it trains: the data's name, rows, fingerprint and everything worth knowing."""
+        rows = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
+        size = f"{self.image_size} x {self.image_size} x {self.num_channels}"
+        lines = [f"data: {self.name}: {rows} images of {size} (fingerprint {self.fingerprint})"]
+        if any(self.skipped.values()):
+            counts = ", ".join(f"{count:,} {split}" for split, count in self.skipped.items())
+            lines.append(f"images that could not be read, skipped: {counts}")
+        return "\n  ".join([*lines, *self.notes])
+
+
+def load_image_dataset(
+    name_or_path: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    image_size: int | None = None,
+    num_channels: int | None = None,
+    adapt: bool = False,
+    strict: bool = False,
+    num_images: int | None = None,
+) -> ImageCorpus:
+    """Load images by name or path.
+
+    name_or_path: `"digits"` (8 x 8 digits of scikit-learn, no download), `"mnist"`, `"svhn"`, `"cifar10"`, `"celeba"`,
+        a local folder or file, or a Hub id. A folder holds parquet files or pictures, in sub-folders that are named
+        after splits, after classes, or both. Missing validation and test splits are cut off train, 5 % of its rows
+        each, always the same ones.
+    image_column: the column to read; by default the only one that holds images.
+    label_column: the column of integers that becomes `label`; by default `label`, where there is one.
+    image_size, num_channels: what every image must have; by default what the first one has.
+    adapt: crop images to their central square, resize and convert them, where they are otherwise.
+    strict: whether an image that cannot be read is an error; it is skipped and counted otherwise.
+    num_images: train on the first so many; all by default.
+
+    Raises `UsageError` (a path, name, column or option that cannot be right) and `DataError` (data that was found but
+    is empty, unreadable, or of different sizes; an unreachable Hub).
+    """
+    notes: list[str] = []
+    path = Path(name_or_path).expanduser()
+    if name_or_path == "digits":
+        raw = _read_digits()
+        name = "digits (8 x 8 digits of scikit-learn, 0 to 16 made 0 to 255)"
+    elif path.exists():
+        raw = _read(str(path.absolute()), name_or_path, None)
+        name = f"local {'folder' if path.is_dir() else 'file'} {name_or_path}"
+    else:
+        repository, config = NAMED_SETS.get(name_or_path, (name_or_path, None))
+        if not _HUB_ID.fullmatch(repository) or Path(repository).suffix:
+            raise UsageError(
+                f"there is no file or folder {name_or_path!r}; check the path (and the working directory)"
+            )
+        raw = _read(repository, name_or_path, config)
+        name = f"{name_or_path} ({repository}, Hugging Face Hub)"
+
+    splits = _cut_missing_splits(_standard_splits(raw, name, notes), name, notes)
+    if num_images is not None and num_images < len(splits["train"]):
+        notes.append(f"train is the first {num_images:,} of {len(splits['train']):,} images")
+        splits["train"] = splits["train"].select(range(num_images))
+    splits = {
+        split: _with_columns(dataset, image_column, label_column, f"{name}, {split}")
+        for split, dataset in splits.items()
+    }
+    processor = _processor(splits, name, image_size, num_channels, adapt)
+    if adapt:
+        notes.append(
+            f"images cropped to their central square and resized to {processor.image_size} pixels where larger or "
+            "smaller"
+        )
+    decoded, skipped = {}, {}
+    for split, dataset in splits.items():
+        decoded[split], skipped[split] = _decode_all(dataset, processor, f"{name}, {split}", strict)
+    from datasets import DatasetDict
+
+    return ImageCorpus(
+        splits=DatasetDict(decoded),
+        name=name,
+        image_size=processor.image_size,
+        num_channels=processor.num_channels,
+        skipped=skipped,
+        fingerprint=_fingerprint(decoded),
+        notes=tuple(notes),
+    )
+
+
+class ImageCollator:
+    """Makes one batch of examples with `pixels`: `pixel_values`, `(batch, channels, height, width)` in [-1, 1]."""
+
+    def __init__(self, image_size: int, num_channels: int) -> None:
+        self.shape = (image_size, image_size, num_channels)
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        from latent_ebm_text.image_processing import to_pixel_values
+
+        arrays = [np.frombuffer(example["pixels"], np.uint8).reshape(self.shape) for example in examples]
+        return {"pixel_values": to_pixel_values(arrays)}
+
+
+# ---- sources ----
+
+
+def _read_digits() -> dict[str, Dataset]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UsageError("the data set 'digits' needs scikit-learn: pip install 'latent-ebm-text[image]'") from error
+    from datasets import Dataset
+
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    columns = {"pixels": [image.tobytes() for image in pixels], "label": digits.target.tolist()}
+    return {"train": Dataset.from_dict(columns)}
+
+
+def _read(source: str, name: str, config: str | None) -> dict[str, Dataset]:
+    """Every split of a local folder or file, or of a Hub set, with undecoded images."""
+    import datasets
+
+    try:
+        if Path(source).is_file():
+            kind = {".parquet": "parquet", ".arrow": "arrow"}.get(Path(source).suffix)
+            if kind is None:
+                raise UsageError(f"{name} has the ending {Path(source).suffix!r}; give a .parquet file or a folder")
+            return dict(datasets.load_dataset(kind, data_files={"train": source}))
+        return dict(datasets.load_dataset(source, config))
+    except datasets.exceptions.DataFilesNotFoundError as error:
+        raise DataError(f"{name} holds no images and no parquet files") from error
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise UsageError(f"{name!r} is neither a local folder nor found on the Hugging Face Hub") from error
+    except ConnectionError as error:
+        raise DataError(
+            f"{name!r} is neither local nor cached, and the Hugging Face Hub cannot be reached: give the path of a "
+            "local folder, or use --dataset_name digits, which needs no download"
+        ) from error
+    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        if isinstance(error, UsageError):
+            raise
+        while error.__cause__ is not None:
+            error = error.__cause__
+        raise DataError(
+            f"{name} cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        ) from error
+
+
+def _standard_splits(raw: dict[str, Dataset], name: str, notes: list[str]) -> dict[str, Dataset]:
+    found: dict[str, Dataset] = {}
+    for split, dataset in raw.items():
+        standard = _SPLIT_ALIASES.get(split.lower(), split.lower())
+        if standard in SPLITS:
+            found.setdefault(standard, dataset)
+        else:
+            notes.append(f"split not used: {split}")
+    if "train" not in found:
+        raise UsageError(f"{name} has no train split (found: {', '.join(raw)}); choose a data set that has one")
+    return found
+
+
+def _cut_missing_splits(splits: dict[str, Dataset], name: str, notes: list[str]) -> dict[str, Dataset]:
+    """Cut absent validation and test splits off train, 5 % of its rows each, in a fixed pseudo-random choice."""
+    missing = [split for split in SPLITS if split not in splits]
+    train = splits["train"]
+    size = max(2, len(train) // 20)
+    if not missing:
+        return splits
+    if len(train) <= len(missing) * size:
+        raise DataError(
+            f"{name} has {len(train)} train images, too few to cut off a {' and a '.join(missing)} split; give more "
+            "images or those splits"
+        )
+    # The choice must not follow the run's seed, else two runs would test on each other's training images.
+    order = np.random.default_rng(0).permutation(len(train))
+    parts = {split: order[k * size : (k + 1) * size] for k, split in enumerate(missing)}
+    parts["train"] = order[len(missing) * size :]
+    notes.append(f"no {' and no '.join(missing)} split found: cut off train, {size:,} images (5 %) each")
+    return {split: train.select(np.sort(parts[split])) if split in parts else splits[split] for split in SPLITS}
+
+
+# ---- columns and pixels ----
+
+
+def _with_columns(dataset: Dataset, image_column: str | None, label_column: str | None, origin: str) -> Dataset:
+    """The columns `image` (undecoded) or `pixels`, and `label` where there is one."""
+    from datasets import Image, Value
+
+    features = dataset.features
+    listing = f"its columns are {', '.join(features)}"
+    if label_column is not None and label_column not in features:
+        raise UsageError(f"column {label_column!r} does not exist in {origin}: {listing}")
+    label = label_column or ("label" if "label" in features else None)
+    if label is not None and not getattr(features[label], "dtype", "").startswith(("int", "uint")):
+        if label_column is not None:
+            raise UsageError(
+                f"column {label!r} of {origin} holds no integers, so that it cannot be a label: {listing}"
+            )
+        label = None
+    if "pixels" in features and image_column is None:
+        return dataset
+    images = [column for column, feature in features.items() if isinstance(feature, Image)]
+    if image_column is None and len(images) != 1:
+        raise UsageError(f"cannot tell which column of {origin} holds the images: {listing}; name it by image_column")
+    image = image_column or images[0]
+    if image not in images:
+        raise UsageError(f"column {image!r} of {origin} holds no images: {listing}")
+    kept = {image: "image"} | ({label: "label"} if label is not None else {})
+    dataset = dataset.select_columns(list(kept)).rename_columns({a: b for a, b in kept.items() if a != b})
+    if label is not None:
+        dataset = dataset.cast_column("label", Value("int64"))
+    return dataset.cast_column("image", Image(decode=False))
+
+
+def _processor(
+    splits: dict[str, Dataset], name: str, image_size: int | None, num_channels: int | None, adapt: bool
+) -> LatentEBMImageProcessor:
+    """The image processor for the wanted size, or that of the first image."""
+    from latent_ebm_text.image_processing import LatentEBMImageProcessor
+
+    size, channels = image_size, num_channels
+    train = splits["train"]
+    if "pixels" in train.features:
+        size, channels = size or 8, channels or 1
+        if (size, channels) != (8, 1):
+            raise UsageError(f"the digits have 8 x 8 x 1 values, not {size} x {size} x {channels}")
+    elif size is None or channels is None:
+        first = next((picture for row in train if (picture := _open(row["image"])) is not None), None)
+        if first is None:
+            raise DataError(f"{name} has no image that can be read")
+        size = size or min(first.size)
+        channels = channels or (1 if first.mode in ("1", "L", "I", "F", "I;16") else 3)
+    return LatentEBMImageProcessor(size, channels, do_adapt=adapt)
+
+
+def _open(image: Mapping[str, Any]) -> Any:
+    """The picture, or `None` where it cannot be read."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UsageError("images need Pillow: pip install 'latent-ebm-text[image]'") from error
+    try:
+        content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises for broken files
+        return None
+    return picture
+
+
+def _decode_all(
+    dataset: Dataset, processor: LatentEBMImageProcessor, origin: str, strict: bool
+) -> tuple[Dataset, int]:
+    """The images as bytes, without those that cannot be read; and how many these are."""
+    if "pixels" in dataset.features:
+        return dataset, 0
+    from datasets import Features, Value
+
+    labels = {"label": Value("int64")} if "label" in dataset.features else {}
+    decoded = dataset.map(
+        _decode,
+        batched=True,
+        with_indices=True,
+        remove_columns=["image"],
+        fn_kwargs={"processor": processor, "origin": origin, "strict": strict},
+        features=Features({"pixels": Value("binary"), **labels}),
+        desc="Reading images",
+    )
+    readable = np.flatnonzero(decoded.with_format("arrow")[:].column("pixels").is_valid().to_numpy())
+    skipped = len(decoded) - len(readable)
+    if skipped == len(decoded):
+        raise DataError(f"{origin} has no image that can be read")
+    return (decoded.select(readable), skipped) if skipped else (decoded, 0)
+
+
+def _decode(
+    rows: dict[str, list[Any]],
+    indices: list[int],
+    *,
+    processor: LatentEBMImageProcessor,
+    origin: str,
+    strict: bool,
+) -> dict[str, list[Any]]:
+    pixels: list[bytes | None] = []
+    for index, image in zip(indices, rows["image"], strict=True):
+        picture, place = _open(image), image["path"] or f"row {index}"
+        if picture is None and strict:
+            raise DataError(
+                f"{origin}: {place} cannot be read as an image; remove it, or leave out --strict to skip it"
+            )
+        try:
+            pixels.append(None if picture is None else processor.to_array(picture).tobytes())
+        except DataError as error:
+            raise DataError(f"{origin}: {place}: {error}") from error
+    return {"pixels": pixels, **{name: values for name, values in rows.items() if name != "image"}}
+
+
+def _fingerprint(splits: Mapping[str, Dataset]) -> str:
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        digest.update(f"{split} {len(splits[split])}\n".encode())
+        for batch in splits[split].select_columns("pixels").iter(1000):
+            digest.update(b"".join(batch["pixels"]))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,141 @@
+"""Unsupervised anomaly detection on images: one class is held out, and must look improbable (paper, section 4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from latent_ebm_text.data.images import ImageCorpus
+from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.samplers import LangevinSampler
+from latent_ebm_text.samplers.schedules import schedule_values
+from latent_ebm_text.streams import stream, stream_seed
+
+if TYPE_CHECKING:
+    from latent_ebm_text.data.images import ImageCollator
+    from latent_ebm_text.modeling_image import LatentEBMForImageGeneration
+
+#: Part of the normal images that a model is trained on.
+TRAINING_PART = 0.8
+#: What an anomaly score is made of. The first is the paper's.
+SCORES = {
+    "joint": "-log p(x, z) at the end of one chain of the model's own posterior sampler",
+    "mode": "-log p(x, z) at the most probable of several latents, each found by noiseless steps from such an end",
+    "reconstruction": "squared error per pixel of the reconstruction from that latent",
+}
+
+
+def held_out_split(labels: NDArray[np.int64], held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The protocol of the paper and of those before it: what is trained on, and what is scored.
+
+    Trained on: 80 % of the images of all classes but one, drawn at random. Scored: the rest of these and every image
+    of the class held out.
+
+    Args:
+        labels: `(n,)`, the class of each image.
+        held_out: The class that is an anomaly.
+        seed: Of the draw.
+
+    Returns:
+        Indices of the images of training and of the test, ascending.
+
+    Raises:
+        DataError: If there is no such class, or no other.
+    """
+    classes = np.unique(labels).tolist()
+    if held_out not in classes:
+        raise DataError(f"class {held_out} is not among those of the images: {classes}")
+    if len(classes) < 2:
+        raise DataError(f"all images are of class {held_out}: anomaly detection needs at least two classes")
+    normal = np.flatnonzero(labels != held_out)
+    order = np.random.default_rng(stream_seed(seed, "held-out split", held_out)).permutation(len(normal))
+    size = int(TRAINING_PART * len(normal))
+    test = np.concatenate([normal[order[size:]], np.flatnonzero(labels == held_out)])
+    return np.sort(normal[order[:size]]), np.sort(test)
+
+
+def image_labels(corpus: ImageCorpus) -> tuple[Any, NDArray[np.int64]]:
+    """All images of a corpus, whatever their split, and their classes.
+
+    Raises:
+        UsageError: If the corpus has no labels.
+    """
+    from datasets import concatenate_datasets
+
+    images = concatenate_datasets(list(corpus.splits.values()))
+    if "label" not in images.column_names:
+        raise UsageError(
+            f"anomaly detection needs classes, and {corpus.name} has no label column of integers: name it by "
+            "label_column"
+        )
+    return images, np.asarray(images["label"][:], dtype=np.int64)
+
+
+@torch.no_grad()
+def anomaly_scores(
+    model: LatentEBMForImageGeneration,
+    images: Any,
+    collate: ImageCollator,
+    *,
+    num_chains: int = 4,
+    mode_steps: int = 50,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: Callable[[range], Any] = iter,
+) -> dict[str, Tensor]:
+    """Every score of [`SCORES`], `(n,)` each; higher for the more anomalous.
+
+    Args:
+        model: The model.
+        images: Rows with `pixels`.
+        collate: Makes a batch of rows.
+        num_chains: Latents per image among which the most probable is chosen.
+        mode_steps: Noiseless steps, of the size of the posterior sampler's last, that each of them takes.
+        batch_size: Images a batch.
+        seed: Of the chains.
+        progress: Wraps the range of batch starts, to show progress.
+    """
+    model.eval()
+    posterior_sampler = model.posterior_sampler
+    assert isinstance(posterior_sampler, LangevinSampler)  # the only one that recipes make
+    last = schedule_values(posterior_sampler.step_size, posterior_sampler.num_steps, name="step_size")[-1]
+    climb = replace(posterior_sampler, num_steps=mode_steps, step_size=last, temperature=0.0, integrator="euler")
+    parts: dict[str, list[Tensor]] = {name: [] for name in SCORES}
+    for start in progress(range(0, len(images), batch_size)):
+        rows = images[start : min(start + batch_size, len(images))]["pixels"]
+        pixels = collate([{"pixels": row} for row in rows])["pixel_values"].to(model.device)
+        generator = stream(seed, "anomaly scores", start // batch_size, device=model.device)
+        best_joint = pixels.new_full((len(pixels),), -torch.inf)
+        best_error = torch.zeros_like(best_joint)
+        for chain in range(num_chains):
+            draw = model.score(pixels, generator=generator)
+            mode = model.score(pixels, latents=model.encode(pixels, initial_latents=draw.latents, sampler=climb))
+            if chain == 0:
+                parts["joint"].append(-draw.log_joint)
+            better = mode.log_joint > best_joint
+            best_joint = torch.where(better, mode.log_joint, best_joint)
+            best_error = torch.where(better, mode.reconstruction, best_error)
+        parts["mode"].append(-best_joint)
+        parts["reconstruction"].append(best_error)
+    return {name: torch.cat(scores).cpu() for name, scores in parts.items()}
+
+
+def average_precision(scores: NDArray[Any], is_anomaly: NDArray[np.bool_]) -> float:
+    """Area under the precision-recall curve as the mean of the precision at every anomaly, equal scores together.
+
+    Args:
+        scores: `(n,)`, higher for the more anomalous.
+        is_anomaly: `(n,)`.
+    """
+    values, place = np.unique(-scores, return_inverse=True)  # most anomalous first
+    found = np.cumsum(np.bincount(place, weights=is_anomaly, minlength=len(values)))
+    ranked = np.cumsum(np.bincount(place, minlength=len(values)))
+    if found[-1] == 0:
+        raise DataError("there is no anomaly among the scored images")
+    return float(np.sum(np.diff(found, prepend=0.0) / found[-1] * found / ranked))

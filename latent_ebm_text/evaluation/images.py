@@ -1,0 +1,149 @@
+"""Evaluation of an image model: test MSE, reconstruction and prior NLL, use of the latent, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from latent_ebm_text.evaluation.estimates import Estimate
+from latent_ebm_text.evaluation.latents import compare_latents
+from latent_ebm_text.streams import stream
+
+if TYPE_CHECKING:
+    from latent_ebm_text.data.images import ImageCollator
+    from latent_ebm_text.modeling_image import LatentEBMForImageGeneration
+
+
+@torch.no_grad()
+def evaluate_images(
+    model: LatentEBMForImageGeneration,
+    dataset: Any,
+    collate: ImageCollator,
+    *,
+    batch_size: int = 256,
+    max_images: int | None = None,
+    seed: int = 0,
+    progress: Callable[[range], Any] = iter,
+) -> dict[str, Any]:
+    """How well the model explains images through their own latents, and through latents of the prior.
+
+    - `mse`: squared error of reconstructions, mean over pixels in [-1, 1] and channels, with z drawn by the model's
+      own posterior sampler: the "MSE" of the paper's Table 1 where the images are those of a test split.
+    - `reconstruction_nll`: `-log p(x | z)` in nats per image, with the same z; a density, which may be negative.
+    - `prior_nll`: the same with z drawn from the prior. The difference is what the latent tells about the image.
+    - `latents`: a [`~latent_ebm_text.evaluation.latents.LatentReport`].
+
+    Two independent chains per image are averaged.
+
+    Args:
+        model: The model.
+        dataset: Rows with `pixels`.
+        collate: Makes a batch of rows.
+        batch_size: Images a batch.
+        max_images: Use the first so many only.
+        seed: Of the chains.
+        progress: Wraps the range of batch starts, to show progress.
+
+    Returns:
+        JSON-able figures, each with standard error, number of images and 95 % interval.
+    """
+    num_images = min(len(dataset), max_images or len(dataset))
+    parts: list[tuple[Tensor, ...]] = []
+    with _evaluation_mode(model):
+        for start in progress(range(0, num_images, batch_size)):
+            rows = dataset[start : min(start + batch_size, num_images)]["pixels"]
+            pixels = collate([{"pixels": row} for row in rows])["pixel_values"].to(model.device)
+            generator = stream(seed, "evaluation", start // batch_size, device=model.device)
+            first, second = (model.score(pixels, generator=generator) for _ in range(2))
+            prior = model.sample_prior(len(pixels), generator=generator).latents
+            prior_nll = -model.log_prob(pixels, latents=prior)
+            nll = -(first.log_likelihood + second.log_likelihood) / 2
+            mse = (first.reconstruction + second.reconstruction) / 2
+            parts.append((first.latents, second.latents, prior, first.prior_energy, nll, prior_nll, mse))
+    first_z, second_z, prior_z, energy, nll, prior_nll, mse = (torch.cat(part) for part in zip(*parts, strict=True))
+    return {
+        "mse": Estimate.of_mean(mse).to_dict(),
+        "reconstruction_nll": Estimate.of_mean(nll).to_dict(),
+        "prior_nll": Estimate.of_mean(prior_nll).to_dict(),
+        "latents": compare_latents(first_z, second_z, prior_z, energy, model.prior.energy(prior_z)).to_dict(),
+    }
+
+
+@torch.no_grad()
+def generate_images(
+    model: LatentEBMForImageGeneration, num_samples: int, *, batch_size: int = 256, seed: int = 0
+) -> Tensor:
+    """Images of the model, `(num_samples, num_channels, image_size, image_size)` in [-1, 1], on the CPU."""
+    images = []
+    with _evaluation_mode(model):
+        for number, start in enumerate(range(0, num_samples, batch_size)):
+            generator = stream(seed, "samples", number, device=model.device)
+            size = min(batch_size, num_samples - start)
+            images.append(model.generate(num_samples=size, generator=generator).cpu())
+    return torch.cat(images)
+
+
+@torch.no_grad()
+def chain_strips(
+    model: LatentEBMForImageGeneration, num_chains: int, *, num_pictures: int = 8, repetitions: int = 10, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """What the prior's chains show on their way, and for some times their length (the paper's transition figure).
+
+    Args:
+        model: The model.
+        num_chains: Number of chains, from N(0, I).
+        num_pictures: Pictures within the training chain, the start and the end included.
+        repetitions: How many times the training chain is repeated after that; one more picture each.
+        seed: Of starts and noise.
+
+    Returns:
+        Images `(num_chains, num_pictures + repetitions - 1, channels, size, size)` in [-1, 1], and the energies after
+        every step, `(1 + num_steps * repetitions, num_chains)` in nats.
+    """
+    generator = stream(seed, "chain strips", device=model.device)
+    latents, sampler = model.sample_reference(num_chains, generator), model.prior_sampler
+    shown = torch.linspace(0, sampler.num_steps, num_pictures).round().int().tolist()
+    positions, energies = [latents], [model.prior.energy(latents)[None]]
+    for repetition in range(repetitions):
+        watched = _Watched(model.prior)
+        output = sampler.sample(latents, watched, generator=generator, return_trace=True)
+        assert output.trace is not None  # it was asked for
+        latents = output.latents
+        energies.append(output.trace.energies[1:])
+        positions += [watched.positions[step] for step in shown[1:-1]] if repetition == 0 else []
+        positions.append(latents)
+    images = torch.stack([model.generate(latents=z) for z in positions], dim=1)
+    return images.cpu(), torch.cat(energies).cpu()
+
+
+class _Watched:
+    """A log-density that remembers where it was asked for: a sampler asks at every position it steps from."""
+
+    def __init__(self, logdensity: Any) -> None:
+        self._logdensity = logdensity
+        self.positions: list[Tensor] = []
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        return self._logdensity(latents)
+
+    def score(self, latents: Tensor) -> Tensor:
+        return self.value_and_score(latents)[1]
+
+    def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        self.positions.append(latents.clone())
+        return self._logdensity.value_and_score(latents)
+
+
+@contextmanager
+def _evaluation_mode(model: LatentEBMForImageGeneration) -> Iterator[None]:
+    """Evaluation mode, and afterwards as it was, whatever happens in between."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

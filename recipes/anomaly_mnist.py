@@ -1,0 +1,161 @@
+"""Unsupervised anomaly detection on MNIST: the paper's Table 3, and its baselines in the same harness.
+
+    accelerate launch recipes/anomaly_mnist.py                            # digits 1, 4, 5, 7, 9, three seeds
+    accelerate launch recipes/anomaly_mnist.py --dataset_name path/to/mnist --held_out 9 --seeds 0 --models energy
+    accelerate launch recipes/anomaly_mnist.py --dataset_name digits --config recipes/configs/anomaly_digits.yaml
+
+For every class held out a model is trained on 80 % of the other classes. It then scores the rest of them together with
+the class held out; the figure is the area under the precision-recall curve. The last weights are the ones that score:
+nothing is selected on the images that are scored. Models: `energy`, the same decoder with a `gaussian` prior, a `vae`.
+Run it again and it goes on where it was.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import tqdm
+
+from latent_ebm_text import LatentEBMForImageGeneration
+from latent_ebm_text.data.images import ImageCollator
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.image_anomaly import (
+    SCORES,
+    anomaly_scores,
+    average_precision,
+    held_out_split,
+    image_labels,
+)
+from latent_ebm_text.image_processing import LatentEBMImageProcessor
+from latent_ebm_text.streams import stream_seed
+from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
+from latent_ebm_text.training.images import (
+    ImageDataArguments,
+    ImageModelArguments,
+    quick_evaluation,
+    run_identity,
+    training_data,
+)
+from latent_ebm_text.training.trainer import train
+
+#: What each model changes in the settings of model and training.
+MODELS = {
+    "energy": ({}, {}),
+    "gaussian": ({"prior_type": "gaussian"}, {}),
+    "vae": ({"prior_type": "gaussian", "encoder_hidden_size": 32}, {"inference": "variational"}),
+}
+
+
+@dataclass
+class AnomalyArguments:
+    """Anomaly detection"""
+
+    held_out: str = field(default="1,4,5,7,9", metadata={"help": "Classes held out, one after the other."})
+    seeds: str = field(default="0,1,2", metadata={"help": "Seeds, each with a split and a training of its own."})
+    models: str = field(default="energy,gaussian,vae", metadata={"help": "Models, of energy, gaussian, vae."})
+    num_chains: int = field(default=4, metadata={"help": "Latents per image, the most probable of which scores."})
+    mode_steps: int = field(default=50, metadata={"help": "Noiseless steps that each of them takes."})
+
+    def __post_init__(self) -> None:
+        for name in self.models.split(","):
+            if name not in MODELS:
+                raise UsageError(f"models holds {name!r}; known: {', '.join(MODELS)}")
+        for name in ("held_out", "seeds"):
+            if not all(part.strip().isdigit() for part in getattr(self, name).split(",")):
+                raise UsageError(f"{name} must be integers with commas between them, got {getattr(self, name)!r}")
+
+
+def main() -> int:
+    data_args, model_args, args, task = parse_recipe_arguments(
+        (ImageDataArguments, ImageModelArguments, TrainingArguments, AnomalyArguments),
+        default_config=Path(__file__).parent / "configs" / "anomaly_mnist.yaml",
+        description=__doc__,
+    )
+    torch.set_float32_matmul_precision(args.matmul_precision)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    corpus = data_args.load(accelerator)
+    images, labels = image_labels(corpus)
+    collate = ImageCollator(corpus.image_size, corpus.num_channels)
+    accelerator.print(corpus.describe())
+
+    figures: dict[str, dict[int, list[dict[str, float]]]] = {}
+    for name in task.models.split(","):
+        for held_out in map(int, task.held_out.split(",")):
+            for seed in map(int, task.seeds.split(",")):
+                model_changes, changes = MODELS[name]
+                folder = Path(args.output_dir) / name / f"held-out-{held_out}" / f"seed-{seed}"
+                run_args = replace(args, output_dir=str(folder), seed=seed, **changes)
+
+                # Data: the rest of the normal images and all anomalies are scored, and never seen before.
+                training, test = held_out_split(labels, held_out, seed)
+                accelerator.print(
+                    f"\n{name}, class {held_out} held out, seed {seed}: {len(training):,} images to train on, "
+                    f"{len(test):,} to score, of these {int((labels[test] == held_out).sum()):,} anomalies"
+                )
+
+                # Model and training, as for images of any kind; what it shows meanwhile are images of training.
+                torch.manual_seed(stream_seed(seed, "initial weights"))
+                config = replace(model_args, **model_changes).image_config(corpus.image_size, corpus.num_channels)
+                model = LatentEBMForImageGeneration(config)
+                normal = images.select(training)
+                identity = {**run_identity(model, corpus.fingerprint, run_args), "held_out": held_out}
+                result = train(
+                    model,
+                    training_data(normal, collate, run_args),
+                    run_args,
+                    identity=identity,
+                    evaluate=quick_evaluation(normal, collate, run_args, accelerator),
+                    accelerator=accelerator,
+                )
+                if result.signal is not None:
+                    accelerator.print(f"stopped by signal {result.signal}; run again to go on")
+                    return 128 + result.signal
+
+                # Scores of every image, and how well they tell.
+                if accelerator.is_main_process:
+                    model.save_pretrained(folder / "model")
+                    LatentEBMImageProcessor(corpus.image_size, corpus.num_channels).save_pretrained(folder / "model")
+                    scores = anomaly_scores(
+                        model,
+                        images.select(test),
+                        collate,
+                        num_chains=task.num_chains,
+                        mode_steps=task.mode_steps,
+                        batch_size=args.eval_batch_size,
+                        seed=seed,
+                        progress=partial(tqdm, desc="scoring"),
+                    )
+                    is_anomaly = labels[test] == held_out
+                    auprc = {score: average_precision(values.numpy(), is_anomaly) for score, values in scores.items()}
+                    print("AUPRC: " + ", ".join(f"{value:.3f} by {score}" for score, value in auprc.items()))
+                    figures.setdefault(name, {}).setdefault(held_out, []).append(auprc)
+    if accelerator.is_main_process:
+        report = {"command": " ".join(sys.argv), "data": corpus.describe(), "scores": SCORES, "auprc": figures}
+        (Path(args.output_dir) / "anomaly.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        print(f"\n{table(figures)}")
+    return 0
+
+
+def table(figures: dict[str, dict[int, list[dict[str, float]]]]) -> str:
+    """AUPRC, mean ± standard deviation over seeds; a row for each model and score, a column for each class."""
+    classes = list(next(iter(figures.values())))
+    lines = [f"| AUPRC | {' | '.join(map(str, classes))} |", "|---" * (len(classes) + 1) + "|"]
+    for name, by_class in figures.items():
+        for score in SCORES:
+            cells = []
+            for runs in by_class.values():
+                values = [run[score] for run in runs]
+                spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+                cells.append(f"{mean(values):.3f}{spread}")
+            lines.append(f"| {name}, {score} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_recipe(main)

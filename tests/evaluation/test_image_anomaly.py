@@ -1,0 +1,73 @@
+"""The anomaly protocol: who is trained on, who is scored, and how well scores tell."""
+
+import numpy as np
+import pytest
+import torch
+
+from latent_ebm_text import LatentEBMForImageGeneration, LatentEBMImageConfig
+from latent_ebm_text.data.images import ImageCollator
+from latent_ebm_text.errors import DataError
+from latent_ebm_text.evaluation.image_anomaly import SCORES, anomaly_scores, average_precision, held_out_split
+from tests.helpers import seeded
+
+
+def test_the_class_held_out_is_never_trained_on_and_always_scored():
+    labels = np.random.default_rng(0).integers(10, size=1000)
+    training, test = held_out_split(labels, 4, seed=0)
+    assert sorted([*training, *test]) == list(range(1000))
+    assert 4 not in labels[training]
+    assert len(training) == int(0.8 * (labels != 4).sum())
+    again, other = held_out_split(labels, 4, seed=0)[0], held_out_split(labels, 4, seed=1)[0]
+    assert np.array_equal(training, again)
+    assert not np.array_equal(training, other)
+
+
+def test_classes_that_cannot_be_held_out():
+    with pytest.raises(DataError, match=r"class 7 is not among those of the images: \[1, 2\]"):
+        held_out_split(np.array([1, 2, 1]), 7, seed=0)
+    with pytest.raises(DataError, match="all images are of class 1"):
+        held_out_split(np.array([1, 1, 1]), 1, seed=0)
+
+
+@pytest.mark.parametrize("levels", [3, 10_000])
+def test_average_precision_is_that_of_scikit_learn(levels):
+    metrics = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn")
+    rng = np.random.default_rng(0)
+    scores, is_anomaly = rng.integers(levels, size=300) / levels, rng.random(300) < 0.2
+    expected = metrics.average_precision_score(is_anomaly, scores)
+    assert average_precision(scores, is_anomaly) == pytest.approx(expected)
+
+
+def test_average_precision_of_perfect_and_blind_scores():
+    is_anomaly = np.array([True, False, False, True])
+    assert average_precision(is_anomaly * 1.0, is_anomaly) == 1.0
+    assert average_precision(np.zeros(4), is_anomaly) == 0.5
+    with pytest.raises(DataError, match="no anomaly"):
+        average_precision(np.zeros(2), np.zeros(2, dtype=bool))
+
+
+def test_what_the_model_cannot_make_is_anomalous():
+    torch.manual_seed(0)
+    config = LatentEBMImageConfig(
+        latent_dim=2, image_size=8, num_channels=1, decoder_channels=[8, 8], prior_hidden_size=8,
+        posterior_sampler={"name": "langevin", "num_steps": 20, "step_size": {"start": 0.2, "end": 0.1}},
+    )  # fmt: skip
+    model = LatentEBMForImageGeneration(config)
+    known = model.generate(num_samples=6, generator=seeded(), output_type="np")
+    unknown = np.random.default_rng(0).integers(256, size=(6, 8, 8, 1), dtype=np.uint8)
+    images = {"pixels": [image.tobytes() for image in (*known, *unknown)]}
+
+    class Rows:
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, rows):
+            return {"pixels": images["pixels"][rows]}
+
+    scores = anomaly_scores(model, Rows(), ImageCollator(8, 1), num_chains=2, mode_steps=20, batch_size=5)
+
+    assert scores.keys() == SCORES.keys()
+    for values in scores.values():
+        assert float(values[:6].max()) < float(values[6:].min())
+    # The most probable latent is at least as probable as a draw that was climbed from.
+    assert bool((scores["mode"] <= scores["joint"] + 1e-3).all())

@@ -1,0 +1,105 @@
+"""Images in the training loop: a run that stops goes on as if it never had; what a finished run leaves."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from latent_ebm_text import LatentEBMForImageGeneration
+from latent_ebm_text.data.images import ImageCollator, load_image_dataset
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.images import chain_strips
+from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.images import (
+    ImageModelArguments,
+    describe_results,
+    finish_image_run,
+    quick_evaluation,
+    run_identity,
+    training_data,
+)
+from latent_ebm_text.training.trainer import train
+from tests.training.runs import HEALTHY, copy_of, final_tensors, same, stop_at
+
+pytest.importorskip("sklearn", reason="needs scikit-learn")
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return load_image_dataset("digits", num_images=96)
+
+
+def make_model(**changes):
+    settings = {
+        "latent_dim": 4, "decoder_channels": "8,6", "prior_hidden_size": 8, "prior_num_steps": 3,
+        "posterior_num_steps": 3,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return LatentEBMForImageGeneration(ImageModelArguments(**settings | changes).image_config(8, 1))
+
+
+def make_args(folder, **changes):
+    settings = {"num_epochs": 2.0, "train_batch_size": 16, "save_every": 5, "eval_every": 4, "log_every": 3}
+    return TrainingArguments(output_dir=str(folder), **settings | changes)
+
+
+def run(corpus, model, args, evaluate=lambda model, step: HEALTHY):
+    return train(
+        model,
+        training_data(corpus.splits["train"], ImageCollator(8, 1), args),
+        args,
+        identity=run_identity(model, corpus.fingerprint, args),
+        evaluate=evaluate,
+        accelerator=Accelerator(cpu=True),
+    )
+
+
+@pytest.mark.parametrize("inference", ["short_run", "persistent", "amortized", "variational"])
+def test_a_stopped_run_ends_like_one_that_never_stopped(corpus, tmp_path, inference):
+    changes = {"encoder_hidden_size": 4} if inference in ("amortized", "variational") else {}
+    straight, stopped = (make_args(tmp_path / name, inference=inference) for name in ("straight", "stopped"))
+    run(corpus, make_model(**changes), straight)
+    assert run(corpus, make_model(**changes), stopped, stop_at(8)).signal == signal.SIGTERM
+    torch.manual_seed(1234)
+    model = make_model(**changes)
+    assert run(corpus, model, stopped).step == 12
+
+    expected, found = final_tensors(tmp_path / "straight"), final_tensors(tmp_path / "stopped")
+    assert expected.keys() == found.keys()
+    assert all(same(tensors, found[name]) for name, tensors in expected.items())
+    assert same(copy_of(model), expected["model.safetensors"])
+
+
+def test_a_finished_run_leaves_a_model_figures_and_pictures(corpus, tmp_path):
+    args, model = make_args(tmp_path, num_eval_sentences=16), make_model()
+    evaluate = quick_evaluation(corpus.splits["validation"], ImageCollator(8, 1), args, Accelerator(cpu=True))
+    run(corpus, model, args, evaluate)
+    results = finish_image_run(model, corpus, args, {"step": 12})
+
+    assert json.loads((tmp_path / "results.json").read_text())["step"] == 12
+    assert all(os.path.exists(path) for path in results["paths"].values())
+    assert (tmp_path / "samples" / "step-00000008.png").stat().st_size > 0
+    again = LatentEBMForImageGeneration.from_pretrained(tmp_path / "model")
+    assert same(copy_of(again), copy_of(model))
+    figures = results["splits"]["test"]
+    assert figures["mse"]["n"] == 89
+    # NLL and MSE of the same draws tell the same: a density of 64 normals of standard deviation 0.3.
+    constant = 64 * torch.log(torch.tensor(0.3 * (2 * torch.pi) ** 0.5)).item()
+    expected = 64 * figures["mse"]["value"] / (2 * 0.09) + constant
+    assert figures["reconstruction_nll"]["value"] == pytest.approx(expected, rel=1e-4)
+    assert "reconstruction MSE" in describe_results(results)
+
+
+def test_strips_show_the_chain():
+    model = make_model(prior_num_steps=6)
+    images, energies = chain_strips(model, 2, num_pictures=4, repetitions=3)
+    assert images.shape == (2, 6, 1, 8, 8)  # start, two on the way, the end, two repetitions more
+    assert energies.shape == (19, 2)
+
+
+def test_channels_that_are_no_numbers():
+    with pytest.raises(UsageError, match="decoder_channels must be integers with commas between them, got '8;6'"):
+        make_model(decoder_channels="8;6")
