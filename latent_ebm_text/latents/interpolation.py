@@ -144,8 +144,8 @@ def low_energy_path(
     intervals = num_points - 1
 
     # The speed's part of the action's gradient, times `intervals`: second differences, and what the ends add to them.
-    size, like = num_points - 2, {"device": path.device, "dtype": path.dtype}
-    identity, above = torch.eye(size, **like), torch.ones(size, size, **like).triu(1).tril(1)
+    identity = torch.eye(num_points - 2, device=path.device, dtype=path.dtype)
+    above = torch.ones_like(identity).triu(1).tril(1)
     second = stiffness * intervals**2 * (2 * identity - above - above.mT)
     ends = torch.zeros_like(path[1:-1])
     ends[0] += stiffness * intervals**2 * start
