@@ -309,9 +309,10 @@ class SentenceTools:
         """
         rows = self._rows(sentences, attention_mask, tokenizer)
         order: list[int] = []
+        row_batches = self._row_batches(rows, batch_size)
 
         def batches() -> Iterator[dict[str, Tensor]]:
-            for indices, inputs in self._row_batches(rows, batch_size):
+            for indices, inputs in row_batches:
                 order.extend(indices.tolist())
                 yield inputs
 
@@ -361,6 +362,9 @@ class SentenceTools:
         """Batches of sentences of similar length: their places and the decoder's inputs."""
         if batch_size < 1:
             raise UsageError(f"batch_size must be a positive integer, got {batch_size}")
+        return self._collated(rows, batch_size)
+
+    def _collated(self: Any, rows: list[list[int]], batch_size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         order = np.argsort([len(row) for row in rows], kind="stable")
         for first in range(0, len(rows), batch_size):
             indices = order[first : first + batch_size]

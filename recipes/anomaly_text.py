@@ -112,7 +112,9 @@ def main() -> None:
         "command": " ".join(sys.argv),
         "data": " / ".join(corpus.describe().splitlines()),
         "pairs": args.num_pairs,
-        "-log p(x)": f"{args.marginal}; {found.unreliable_share:.1%} with an effective sample size below 5",
+        "-log p(x)": "not estimated"
+        if found.nll is None
+        else f"{args.marginal}; {found.unreliable_share:.1%} with an effective sample size below 5",
         "wall time": f"{(time.monotonic() - started) / 60:.1f} min",
     }
     lines = [f"- {name}: {value}" for name, value in facts.items()]

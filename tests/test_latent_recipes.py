@@ -52,11 +52,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_control(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
-    output, _ = run_recipe(
+    output, errors = run_recipe(
         "control_grammar.py", "--model", folders["model"], "--output_dir", tmp_path, "--num_labelled", 200,
         "--num_draws", 2, "--num_samples", 3, "--num_steps", 3, "--weights", "2",
     )  # fmt: skip
-    assert "| topic, each value, w=2 | 15 |" in output
+    assert "| topic, each value, w=2 | 15 |" in output, errors
     rows = json.loads((tmp_path / "control.json").read_text())["rows"]
     assert rows["each attribute, w=0"]["accuracy"]["n"] == 3 * 16
     assert "not topic=markets, w=2" in rows
@@ -84,7 +84,7 @@ def test_anomalies(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Pa
         assert tasks[task]["control: length"]["AUROC"]["value"] == 0.5
         assert {"ours, nll_per_token", "ours, prior_energy", "language model, nll_per_token"} <= set(tasks[task])
     assert tasks["another source"]["control: share of unknown words"]["AUROC"]["value"] > 0.9
-    assert len(np.load(tmp_path / "scores.npz")["ours, nll"]) == 30
+    assert 20 < len(np.load(tmp_path / "scores.npz")["ours, nll"]) <= 40  # each sentence once
 
 
 def test_bad_input_of_the_anomaly_recipe(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
