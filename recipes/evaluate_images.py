@@ -1,7 +1,7 @@
 """Evaluate an image model: test MSE, NLLs, use of the latent, FID and KID of its samples.
 
     python recipes/evaluate_images.py --model runs/cifar10/model --dataset_name cifar10
-    python recipes/evaluate_images.py --model runs/mnist/model --dataset_name mnist --features efficientnet-lite0
+    python recipes/evaluate_images.py --model runs/mnist/model --dataset_name mnist
 
 Samples are compared with the training images, as the paper does, each with as many as --num_samples. With features
 other than Inception's the distances are not FID and KID, and are not called so.
@@ -29,7 +29,7 @@ class EvaluationArguments:
 
     model: str = field(metadata={"help": "Folder or Hub id of the model."})
     output_dir: str = field(default="runs/evaluation-images", metadata={"help": "Folder of the report."})
-    features: str = field(default="inception", metadata={"help": "inception (FID, KID) or efficientnet-lite0."})
+    features: str = field(default="inception", metadata={"help": "inception (FID, KID)."})
     num_samples: int = field(default=50_000, metadata={"help": "Images generated, and real ones beside them."})
     max_images: int | None = field(default=None, metadata={"help": "Test images of MSE and NLL; none for all."})
     batch_size: int = field(default=256, metadata={"help": "Images a batch."})

