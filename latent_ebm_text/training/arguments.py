@@ -90,8 +90,8 @@ class ModelArguments(LatentArguments):
 
     decoder: str = _option(
         "lstm",
-        "`lstm`; `transformer`, from scratch; or a pretrained causal language model: a Hub id or a folder. With the "
-        "latter text is split by the model's own tokenizer, and sizes are the model's.",
+        "`lstm`; `transformer`, from scratch; or a pretrained causal language model: a Hub id, a folder or a GGUF "
+        "file (extra `gguf`). With the latter text is split by the model's own tokenizer, and sizes are the model's.",
     )
     decoder_training: Literal["full", "lora", "frozen"] = _option(
         "full", "What of a pretrained decoder learns: all, low-rank adapters (extra `lora`), or only how z enters."
