@@ -178,13 +178,14 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         batch = len(next(iter(inputs.values())))
         if self.config.latent_dim == 0:
             return SamplerOutput(self.sample_reference(batch, generator))  # nothing to infer
-        if initial_latents is None and self.encoder is not None:
-            initial_latents = self.encoder.propose(inputs).sample(generator)
+        if initial_latents is not None:
+            initial_latents = self.check_latents(initial_latents, batch)
+        elif self.encoder is not None:
+            initial_latents = self.encoder.propose(inputs).sample(generator).to(self.decoder.latent_dtype)
             if sampler is None and isinstance(self.prior, GaussianPrior):
                 return SamplerOutput(initial_latents)
-        if initial_latents is None:
+        else:
             initial_latents = self.sample_reference(batch, generator)
-        initial_latents = self.check_latents(initial_latents, batch)
         sampler = self.posterior_sampler if sampler is None else sampler
         with self._full_precision():
             posterior = self.posterior(inputs, likelihood_weight)
