@@ -160,7 +160,7 @@ class TrainingState:
         """Becomes what a checkpoint holds; without one, the state before the first step."""
         state: dict[str, Any] = {"seconds": 0.0, "rollbacks": 0, "means": None, "health": None}
         if checkpoint is not None:
-            state = checkpoint.state
+            state |= checkpoint.state
         self.step, self.rollbacks = checkpoint.step if checkpoint else 0, state["rollbacks"]
         self._started = time.monotonic() - state["seconds"]
         self.means = RunningMeans(state["means"])

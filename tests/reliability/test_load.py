@@ -42,8 +42,9 @@ STEPS = """
 
     marks = []
     run = worker.Run(Path(mkdtemp()) / "run")
-    settings = {{**worker.TRAINING, "num_epochs": {steps} / 6, "eval_every": {steps} // 40, "save_every": {steps} // 10}}
-    args = TrainingArguments(output_dir=str(run.folder), inference="persistent", **settings)
+    changes = {{"num_epochs": {steps} / 6, "eval_every": {steps} // 40, "save_every": {steps} // 10}}
+    settings = {{**worker.TRAINING, **changes, "inference": "persistent"}}
+    args = TrainingArguments(output_dir=str(run.folder), **settings)
     model, data = worker._text(run, args)
 
     def evaluate(model, step):

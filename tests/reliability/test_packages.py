@@ -43,7 +43,7 @@ def packages(tmp_path_factory):
 
 
 def install_and_use(package, folder):
-    """In a new environment, which sees the dependencies of this one, but neither its packages' links nor the source."""
+    """In a new environment, which sees the dependencies of this one, but not the link to the source."""
     venv.create(folder / "env", with_pip=False)
     (site,) = (folder / "env").glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")

@@ -1,4 +1,4 @@
-"""Two processes on one machine train what one does; a run goes on with another number of them; one that dies is missed."""
+"""Processes train together what one trains; a run goes on with another number of them; one that dies is missed."""
 
 import os
 import signal

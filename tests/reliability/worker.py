@@ -46,8 +46,8 @@ class Run:
         training: Changes to the training's settings.
         linger: A phase of the fourth step that does not end by itself: `data`, `posterior`, `prior`, `evaluation` or
             `save`. A file of this name beside the folder says when it has begun.
-        diverge: Whether the posterior chains of the last process leave the finite numbers at its fourth step `once`, or
-            from then on `always`.
+        diverge: Whether the posterior chains of the last process diverge, `once`, at its fourth step, or `always` from
+            then on.
         stop_after: The process sends itself SIGTERM after so many steps.
         kill_at: The process kills itself at this file operation of the checkpoint of step 4.
         rank: Of `world` processes.
