@@ -71,7 +71,9 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except SafetensorError as error:
-            raise DataError(f"the weights of {pretrained_model_name_or_path} cannot be read: {error}") from error
+            raise DataError(
+                f"the safetensors weights of {pretrained_model_name_or_path} cannot be read: {error}"
+            ) from error
 
     def _build_prior(self) -> EnergyPrior | GaussianPrior:
         config = self.config

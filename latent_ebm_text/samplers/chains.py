@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import CheckpointError, UsageError
 from latent_ebm_text.streams import normal_
 
 
@@ -28,7 +28,8 @@ class ChainStore:
         latent_dim: Size of a latent.
 
     Raises:
-        UsageError: If a size is not positive, an existing file has another size, or the disk cannot hold the chains.
+        UsageError: If a size is not positive, or an existing file has another size.
+        CheckpointError: If the disk cannot hold the chains.
     """
 
     def __init__(self, path: str | Path, num_chains: int, latent_dim: int) -> None:
@@ -58,7 +59,7 @@ class ChainStore:
                         os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
                 self.path.unlink()
-                raise UsageError(
+                raise CheckpointError(
                     f"{self.path} cannot hold {self.num_chains} chains of {self.latent_dim} dimensions, {size} bytes: "
                     f"{error.strerror}"
                 ) from error

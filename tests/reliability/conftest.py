@@ -4,10 +4,14 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.reliability import worker
 from tests.reliability.processes import exit_code, start_together
 from tests.reliability.worker import Run
+
+settings.register_profile("reliable", deadline=None, derandomize=True, database=None)
+settings.load_profile("reliable")
 
 
 @pytest.fixture(scope="session")

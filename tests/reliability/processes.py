@@ -32,11 +32,10 @@ def exit_code(process: BaseProcess) -> int:
     return process.exitcode
 
 
-def send(process: BaseProcess, number: int) -> int | None:
-    """Sends a signal, and waits for the end that it brings; the exit code, or none if the process was at its end."""
+def send(process: BaseProcess, number: int) -> int:
+    """Sends a signal to a process that runs, and waits for its end; the exit code."""
     assert process.pid is not None
-    if not process.is_alive():
-        return None
+    assert process.is_alive(), "it ended before it was told to"
     os.kill(process.pid, number)  # a process that has ended since is a zombie until it is joined: no other has its id
     return exit_code(process)
 

@@ -43,10 +43,7 @@ texts = st.text(
 
 def cases(number):
     return settings(
-        max_examples=number,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-        derandomize=True,
+        max_examples=number, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
     )
 
 

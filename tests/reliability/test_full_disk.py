@@ -12,9 +12,9 @@ TRAINING = {"inference": "persistent", "num_epochs": 1.0}  # 6 steps
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
+    """The folder of a run, a file system of its own."""
+    folder = tmp_path / "full" / "run"
+    folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
     try:
         subprocess.run(command, check=True, capture_output=True)
@@ -39,21 +39,20 @@ def fill(path, leave):
 def test_a_full_disk_ends_the_run_and_spoils_nothing(finish, tmp_path, disk, free):
     straight = Run(tmp_path / "straight" / "run", training=TRAINING)
     assert finish(straight) == 0, log(straight)
-    first = Run(disk / "run", training={**TRAINING, "num_epochs": 0.5})
-    assert finish(first) == 0, log(first)
-    before = {path.name: path.read_bytes() for path in newest(disk / "run").iterdir()}
+    first = Run(disk, training=TRAINING, stop_after=3)
+    assert finish(first) == 143, log(first)
+    before = {path.name: path.read_bytes() for path in newest(disk).iterdir()}
     ballast = disk / "ballast"
     fill(ballast, free)
 
-    full = Run(disk / "run", training=TRAINING)
+    full = Run(disk, training=TRAINING)
     assert finish(full) == 1
     last = log(full).splitlines()[-1]
     assert last.startswith("error: ")
     assert "No space left on device" in last
     assert "Traceback" not in log(full)
-    assert {path.name: path.read_bytes() for path in newest(disk / "run").iterdir()} == before
+    assert {path.name: path.read_bytes() for path in newest(disk).iterdir()} == before
 
     ballast.unlink()
     assert finish(full) == 0, log(full)
-    assert newest(disk / "run").name == newest(straight.folder).name
-    assert_same_outcome(disk / "run", straight.folder)
+    assert_same_outcome(disk, straight.folder)

@@ -27,7 +27,7 @@ def kill_often(start, run, randomness):
         process, goal = start(run), steps_done(run.folder) + randomness.randint(0, 3)
         wait_for(lambda goal=goal: steps_done(run.folder) >= goal, process)
         time.sleep(randomness.uniform(0.0, 0.02))
-        assert send(process, randomness.choice(SIGNALS)) != 0, f"it ended before it was stopped {KILLS} times"
+        assert send(process, randomness.choice(SIGNALS)) != 0, "it ended before it was stopped so often"
 
 
 def assert_kills_change_nothing(start, finish, folder, modality, inference, seed=0):
@@ -80,7 +80,7 @@ def count_kills_in_a_save(start, finish, folder, every):
 
 
 def test_a_kill_inside_a_save_leaves_the_checkpoint_before(start, finish, tmp_path):
-    steps = count_kills_in_a_save(start, finish, tmp_path, every=9)
+    steps = count_kills_in_a_save(start, finish, tmp_path, every=13)
     assert steps == sorted(steps)
     assert set(steps) == {2, 4}
 

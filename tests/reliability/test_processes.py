@@ -1,6 +1,7 @@
 """Processes train together what one trains; a run goes on with another number of them; one that dies is missed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_a_process_that_dies_is_missed_and_the_run_goes_on(start, finish_togethe
     began = time.monotonic()
     assert exit_code(first) == 1, log(run)
     assert time.monotonic() - began < 120
-    assert "Connection closed by peer" in log(run), "its own error is shown"
+    assert re.search("Connection (closed|reset) by peer", log(run)), "its own error is shown"
 
     assert finish_together(run, 2) == [0, 0], log(run)
     assert newest(run.folder).name == "step-00000120"

@@ -20,7 +20,7 @@ from latent_ebm_text import LatentEBMForImageGeneration, LatentEBMForTextGenerat
 from latent_ebm_text.data.batching import BucketedBatches, TextCollator
 from latent_ebm_text.data.images import ImageCollator
 from latent_ebm_text.samplers import LangevinSampler
-from latent_ebm_text.training import checkpointing
+from latent_ebm_text.training import checkpointing, state
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.configuration import run_recipe
 from latent_ebm_text.training.trainer import TrainingData, train
@@ -175,7 +175,6 @@ def _linger(run: Run, model: Any) -> None:
 
 def _kill_in_save(countdown: int) -> None:
     """Python announces each file operation to audit hooks; one of those of step 4's checkpoint ends the process."""
-    save = checkpointing._write_files
     active = False
 
     def hook(event: str, _: object) -> None:
@@ -185,10 +184,12 @@ def _kill_in_save(countdown: int) -> None:
             if countdown == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def announced(folder: Path, step: int, *args: Any) -> None:
+    def save(folder: Path, step: int, *args: Any, **kwargs: Any) -> Path:
         nonlocal active
-        active = step == 4  # and until the process ends: publishing and retention are in
-        save(folder, step, *args)
+        active = step == 4
+        path = checkpointing.save_checkpoint(folder, step, *args, **kwargs)
+        active = False
+        return path
 
     sys.addaudithook(hook)
-    checkpointing._write_files = announced
+    state.save_checkpoint = save
