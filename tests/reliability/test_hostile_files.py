@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.decoders.pretrained import load_language_model
 from latent_ebm_text.errors import CheckpointError, DataError, UsageError
-from latent_ebm_text.evaluation.compare import compare_runs
+from latent_ebm_text.evaluation.compare import compare_evaluations
 from latent_ebm_text.latents.control import LatentClassifier
 from latent_ebm_text.latents.neighbours import LatentIndex
 from latent_ebm_text.samplers import ChainStore
@@ -87,7 +87,7 @@ def test_pickles_under_the_names_of_settings(folder, mark, name):
         (LatentClassifier.from_pretrained, ["classifier.json", "classifier.safetensors"]),
         (LatentEBMTextDetector.from_pretrained, ["detector.json", "detector.safetensors"]),
         (lambda folder: LatentIndex.load(folder / "index.safetensors"), ["index.safetensors"]),
-        (lambda folder: compare_runs(folder, folder), ["sentences.npz"]),
+        (lambda folder: compare_evaluations(folder, folder), ["sentences.npz"]),
         (lambda folder: load_latest_checkpoint(folder / "checkpoints", identity={}), []),
     ],
 )
