@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -13,7 +15,8 @@ from transformers import initialization as init
 from latent_ebm_text.configuration import LatentEBMConfig
 from latent_ebm_text.decoders.base import LatentDecoder
 from latent_ebm_text.encoders.base import LatentEncoder
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.folders import check_model_folder
 from latent_ebm_text.latents import Control, ControlledDensity
 from latent_ebm_text.posterior import LatentPosterior
 from latent_ebm_text.prior import EnergyPrior, GaussianPrior
@@ -54,6 +57,23 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
     prior: EnergyPrior | GaussianPrior
     decoder: LatentDecoder
     encoder: LatentEncoder | None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As of transformers, from safetensors alone.
+
+        Raises:
+            DataError: If the folder leads out of itself or its files are damaged, see
+                [`~latent_ebm_text.folders.check_model_folder`].
+        """
+        check_model_folder(pretrained_model_name_or_path)
+        kwargs["use_safetensors"] = True  # or a pickle would be read where there is nothing else
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise DataError(
+                f"the safetensors weights of {pretrained_model_name_or_path} cannot be read: {error}"
+            ) from error
 
     def _build_prior(self) -> EnergyPrior | GaussianPrior:
         config = self.config
@@ -178,13 +198,14 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         batch = len(next(iter(inputs.values())))
         if self.config.latent_dim == 0:
             return SamplerOutput(self.sample_reference(batch, generator))  # nothing to infer
-        if initial_latents is None and self.encoder is not None:
-            initial_latents = self.encoder.propose(inputs).sample(generator)
+        if initial_latents is not None:
+            initial_latents = self.check_latents(initial_latents, batch)
+        elif self.encoder is not None:
+            initial_latents = self.encoder.propose(inputs).sample(generator).to(self.decoder.latent_dtype)
             if sampler is None and isinstance(self.prior, GaussianPrior):
                 return SamplerOutput(initial_latents)
-        if initial_latents is None:
+        else:
             initial_latents = self.sample_reference(batch, generator)
-        initial_latents = self.check_latents(initial_latents, batch)
         sampler = self.posterior_sampler if sampler is None else sampler
         with self._full_precision():
             posterior = self.posterior(inputs, likelihood_weight)

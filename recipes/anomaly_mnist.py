@@ -115,7 +115,7 @@ def main() -> int:
                 )
                 if result.signal is not None:
                     accelerator.print(f"stopped by signal {result.signal}; run again to go on")
-                    return 128 + result.signal
+                    return args.exit_code(result.signal)
 
                 # Scores of every image, and how well they tell.
                 if accelerator.is_main_process:

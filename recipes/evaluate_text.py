@@ -89,7 +89,7 @@ def main() -> None:
             "prior_num_steps and prior_temperature are of the chains of a learned prior; this one has none"
         )
     model.config.prior_sampler = sampler_from_dict({**model.config.prior_sampler, **changes}).to_dict()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     text = prepare_text(data_args, args.seed, Accelerator(), tokenizer)
     print(text.description)
     train_texts, test_texts = (text.corpus.splits[split]["text"][:] for split in ("train", "test"))

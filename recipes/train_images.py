@@ -62,7 +62,7 @@ def main(default_config: Path = CONFIGS / "quickstart_images.yaml", description:
     )
     if result.signal is not None:
         accelerator.print(f"stopped by signal {result.signal} after step {result.step}; run again to go on")
-        return 128 + result.signal
+        return args.exit_code(result.signal)
 
     # Evaluation, and everything a reader wants to see.
     if accelerator.is_main_process:

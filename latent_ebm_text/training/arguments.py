@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -228,6 +229,13 @@ class TrainingArguments:
     eval_every: int = _option(1000, "Steps between evaluations on a part of the validation set.")
     save_every: int = _option(500, "Steps between checkpoints.")
     keep_checkpoints: int = _option(2, "Newest checkpoints that are kept.")
+    max_rollbacks: int = _option(
+        3,
+        "How often numbers that are not finite send a run back to its newest checkpoint, to learn at half the rate.",
+    )
+    usr1_exit_code: int = _option(
+        138, "Exit code after SIGUSR1, by which schedulers warn; SIGTERM gives 143 and SIGINT 130."
+    )
     num_eval_sentences: int = _option(512, "Validation sentences used while training; the end uses all.")
     num_eval_samples: int = _option(1000, "Sentences generated for the sample statistics of the last evaluation.")
     matmul_precision: Literal["highest", "high", "medium"] = _option(
@@ -248,5 +256,10 @@ class TrainingArguments:
         for name in ("chain_refresh", "final_learning_rate_factor", "prior_start", "averaging_start"):
             require_in_interval(name, getattr(self, name), 0.0, 1.0)
         require_in_interval("num_eval_sentences", self.num_eval_sentences, 2, float("inf"))  # for a standard error
-        for name in ("warmup_steps", "decoder_weight_decay", "prior_weight_decay"):
+        for name in ("warmup_steps", "decoder_weight_decay", "prior_weight_decay", "max_rollbacks"):
             require_in_interval(name, getattr(self, name), 0.0, float("inf"))
+        require_in_interval("usr1_exit_code", self.usr1_exit_code, 0, 255)
+
+    def exit_code(self, signal_number: int) -> int:
+        """The exit code of a recipe that a signal has stopped: what shells report, but for SIGUSR1."""
+        return self.usr1_exit_code if signal_number == signal.SIGUSR1 else 128 + signal_number

@@ -113,7 +113,7 @@ def train_text_model(data_args: DataArguments, model_args: ModelArguments, args:
     """What every recipe for text does: prepares a corpus, trains a model, evaluates it, and prints what came of it.
 
     Returns:
-        The exit code of the recipe: 0, or 128 and the number of the signal that stopped it.
+        The exit code of the recipe: 0, or that of the signal which stopped it.
     """
     torch.set_float32_matmul_precision(args.matmul_precision)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
@@ -138,7 +138,7 @@ def train_text_model(data_args: DataArguments, model_args: ModelArguments, args:
     )
     if result.signal is not None:
         accelerator.print(f"stopped by signal {result.signal} after step {result.step}; run again to go on")
-        return 128 + result.signal
+        return args.exit_code(result.signal)
 
     # Evaluation, and everything a reader wants to see.
     if accelerator.is_main_process:
