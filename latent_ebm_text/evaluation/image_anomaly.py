@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_ebm_text.data.images import ImageCorpus
-from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.errors import DataError
+from latent_ebm_text.evaluation.image_classifier import image_classes
 from latent_ebm_text.samplers import LangevinSampler
 from latent_ebm_text.samplers.schedules import schedule_values
 from latent_ebm_text.streams import stream, stream_seed
@@ -68,13 +69,8 @@ def image_labels(corpus: ImageCorpus) -> tuple[Any, NDArray[np.int64]]:
     """
     from datasets import concatenate_datasets
 
-    images = concatenate_datasets(list(corpus.splits.values()))
-    if "label" not in images.column_names:
-        raise UsageError(
-            f"anomaly detection needs classes, and {corpus.name} has no label column of integers: name it by "
-            "label_column"
-        )
-    return images, np.asarray(images["label"][:], dtype=np.int64)
+    labels = [image_classes(corpus, split) for split in corpus.splits]
+    return concatenate_datasets(list(corpus.splits.values())), np.concatenate(labels)
 
 
 @torch.no_grad()
@@ -124,18 +120,3 @@ def anomaly_scores(
         parts["mode"].append(-best_joint)
         parts["reconstruction"].append(best_error)
     return {name: torch.cat(scores).cpu() for name, scores in parts.items()}
-
-
-def average_precision(scores: NDArray[Any], is_anomaly: NDArray[np.bool_]) -> float:
-    """Area under the precision-recall curve as the mean of the precision at every anomaly, equal scores together.
-
-    Args:
-        scores: `(n,)`, higher for the more anomalous.
-        is_anomaly: `(n,)`.
-    """
-    values, place = np.unique(-scores, return_inverse=True)  # most anomalous first
-    found = np.cumsum(np.bincount(place, weights=is_anomaly, minlength=len(values)))
-    ranked = np.cumsum(np.bincount(place, minlength=len(values)))
-    if found[-1] == 0:
-        raise DataError("there is no anomaly among the scored images")
-    return float(np.sum(np.diff(found, prepend=0.0) / found[-1] * found / ranked))

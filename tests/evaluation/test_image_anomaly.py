@@ -7,7 +7,7 @@ import torch
 from latent_ebm_text import LatentEBMForImageGeneration, LatentEBMImageConfig
 from latent_ebm_text.data.images import ImageCollator
 from latent_ebm_text.errors import DataError
-from latent_ebm_text.evaluation.image_anomaly import SCORES, anomaly_scores, average_precision, held_out_split
+from latent_ebm_text.evaluation.image_anomaly import SCORES, anomaly_scores, held_out_split
 from tests.helpers import seeded
 
 
@@ -27,23 +27,6 @@ def test_classes_that_cannot_be_held_out():
         held_out_split(np.array([1, 2, 1]), 7, seed=0)
     with pytest.raises(DataError, match="all images are of class 1"):
         held_out_split(np.array([1, 1, 1]), 1, seed=0)
-
-
-@pytest.mark.parametrize("levels", [3, 10_000])
-def test_average_precision_is_that_of_scikit_learn(levels):
-    metrics = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn")
-    rng = np.random.default_rng(0)
-    scores, is_anomaly = rng.integers(levels, size=300) / levels, rng.random(300) < 0.2
-    expected = metrics.average_precision_score(is_anomaly, scores)
-    assert average_precision(scores, is_anomaly) == pytest.approx(expected)
-
-
-def test_average_precision_of_perfect_and_blind_scores():
-    is_anomaly = np.array([True, False, False, True])
-    assert average_precision(is_anomaly * 1.0, is_anomaly) == 1.0
-    assert average_precision(np.zeros(4), is_anomaly) == 0.5
-    with pytest.raises(DataError, match="no anomaly"):
-        average_precision(np.zeros(2), np.zeros(2, dtype=bool))
 
 
 def test_what_the_model_cannot_make_is_anomalous():
