@@ -12,23 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_ebm_text.data.images import ImageCorpus
-from latent_ebm_text.errors import DataError
+from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.evaluation.image_classifier import image_classes
+from latent_ebm_text.evaluation.mode import evaluation_mode
 from latent_ebm_text.samplers import LangevinSampler
 from latent_ebm_text.samplers.schedules import schedule_values
 from latent_ebm_text.streams import stream, stream_seed
 
 if TYPE_CHECKING:
     from latent_ebm_text.data.images import ImageCollator
-    from latent_ebm_text.modeling_image import LatentEBMForImageGeneration
+    from latent_ebm_text.modeling_image import ImageScores, LatentEBMForImageGeneration
 
 #: Part of the normal images that a model is trained on.
 TRAINING_PART = 0.8
-#: What an anomaly score is made of. The first is the paper's.
+#: What an anomaly score is made of. The first is the paper's; `proposal` is there where a model has an encoder, `mode`
+#: where it is asked for.
 SCORES = {
     "joint": "-log p(x, z) at the end of one chain of the model's own posterior sampler",
+    "proposal": "-log p(x, z) at the mean of what the encoder proposes",
     "mode": "-log p(x, z) at the most probable of several latents, each found by noiseless steps from such an end",
-    "reconstruction": "squared error per pixel of the reconstruction from that latent",
+    "reconstruction": "squared error per pixel at the latent of the last of these",
 }
 
 
@@ -85,38 +88,51 @@ def anomaly_scores(
     seed: int = 0,
     progress: Callable[[range], Any] = iter,
 ) -> dict[str, Tensor]:
-    """Every score of [`SCORES`], `(n,)` each; higher for the more anomalous.
+    """The scores of [`SCORES`] that there are, `(n,)` each; higher for the more anomalous.
 
     Args:
         model: The model.
         images: Rows with `pixels`.
         collate: Makes a batch of rows.
-        num_chains: Latents per image among which the most probable is chosen.
+        num_chains: Latents per image among which the most probable is chosen for `mode`; 0 to leave it out.
         mode_steps: Noiseless steps, of the size of the posterior sampler's last, that each of them takes.
         batch_size: Images a batch.
         seed: Of the chains.
         progress: Wraps the range of batch starts, to show progress.
+
+    Raises:
+        UsageError: If no latent is asked for that a reconstruction could be made of.
     """
-    model.eval()
-    posterior_sampler = model.posterior_sampler
-    assert isinstance(posterior_sampler, LangevinSampler)  # the only one that recipes make
-    last = schedule_values(posterior_sampler.step_size, posterior_sampler.num_steps, name="step_size")[-1]
-    climb = replace(posterior_sampler, num_steps=mode_steps, step_size=last, temperature=0.0, integrator="euler")
-    parts: dict[str, list[Tensor]] = {name: [] for name in SCORES}
-    for start in progress(range(0, len(images), batch_size)):
-        rows = images[start : min(start + batch_size, len(images))]["pixels"]
-        pixels = collate([{"pixels": row} for row in rows])["pixel_values"].to(model.device)
-        generator = stream(seed, "anomaly scores", start // batch_size, device=model.device)
-        best_joint = pixels.new_full((len(pixels),), -torch.inf)
-        best_error = torch.zeros_like(best_joint)
-        for chain in range(num_chains):
-            draw = model.score(pixels, generator=generator)
-            mode = model.score(pixels, latents=model.encode(pixels, initial_latents=draw.latents, sampler=climb))
-            if chain == 0:
-                parts["joint"].append(-draw.log_joint)
-            better = mode.log_joint > best_joint
-            best_joint = torch.where(better, mode.log_joint, best_joint)
-            best_error = torch.where(better, mode.reconstruction, best_error)
-        parts["mode"].append(-best_joint)
-        parts["reconstruction"].append(best_error)
-    return {name: torch.cat(scores).cpu() for name, scores in parts.items()}
+    if num_chains < 1 and model.encoder is None:
+        raise UsageError("a model without an encoder needs num_chains of 1 or more")
+    parts: dict[str, list[Tensor]] = {}
+    with evaluation_mode(model):
+        for number, pixels in enumerate(collate.batches(images, batch_size, progress=progress)):
+            pixels = pixels.to(model.device)
+            generator = stream(seed, "anomaly scores", number, device=model.device)
+            draws = [model.score(pixels, generator=generator) for _ in range(max(num_chains, 1))]
+            found = {"joint": -draws[0].log_joint}
+            if model.encoder is not None:
+                last = model.score(pixels, latents=model.encoder.propose({"pixel_values": pixels}).mean)
+                found["proposal"] = -last.log_joint
+            if num_chains > 0:
+                last = _most_probable(model, pixels, draws, mode_steps)
+                found["mode"] = -last.log_joint
+            found["reconstruction"] = last.reconstruction
+            for name, score in found.items():
+                parts.setdefault(name, []).append(score.cpu())
+    return {name: torch.cat(scores) for name, scores in parts.items()}
+
+
+def _most_probable(
+    model: LatentEBMForImageGeneration, pixels: Tensor, draws: list[ImageScores], num_steps: int
+) -> ImageScores:
+    """Of every image the best of the latents that noiseless steps lead to from these draws."""
+    sampler = model.posterior_sampler
+    assert isinstance(sampler, LangevinSampler)  # the only one that recipes make
+    size = schedule_values(sampler.step_size, sampler.num_steps, name="step_size")[-1]
+    climb = replace(sampler, num_steps=num_steps, step_size=size, temperature=0.0, integrator="euler")
+    ends = [model.encode(pixels, initial_latents=draw.latents, sampler=climb) for draw in draws]
+    joints = torch.stack([model.score(pixels, latents=end).log_joint for end in ends])
+    best = torch.stack(ends)[joints.argmax(dim=0), torch.arange(len(pixels))]
+    return model.score(pixels, latents=best)
