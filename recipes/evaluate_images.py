@@ -24,7 +24,8 @@ from latent_ebm_text.evaluation.image_classifier import accuracy, load_classifie
 from latent_ebm_text.evaluation.image_plots import save_grid, save_reconstructions
 from latent_ebm_text.evaluation.images import evaluate_images, generate_images
 from latent_ebm_text.training.configuration import parse_recipe_arguments, require_in_interval, run_recipe
-from latent_ebm_text.training.images import ImageDataArguments
+from latent_ebm_text.training.images import ESTIMATES, ImageDataArguments
+from latent_ebm_text.training.runs import describe_split
 
 
 @dataclass
@@ -77,7 +78,7 @@ def main() -> None:
     progress = partial(tqdm, desc="real images")
     real = collate.batches(corpus.splits["train"], args.batch_size, max_images=num_images, progress=progress)
     samples = generate_images(model, num_images, batch_size=args.batch_size, seed=args.seed)
-    figures |= image_distances(
+    distances = image_distances(
         collect_features(extractor, real),
         collect_features(extractor, tqdm(samples.split(args.batch_size), desc="samples")),
         name,
@@ -90,10 +91,11 @@ def main() -> None:
     save_reconstructions(
         pixels, model.reconstruct(pixels), folder / "reconstructions.png", columns=min(8, len(pixels))
     )
-    report = {"model": args.model, "data": notes, "figures": figures}
+    report = {"model": args.model, "data": notes, "figures": {**figures, **distances}}
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name, figure in figures.items():
-        print(f"{name:>40}: {figure['value']:.5g}" if "value" in figure else f"{name:>40}: {figure}")
+    print("\n".join(describe_split("test", figures, ESTIMATES)))
+    for title, distance in distances.items():
+        print(f"{title}: {distance['value']:.5g} ({num_images:,} samples, {num_images:,} training images)")
     print(folder / "evaluation.json")
 
 

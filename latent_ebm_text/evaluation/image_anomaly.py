@@ -32,6 +32,7 @@ SCORES = {
     "proposal": "-log p(x, z) at the mean of what the encoder proposes",
     "mode": "-log p(x, z) at the most probable of several latents, each found by noiseless steps from such an end",
     "reconstruction": "squared error per pixel at the latent of the last of these",
+    "unexplained": "the same as a part of the squared distance from the model's mean image, whatever ink an image has",
 }
 
 
@@ -107,6 +108,8 @@ def anomaly_scores(
         raise UsageError("a model without an encoder needs num_chains of 1 or more")
     parts: dict[str, list[Tensor]] = {}
     with evaluation_mode(model):
+        generator = stream(seed, "mean image", device=model.device)
+        mean_image = model.generate(num_samples=512, generator=generator).mean(dim=0)
         for number, pixels in enumerate(collate.batches(images, batch_size, progress=progress)):
             pixels = pixels.to(model.device)
             generator = stream(seed, "anomaly scores", number, device=model.device)
@@ -119,6 +122,8 @@ def anomaly_scores(
                 last = _most_probable(model, pixels, draws, mode_steps)
                 found["mode"] = -last.log_joint
             found["reconstruction"] = last.reconstruction
+            distance = (pixels - mean_image).square().flatten(1).mean(dim=1)
+            found["unexplained"] = last.reconstruction / distance.clamp(min=1e-6)  # an image that is the mean image
             for name, score in found.items():
                 parts.setdefault(name, []).append(score.cpu())
     return {name: torch.cat(scores) for name, scores in parts.items()}

@@ -30,7 +30,7 @@ def test_it_tells_digits_and_its_features_see_noise(corpus, tmp_path, monkeypatc
     real, others, spoilt = (
         collect_features(classifier.features, [part]) for part in (images[:500], images[500:], noisy)
     )
-    assert frechet_distance(real, others) < 0.2 * frechet_distance(real, spoilt)
+    assert frechet_distance(real, others) < 0.5 * frechet_distance(real, spoilt)
 
     # From the cache the second time: without a step of training, and with the same weights.
     monkeypatch.setattr(image_classifier, "_train", None)
