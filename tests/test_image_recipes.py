@@ -37,11 +37,15 @@ def test_every_config_is_understood(path):
     for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         (owner,) = (arguments for arguments in (data, model, training) if hasattr(arguments, name))
         assert getattr(owner, name) == value
-    assert config.prior_sampler["num_steps"] == 60
+    assert config.prior_sampler["num_steps"] == model.prior_num_steps
 
 
 def test_there_is_a_config_for_every_set_of_the_paper():
-    assert {"svhn", "cifar10", "celeba", "mnist"} <= {path.stem for path in CONFIGS}
+    configs = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONFIGS}
+    for name in ("svhn", "cifar10", "celeba"):
+        assert (configs[name]["prior_num_steps"], configs[name]["prior_step_size"]) == (60, 0.4)
+        assert (configs[name]["posterior_step_size"], configs[name]["pixel_std"]) == (0.1, 0.3)
+    assert "mnist" in configs
 
 
 def run(recipe, tmp_path, **options):
