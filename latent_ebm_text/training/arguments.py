@@ -195,8 +195,8 @@ class TrainingArguments:
     output_dir: str = _option("runs/latent-ebm", "Folder of the run: checkpoints, metrics, plots, the final model.")
     seed: int = _option(0, "Every random draw is a function of this seed and of the step.")
     num_epochs: float = _option(30.0, "Passes through the training data.")
-    train_batch_size: int = _option(128, "Sentences a step, over all processes.")
-    eval_batch_size: int = _option(256, "Sentences a batch of evaluation.")
+    train_batch_size: int = _option(128, "Examples (sentences, images) a step, over all processes.")
+    eval_batch_size: int = _option(256, "Examples a batch of evaluation.")
     decoder_learning_rate: float = _option(1e-3, "Learning rate of the decoder (AdamW).")
     prior_learning_rate: float = _option(1e-4, "Learning rate of the energy (AdamW).")
     decoder_weight_decay: float = _option(0.0, "Weight decay of the decoder.")
@@ -210,7 +210,7 @@ class TrainingArguments:
         1.0,
         "Part of the training, 0 to 1, from which on weights are averaged for the final model; 1 for none.",
     )
-    max_decoder_grad_norm: float = _option(100.0, "Gradient clip of the decoder, for a loss in nats per sentence.")
+    max_decoder_grad_norm: float = _option(100.0, "Gradient clip of the decoder, for a loss in nats per example.")
     max_prior_grad_norm: float = _option(1.0, "Gradient clip of the energy.")
     inference: Literal["short_run", "persistent", "amortized", "variational"] = _option(
         "short_run",
@@ -236,8 +236,10 @@ class TrainingArguments:
     usr1_exit_code: int = _option(
         138, "Exit code after SIGUSR1, by which schedulers warn; SIGTERM gives 143 and SIGINT 130."
     )
-    num_eval_sentences: int = _option(512, "Validation sentences used while training; the end uses all.")
-    num_eval_samples: int = _option(1000, "Sentences generated for the sample statistics of the last evaluation.")
+    num_eval_sentences: int = _option(512, "Validation examples used while training; the end uses all.")
+    num_eval_samples: int = _option(
+        1000, "Text: sentences generated for the sample statistics of the last evaluation."
+    )
     matmul_precision: Literal["highest", "high", "medium"] = _option(
         "highest", "torch.set_float32_matmul_precision; `medium` may be several times faster and less exact."
     )
