@@ -29,8 +29,9 @@ def main() -> None:
     model = LatentEBMForTextGeneration.from_pretrained(options.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     scores = model.score(sentences, tokenizer=tokenizer, seed=options.seed)
-    for index in scores.nll_per_token.argsort(descending=True).tolist():
-        print(f"{scores.nll_per_token[index]:7.3f}  ± {scores.nll_standard_error[index]:.2f}  {sentences[index]}")
+    per_token = scores.get("nll_per_token")
+    for index in per_token.argsort(descending=True).tolist():
+        print(f"{per_token[index]:7.3f}  ± {scores.nll_standard_error[index]:.2f}  {sentences[index]}")
 
 
 if __name__ == "__main__":
