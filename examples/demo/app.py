@@ -75,7 +75,10 @@ def _seed() -> gr.Slider:
 
 
 def _table(*headers: str) -> gr.Dataframe:
-    return gr.Dataframe(headers=list(headers), interactive=False, wrap=True, label="sentences")
+    """The last column holds sentences."""
+    widths = ["10%"] * (len(headers) - 1)
+    widths.append(f"{100 - 10 * len(widths)}%")
+    return gr.Dataframe(headers=list(headers), column_widths=widths, interactive=False, wrap=True, label="sentences")
 
 
 def _energy_curve(x: str) -> gr.LinePlot:
@@ -89,7 +92,11 @@ def _sample_tab(text: TextViews) -> None:
         top_p = gr.Slider(0.05, 1.0, 1.0, step=0.05, label="top-p of the words")
     number = gr.Slider(1, 64, 12, step=1, label="sentences")
     button, table = gr.Button("Sample", variant="primary"), _table("energy", "sentence")
-    button.click(with_messages(text.sample), [number, steps, temperature, top_p, seed], table)
+
+    def show(*arguments: Any) -> Any:
+        return text.sample(*arguments).round(2)
+
+    button.click(with_messages(show), [number, steps, temperature, top_p, seed], table)
 
 
 def _chain_tab(text: TextViews) -> None:
@@ -105,7 +112,7 @@ def _chain_tab(text: TextViews) -> None:
         chain = whole_chain(*arguments)
         for frame in range(1, FRAMES + 1):
             seen = chain.iloc[: max(2, round(len(chain) * frame / FRAMES))]
-            yield seen, seen.iloc[::-1]
+            yield seen, seen.iloc[::-1].round(2)
             time.sleep(FRAME_SECONDS)
 
     button.click(frames, [sentence, steps, seed], [curve, table])
@@ -121,8 +128,8 @@ def _path_tab(text: TextViews) -> None:
     table, curve = _table("position", "energy", "sentence"), _energy_curve("position")
 
     def show(*arguments: Any) -> tuple[Any, Any]:
-        path = text.path(*arguments).round(2)
-        return path, path
+        path = text.path(*arguments)
+        return path.round(2), path
 
     button.click(with_messages(show), [start, end, points, kind, seed], [table, curve])
 
