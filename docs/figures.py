@@ -1,7 +1,7 @@
 """Draw the figures of the documentation, each by the code that it is about.
 
-    python docs/figures.py                                       # those that need no model: half a minute
-    python docs/figures.py --model runs/ptb-variational/model    # also the chains of a trained model, the README's picture
+    python docs/figures.py                                     # those that need no model: half a minute
+    python docs/figures.py --model runs/ptb-variational/model  # also the chains of that model, the README's picture
 
 They are written to docs/images (or --output_dir) as SVG; the same seed draws the same figures.
 """
@@ -41,7 +41,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def aggregate_draws(num_draws: int, generator: torch.Generator) -> Tensor:
-    """Three clusters, `(num_draws, 2)`: what the posteriors of a corpus of three kinds of sentences might look like."""
+    """Three clusters, `(num_draws, 2)`: as posterior draws of three kinds of sentences might lie."""
     centres = torch.tensor([[-1.6, -0.8], [1.7, -0.9], [0.1, 1.8]])
     chosen = torch.randint(len(centres), (num_draws,), generator=generator)
     return centres[chosen] + 0.45 * torch.randn(num_draws, 2, generator=generator)

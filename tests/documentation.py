@@ -7,19 +7,24 @@ import re
 import runpy
 import shlex
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import tomllib
 from accelerate.commands.launch import launch_command_parser
 
 from latent_ebm_text.training import configuration
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), *ROOT.glob("examples/**/*.md")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *ROOT.glob("examples/**/*.md"),
+]
 FENCE = re.compile(r"^```([\w+-]*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -58,7 +63,7 @@ class Understood(Exception):
 def check_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if a command names a script, a chore, an extra or an option that does not exist. Runs nothing."""
     for part in command.split(" | "):
-        words = [word for word in shlex.split(part, comments=True)]
+        words = shlex.split(part, comments=True)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):  # settings of the environment
             words = words[1:]
         program = Path(words[0]).name
@@ -69,7 +74,7 @@ def check_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _make(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     chores = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(word for word in words if "=" not in word) <= set(chores), words
+    assert {word for word in words if "=" not in word} <= set(chores), words
 
 
 def _pip(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +110,8 @@ def _script(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) ->
         except Understood:
             return
         except SystemExit as left:
-            asked_for_help = "--help" in arguments and left.code == 0
-            assert asked_for_help, f"{name} {' '.join(arguments)}: left with {left.code}"
+            if "--help" not in arguments or left.code != 0:
+                pytest.fail(f"{name} {' '.join(arguments)}: left with {left.code}")
         finally:
             for module in set(sys.modules) - known:  # they hold the functions that stop
                 if str(getattr(sys.modules[module], "__file__", "")).startswith(str(path.parent)):

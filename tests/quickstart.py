@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def make_quickstart_folder(folder: Path) -> None:
-    """Trains `runs/quickstart/model` and `runs/quickstart-images/model`; and a folder `gpt2` of some thousand weights."""
+    """Trains `runs/quickstart/model` and `runs/quickstart-images/model`; and writes a `gpt2` of some thousand weights."""
     code = train_text_model(
         DataArguments(dataset_name="grammar", num_sentences=400, max_length=20),
         ModelArguments(hidden_size=32, embedding_size=16, latent_dim=8, prior_hidden_size=16, prior_num_steps=5),

@@ -21,7 +21,8 @@ SENTENCE = "the bank recovers in london"
 
 def load_views() -> Any:
     specification = importlib.util.spec_from_file_location("views", DEMO / "views.py")
-    assert specification is not None and specification.loader is not None
+    assert specification is not None
+    assert specification.loader is not None
     views = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(views)
     return views
@@ -235,7 +236,9 @@ class TestInABrowser:
         panel = open_tab(page, "Anomaly")
         panel.get_by_label("sentence", exact=True).fill(SENTENCE)
         panel.get_by_role("button", name="Score").click()
-        page.wait_for_function("[...document.querySelectorAll('textarea')].some(e => e.value.includes('more surprising'))")
+        page.wait_for_function(
+            "[...document.querySelectorAll('textarea')].some(e => e.value.includes('more surprising'))"
+        )
         assert any("nll_per_token" in row for row in rows(panel, 5))
 
     def test_images(self, page: Any) -> None:

@@ -47,11 +47,19 @@ def test_every_block_is_of_a_kind_that_is_checked() -> None:
             yaml.safe_load(block.text)
 
 
-@pytest.mark.parametrize("command", [
-    "python recipes/no_such_recipe.py", "python recipes/chain_report.py --model x --no_such_option 1", "make no-such-chore",
-    "accelerate launch recipes/train_ptb.py --config recipes/configs/no_such.yaml", "pip install 'latent-ebm-text[nothing]'",
-    "accelerate launch --no_such_option recipes/train_ptb.py", "no-such-program", "python examples/interpolate.py model",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python recipes/no_such_recipe.py",
+        "python recipes/chain_report.py --model x --no_such_option 1",
+        "python examples/interpolate.py model",
+        "accelerate launch recipes/train_ptb.py --config recipes/configs/no_such.yaml",
+        "accelerate launch --no_such_option recipes/train_ptb.py",
+        "pip install 'latent-ebm-text[nothing]'",
+        "make no-such-chore",
+        "no-such-program",
+    ],
+)
 def test_a_wrong_command_is_found(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises((AssertionError, SystemExit, pytest.fail.Exception)):
         check_command(command, monkeypatch)
@@ -78,8 +86,8 @@ def test_figures_are_drawn_by_the_code(quickstart_folder: Path, tmp_path: Path) 
     assert all(content.startswith(b"<?xml") for content in first)
     figures.draw_discretisation(tmp_path, num_chains=50)
     assert drawn[1].read_bytes() == first[1]
-    shown = {Path(name).name for page in PAGES for name in re.findall(r"!\[[^\]]*\]\(([^)]+\.svg)\)", page.read_text("utf-8"))}
-    assert {path.name for path in drawn} <= shown
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert all(f"/{path.name})" in pages for path in drawn)
 
 
 def load_figures():  # type: ignore[no-untyped-def]

@@ -3,7 +3,7 @@
     python examples/demo/app.py                                   # the quick start's model, on 127.0.0.1 alone
     python examples/demo/app.py --model runs/ptb-cpu/model --image_model runs/quickstart-images/model
 
-The folder is also a Space; there the environment variables LATENT_EBM_MODEL and LATENT_EBM_IMAGE_MODEL name the models.
+The folder is also a Space; there the variables LATENT_EBM_MODEL and LATENT_EBM_IMAGE_MODEL name the models.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the demo shows, computed: from typed words and moved sliders to tables and pictures. Knows nothing of browsers."""
+"""What the demo shows: from typed words and sliders to tables and pictures. Knows nothing of browsers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TextViews:
         return table.sort_values("energy", ignore_index=True)
 
     def chain(self, sentence: str, num_steps: int, seed: int) -> pd.DataFrame:
-        """One chain from N(0, I), of the prior or, given a sentence, of its posterior, decoded greedily at every step."""
+        """One chain of the prior or, given a sentence, of its posterior, decoded greedily at every step."""
         generator = stream(int(seed), "demo: chain")
         start = self.model.sample_reference(1, generator)
         if sentence.strip():
@@ -113,8 +113,8 @@ class TextViews:
         beaten = sum(score < shown["nll_per_token"] for score in own["nll_per_token"])
         error = float(scores.nll_standard_error[0])
         words = (
-            f"-log p(x) = {shown['nll']:.2f} ± {error:.2f} nats, {shown['nll_per_token']:.2f} per token: more surprising "
-            f"than {beaten} of {len(own)} sentences that the model wrote itself."
+            f"-log p(x) = {shown['nll']:.2f} ± {error:.2f} nats, {shown['nll_per_token']:.2f} per token: more "
+            f"surprising than {beaten} of {len(own)} sentences that the model wrote itself."
         )
         table = pd.DataFrame({"score": shown.keys(), "this sentence": shown.values()})
         table["median of the model's own"] = [own[name].median() for name in shown]
@@ -165,12 +165,15 @@ class ImageViews:
         """Images from the prior."""
         sampler = _with_steps(self.model.prior_sampler, num_steps)
         images = self.model.generate(
-            num_samples=int(num_samples), sampler=sampler, generator=stream(int(seed), "demo: images"), output_type="pil"
+            num_samples=int(num_samples),
+            sampler=sampler,
+            generator=stream(int(seed), "demo: images"),
+            output_type="pil",
         )
         return [_enlarged(image) for image in images]
 
     def chain(self, num_steps: int, seed: int, num_pictures: int = 12) -> tuple[list[tuple[Any, str]], pd.DataFrame]:
-        """What one chain of the prior shows on its way, each picture with its step and energy, and all its energies."""
+        """What one chain of the prior shows on its way: pictures with their step and energy, and all its energies."""
         generator = stream(int(seed), "demo: image chain")
         sampler = _with_steps(self.model.prior_sampler, num_steps)
         start = self.model.sample_reference(1, generator)
