@@ -63,11 +63,11 @@ docs: setup  ## Build the documentation site into build/site, without a warning,
 figures: setup  ## Draw the figures of the documentation (ARGS='--model FOLDER' for that of a model, too)
 	$(BIN)/python docs/figures.py $(ARGS)
 
-$(DEMO_STAMP): $(STAMP) examples/demo/requirements.txt
+$(DEMO_STAMP): $(STAMP)
 	test -x $(DEMO_VENV)/bin/python || $(PYTHON) -m venv $(DEMO_VENV)
 	grep -iv '^pillow==' constraints.txt > $(DEMO_VENV)/constraints.txt
 	$(DEMO_VENV)/bin/python -m pip install -c $(DEMO_VENV)/constraints.txt torch
-	$(DEMO_VENV)/bin/python -m pip install -c $(DEMO_VENV)/constraints.txt -e '.[dev]' -r examples/demo/requirements.txt playwright
+	$(DEMO_VENV)/bin/python -m pip install -c $(DEMO_VENV)/constraints.txt -e '.[dev,demo,image]' playwright
 	@touch $@
 
 demo: $(DEMO_STAMP)  ## Play with a model in a browser (ARGS='--model FOLDER'; default: the quick start's)

@@ -93,7 +93,7 @@ def test_anomaly_scores_agree_with_the_model(text: Any) -> None:
     shown = dict(zip(table["score"], table["this sentence"], strict=True))
     assert shown["nll"] == pytest.approx(expected.nll.item(), abs=0.01)
     assert f"{expected.nll.item():.2f} ±" in words
-    assert "of 100 sentences" in words
+    assert "of 50 sentences" in words
 
 
 def test_images(images: Any) -> None:

@@ -20,7 +20,7 @@ from latent_ebm_text.streams import stream
 #: Words of a typed sentence at most: chains on longer ones take long.
 MAX_WORDS = 200
 #: Sentences of the model's own that a typed one is compared with.
-NUM_COMPARED = 100
+NUM_COMPARED = 50
 
 
 def _load(kind: Any, path: str) -> Any:
