@@ -11,7 +11,7 @@ DEMO_VENV ?= .venv-demo
 DEMO_STAMP := $(DEMO_VENV)/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint types format bench docs figures demo test-demo clean
+.PHONY: help setup quickstart test test-slow lint types format bench audit docs figures demo test-demo clean
 
 help:  ## List the chores
 	@echo "usage: make CHORE [PYTHON=python3.11] [ARGS='options of the chore']"
@@ -55,6 +55,10 @@ bench: setup  ## Run the benchmarks (ARGS=--write keeps their tables in benchmar
 	@$(BIN)/python -c 'import torchebm' 2>/dev/null || $(PIP) install -c constraints.txt -e '.[bench]' || \
 	  echo "make bench: torchebm could not be installed; the comparison with it is left out" >&2
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+audit: setup  ## Look up known vulnerabilities of the pinned dependencies (needs PyPI)
+	@$(BIN)/python -c 'import pip_audit' 2>/dev/null || $(PIP) install pip-audit
+	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
 
 docs: setup  ## Build the documentation site into build/site, without a warning, and check every link
 	$(BIN)/python docs/check_links.py
