@@ -126,12 +126,31 @@ def _then_stop(parse: Callable[..., Any]) -> Callable[..., NoReturn]:
     return parse_and_stop
 
 
+def _latent_ebm(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parses the arguments of a command, those of a recipe by the recipe's own parser."""
+    import typer
+
+    from latent_ebm_text.cli.main import app
+
+    group = typer.main.get_command(app)
+    with group.make_context("latent-ebm", list(words)) as context:
+        name, command, rest = group.resolve_command(context, words)
+        with monkeypatch.context() as patch, command.make_context(name, rest, parent=context) as inner:
+            if command.ignore_unknown_options:
+                patch.chdir(ROOT)
+                patch.setattr(
+                    configuration, "parse_recipe_arguments", _then_stop(configuration.parse_recipe_arguments)
+                )
+                with pytest.raises(Understood):
+                    command.invoke(inner)
+
+
 def _nothing(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A program of the system, used as everybody uses it."""
 
 
 CHECKS: dict[str, Callable[[list[str], pytest.MonkeyPatch], None]] = {
-    "make": _make, "pip": _pip, "python": _python, "accelerate": _accelerate,
+    "latent-ebm": _latent_ebm, "make": _make, "pip": _pip, "python": _python, "accelerate": _accelerate,
     "printf": _nothing, "cd": _nothing, "git": _nothing, "pre-commit": _nothing,
 }  # fmt: skip
 
