@@ -11,6 +11,7 @@ from torch import Tensor
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.latents import compare_latents
 from latent_ebm_text.evaluation.mode import evaluation_mode
+from latent_ebm_text.samplers import watch_chain
 from latent_ebm_text.streams import stream
 
 if TYPE_CHECKING:
@@ -108,30 +109,10 @@ def chain_strips(
     shown = torch.linspace(0, sampler.num_steps, num_pictures).round().int().tolist()
     positions, energies = [latents], [model.prior.energy(latents)[None]]
     for repetition in range(repetitions):
-        watched = _Watched(model.prior)
-        output = sampler.sample(latents, watched, generator=generator, return_trace=True)
-        assert output.trace is not None  # it was asked for
-        latents = output.latents
-        energies.append(output.trace.energies[1:])
-        positions += [watched.positions[step] for step in shown[1:-1]] if repetition == 0 else []
+        visited, trace = watch_chain(sampler, latents, model.prior, generator=generator)
+        latents = visited[-1]
+        energies.append(trace.energies[1:])
+        positions += [visited[step] for step in shown[1:-1]] if repetition == 0 else []
         positions.append(latents)
     images = torch.stack([model.generate(latents=z) for z in positions], dim=1)
     return images.cpu(), torch.cat(energies).cpu()
-
-
-class _Watched:
-    """A log-density that remembers where it was asked for: a sampler asks at every position it steps from."""
-
-    def __init__(self, logdensity: Any) -> None:
-        self._logdensity = logdensity
-        self.positions: list[Tensor] = []
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        return self._logdensity(latents)
-
-    def score(self, latents: Tensor) -> Tensor:
-        return self.value_and_score(latents)[1]
-
-    def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        self.positions.append(latents.clone())
-        return self._logdensity.value_and_score(latents)
