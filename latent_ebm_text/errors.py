@@ -1,5 +1,7 @@
 """The errors this library raises on purpose. Every message says what is wrong and what to do about it."""
 
+from collections.abc import Sequence
+
 
 class LatentEBMError(Exception):
     """Base of all errors raised on purpose; a recipe prints its message alone and leaves with `exit_code`."""
@@ -22,4 +24,12 @@ class CheckpointError(LatentEBMError, RuntimeError):
 
 
 class DivergenceError(LatentEBMError, ArithmeticError):
-    """A chain, energy, loss or gradient that is not finite, stopped before it touches the weights (exit code 1)."""
+    """A chain, energy, loss or gradient that is not finite, stopped before it touches the weights (exit code 1).
+
+    Attributes:
+        rows: Rows of the batch whose chains are not finite; empty where it is not a matter of single rows.
+    """
+
+    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = list(rows)

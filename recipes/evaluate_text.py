@@ -70,12 +70,16 @@ class EvaluationArguments:
     )
     batch_size: int = field(default=128, metadata={"help": "Sentences a batch."})
     seed: int = field(default=0, metadata={"help": "Of every draw."})
+    matmul_precision: Literal["highest", "high", "medium"] = field(
+        default="highest", metadata={"help": "Precision of matrix products, as torch.set_float32_matmul_precision."}
+    )
 
 
 def main() -> None:
     data_args, args = parse_recipe_arguments((DataArguments, EvaluationArguments), description=__doc__)
     started, folder = time.monotonic(), Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    torch.set_float32_matmul_precision(args.matmul_precision)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = LatentEBMForTextGeneration.from_pretrained(args.model).to(device).eval()
     changes = {"num_steps": args.prior_num_steps, "temperature": args.prior_temperature}
@@ -85,7 +89,7 @@ def main() -> None:
             "prior_num_steps and prior_temperature are of the chains of a learned prior; this one has none"
         )
     model.config.prior_sampler = sampler_from_dict({**model.config.prior_sampler, **changes}).to_dict()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     text = prepare_text(data_args, args.seed, Accelerator(), tokenizer)
     print(text.description)
     train_texts, test_texts = (text.corpus.splits[split]["text"][:] for split in ("train", "test"))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.latents import compare_latents
+from latent_ebm_text.evaluation.mode import evaluation_mode
+from latent_ebm_text.samplers import watch_chain
 from latent_ebm_text.streams import stream
 
 if TYPE_CHECKING:
@@ -51,13 +52,12 @@ def evaluate_images(
     Returns:
         JSON-able figures, each with standard error, number of images and 95 % interval.
     """
-    num_images = min(len(dataset), max_images or len(dataset))
     parts: list[tuple[Tensor, ...]] = []
-    with _evaluation_mode(model):
-        for start in progress(range(0, num_images, batch_size)):
-            rows = dataset[start : min(start + batch_size, num_images)]["pixels"]
-            pixels = collate([{"pixels": row} for row in rows])["pixel_values"].to(model.device)
-            generator = stream(seed, "evaluation", start // batch_size, device=model.device)
+    with evaluation_mode(model):
+        batches = collate.batches(dataset, batch_size, max_images=max_images, progress=progress)
+        for number, pixels in enumerate(batches):
+            pixels = pixels.to(model.device)
+            generator = stream(seed, "evaluation", number, device=model.device)
             first, second = (model.score(pixels, generator=generator) for _ in range(2))
             prior = model.sample_prior(len(pixels), generator=generator).latents
             prior_nll = -model.log_prob(pixels, latents=prior)
@@ -79,7 +79,7 @@ def generate_images(
 ) -> Tensor:
     """Images of the model, `(num_samples, num_channels, image_size, image_size)` in [-1, 1], on the CPU."""
     images = []
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         for number, start in enumerate(range(0, num_samples, batch_size)):
             generator = stream(seed, "samples", number, device=model.device)
             size = min(batch_size, num_samples - start)
@@ -109,41 +109,10 @@ def chain_strips(
     shown = torch.linspace(0, sampler.num_steps, num_pictures).round().int().tolist()
     positions, energies = [latents], [model.prior.energy(latents)[None]]
     for repetition in range(repetitions):
-        watched = _Watched(model.prior)
-        output = sampler.sample(latents, watched, generator=generator, return_trace=True)
-        assert output.trace is not None  # it was asked for
-        latents = output.latents
-        energies.append(output.trace.energies[1:])
-        positions += [watched.positions[step] for step in shown[1:-1]] if repetition == 0 else []
+        visited, trace = watch_chain(sampler, latents, model.prior, generator=generator)
+        latents = visited[-1]
+        energies.append(trace.energies[1:])
+        positions += [visited[step] for step in shown[1:-1]] if repetition == 0 else []
         positions.append(latents)
     images = torch.stack([model.generate(latents=z) for z in positions], dim=1)
     return images.cpu(), torch.cat(energies).cpu()
-
-
-class _Watched:
-    """A log-density that remembers where it was asked for: a sampler asks at every position it steps from."""
-
-    def __init__(self, logdensity: Any) -> None:
-        self._logdensity = logdensity
-        self.positions: list[Tensor] = []
-
-    def __call__(self, latents: Tensor) -> Tensor:
-        return self._logdensity(latents)
-
-    def score(self, latents: Tensor) -> Tensor:
-        return self.value_and_score(latents)[1]
-
-    def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        self.positions.append(latents.clone())
-        return self._logdensity.value_and_score(latents)
-
-
-@contextmanager
-def _evaluation_mode(model: LatentEBMForImageGeneration) -> Iterator[None]:
-    """Evaluation mode, and afterwards as it was, whatever happens in between."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import errno
 import inspect
 import math
 import reprlib
@@ -78,6 +79,11 @@ def run_recipe(main: Callable[[], int | None]) -> NoReturn:
     except LatentEBMError as error:
         print(f"error: {error}", file=sys.stderr)
         exit_code = error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}; make room and run again", file=sys.stderr)
+        exit_code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         exit_code = 130  # what shells report for a process ended by SIGINT
