@@ -15,11 +15,12 @@ ROOT = Path(__file__).parents[1]
 def make_quickstart_folder(folder: Path) -> None:
     """Trains `runs/quickstart/model` and `runs/quickstart-images/model`; writes a `gpt2` of some thousand weights."""
     text = {
-        "dataset_name": "grammar", "num_sentences": 400, "max_length": 20, "hidden_size": 32, "embedding_size": 16,
-        "latent_dim": 8, "prior_hidden_size": 16, "prior_num_steps": 5, "posterior_num_steps": 20, "num_epochs": 4,
-        "inference": "persistent", "num_eval_samples": 20, "num_eval_sentences": 50,
+        "num_sentences": 400, "max_length": 20, "hidden_size": 32, "embedding_size": 16, "latent_dim": 8,
+        "prior_hidden_size": 16, "prior_num_steps": 5, "posterior_num_steps": 20, "num_epochs": 4,
+        "num_eval_samples": 20, "num_eval_sentences": 50,
     }  # fmt: skip
-    _run_recipe("train_text.py", output_dir=folder / "runs/quickstart", **text)
+    config = ROOT / "recipes/configs/quickstart.yaml"
+    _run_recipe("train_ptb.py", config=config, output_dir=folder / "runs/quickstart", **text)
     images = {"num_epochs": 1, "prior_num_steps": 5, "posterior_num_steps": 5}
     _run_recipe("train_images.py", output_dir=folder / "runs/quickstart-images", **images)
     tokenizer = AutoTokenizer.from_pretrained(folder / "runs/quickstart/model")
