@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import pytest
 import tomllib
 from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from latent_ebm_text.training import configuration
 
@@ -94,8 +95,14 @@ def _accelerate(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     _script(launch.training_script, launch.training_script_args, monkeypatch)
 
 
+def _torchrun(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = torchrun_parser().parse_args(words)
+    _script(launch.training_script, launch.training_script_args, monkeypatch)
+
+
 def _script(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a script of this repository until it has understood its arguments."""
+    """Runs a script of this repository until it has understood its arguments, of which `...` stands for more."""
+    arguments = [argument for argument in arguments if argument != "..."]
     path = ROOT / name
     assert path.is_file(), f"there is no {name}"
     known = set(sys.modules)
@@ -129,7 +136,6 @@ def _then_stop(parse: Callable[..., Any]) -> Callable[..., NoReturn]:
 def _latent_ebm(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Parses the arguments of a command, those of a recipe by the recipe's own parser."""
     import typer
-
     from latent_ebm_text.cli.main import app
 
     group = typer.main.get_command(app)
@@ -150,8 +156,8 @@ def _nothing(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CHECKS: dict[str, Callable[[list[str], pytest.MonkeyPatch], None]] = {
-    "latent-ebm": _latent_ebm, "make": _make, "pip": _pip, "python": _python, "accelerate": _accelerate,
-    "printf": _nothing, "cd": _nothing, "git": _nothing, "pre-commit": _nothing,
+    "latent-ebm": _latent_ebm, "make": _make, "pip": _pip, "python": _python, "accelerate": _accelerate, "torchrun": _torchrun,
+    "printf": _nothing, "cd": _nothing, "git": _nothing, "hf": _nothing,
 }  # fmt: skip
 
 
