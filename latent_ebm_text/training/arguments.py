@@ -229,7 +229,9 @@ class TrainingArguments:
     save_every: int = _option(500, "Steps between checkpoints.")
     keep_checkpoints: int = _option(2, "Newest checkpoints that are kept.")
     num_eval_sentences: int = _option(512, "Validation examples used while training; the end uses all.")
-    num_eval_samples: int = _option(1000, "Text: sentences generated for the sample statistics of the last evaluation.")
+    num_eval_samples: int = _option(
+        1000, "Text: sentences generated for the sample statistics of the last evaluation."
+    )
     matmul_precision: Literal["highest", "high", "medium"] = _option(
         "highest", "torch.set_float32_matmul_precision; `medium` may be several times faster and less exact."
     )
