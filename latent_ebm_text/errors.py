@@ -1,5 +1,9 @@
 """The errors this library raises on purpose. Every message says what is wrong and what to do about it."""
 
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
 
 class LatentEBMError(Exception):
     """Base of all errors raised on purpose; a recipe prints its message alone and leaves with `exit_code`."""
@@ -23,3 +27,20 @@ class CheckpointError(LatentEBMError, RuntimeError):
 
 class DivergenceError(LatentEBMError, ArithmeticError):
     """A chain, energy, loss or gradient that is not finite, stopped before it touches the weights (exit code 1)."""
+
+
+class HubError(LatentEBMError, OSError):
+    """The Hub could not be reached, refused, or broke off; nothing local was changed (exit code 1)."""
+
+
+def run_recipe(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` and leave the process with its exit code; an error raised on purpose becomes one line on stderr."""
+    try:
+        exit_code = main()
+    except LatentEBMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        exit_code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        exit_code = 130  # what shells report for a process ended by SIGINT
+    sys.exit(exit_code)

@@ -230,6 +230,11 @@ class TrainingArguments:
     keep_checkpoints: int = _option(2, "Newest checkpoints that are kept.")
     num_eval_sentences: int = _option(512, "Validation sentences used while training; the end uses all.")
     num_eval_samples: int = _option(1000, "Sentences generated for the sample statistics of the last evaluation.")
+    report_to: str = _option(
+        "none",
+        "Trackers beside metrics.jsonl, with commas between them: `trackio`, `tensorboard`, `wandb`, or `none` "
+        "(extras of these names).",
+    )
     matmul_precision: Literal["highest", "high", "medium"] = _option(
         "highest", "torch.set_float32_matmul_precision; `medium` may be several times faster and less exact."
     )
@@ -250,3 +255,29 @@ class TrainingArguments:
         require_in_interval("num_eval_sentences", self.num_eval_sentences, 2, float("inf"))  # for a standard error
         for name in ("warmup_steps", "decoder_weight_decay", "prior_weight_decay"):
             require_in_interval(name, getattr(self, name), 0.0, float("inf"))
+
+
+@dataclass
+class HubArguments:
+    """Hub"""
+
+    push_to_hub: bool = _option(
+        False, "Push the model with its card when it is trained; needs a token that may write."
+    )
+    hub_model_id: str | None = _option(
+        None, "Repository, `name` or `namespace/name`; by default the name of output_dir, and you."
+    )
+    hub_private: bool = _option(False, "Make a new repository private.")
+    hub_revision: str | None = _option(None, "Branch to push to; main by default.")
+    hub_strategy: Literal["end", "every_save", "checkpoint"] = _option(
+        "end",
+        "When to push: at the end; also the model so far with every checkpoint; or also the checkpoint itself, from "
+        "which the training can go on elsewhere.",
+    )
+    hub_remote_code: bool = _option(False, "Add what loads the model with trust_remote_code=True.")
+
+    def __post_init__(self) -> None:
+        if not self.push_to_hub:
+            for name in ("hub_model_id", "hub_revision", "hub_private", "hub_remote_code"):
+                if getattr(self, name):
+                    raise UsageError(f"{name} is for push_to_hub: give --push_to_hub too, or leave it out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 
@@ -21,10 +21,14 @@ from latent_ebm_text.evaluation.image_plots import plot_chain_energies, save_gri
 from latent_ebm_text.evaluation.images import chain_strips, evaluate_images, generate_images
 from latent_ebm_text.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.modeling_image import LatentEBMForImageGeneration
-from latent_ebm_text.training.arguments import LatentArguments, TrainingArguments, _option
+from latent_ebm_text.streams import stream_seed
+from latent_ebm_text.training.arguments import HubArguments, LatentArguments, TrainingArguments, _option
 from latent_ebm_text.training.configuration import require_positive
+from latent_ebm_text.training.finish import finish_run, make_pusher
 from latent_ebm_text.training.plots import plot_training
-from latent_ebm_text.training.trainer import TrainingData
+from latent_ebm_text.training.record import run_record
+from latent_ebm_text.training.tracking import make_accelerator, start_tracking
+from latent_ebm_text.training.trainer import TrainingData, train
 
 
 @dataclass
@@ -94,6 +98,58 @@ class ImageDataArguments:
             )
 
 
+def train_image_model(
+    data_args: ImageDataArguments, model_args: ImageModelArguments, args: TrainingArguments, hub_args: HubArguments
+) -> int:
+    """What every recipe for images does: reads them, trains a model, evaluates it, prints what came of it, and pushes
+    it where that is wished.
+
+    Returns:
+        The exit code of the recipe: 0, or 128 and the number of the signal that stopped it.
+    """
+    torch.set_float32_matmul_precision(args.matmul_precision)
+    accelerator = make_accelerator(args)
+    pusher = make_pusher(hub_args, args, accelerator)
+
+    # Data: decoded, counted, described, so that nobody is mistaken about what was trained on.
+    corpus = data_args.load(accelerator)
+    accelerator.print(corpus.describe())
+    collate = ImageCollator(corpus.image_size, corpus.num_channels)
+
+    # Model: the same initial weights on every process.
+    torch.manual_seed(stream_seed(args.seed, "initial weights"))
+    model = LatentEBMForImageGeneration(model_args.image_config(corpus.image_size, corpus.num_channels))
+    accelerator.print(f"model: {model.num_parameters():,} parameters, {model.config.latent_dim} latent dimensions")
+
+    # Training: from the newest checkpoint, where there is one.
+    start_tracking(accelerator, args, data_args, model_args)
+    processor = LatentEBMImageProcessor(corpus.image_size, corpus.num_channels)
+    result = train(
+        model,
+        training_data(corpus.splits["train"], collate, args),
+        args,
+        identity=run_identity(model, corpus.fingerprint, args),
+        evaluate=quick_evaluation(corpus.splits["validation"], collate, args, accelerator),
+        accelerator=accelerator,
+        on_save=None if pusher is None else partial(pusher.push_so_far, processor=processor),
+    )
+    accelerator.end_training()
+    if result.signal is not None:
+        accelerator.print(f"stopped by signal {result.signal} after step {result.step}; run again to go on")
+        return 128 + result.signal
+
+    # Evaluation, and everything a reader wants to see.
+    if accelerator.is_main_process:
+        results = finish_image_run(model, corpus, args, run_record(result, corpus, data_args, model_args, args))
+        accelerator.print(
+            f"\ntrained {result.step} steps in {result.seconds / 60:.1f} min\n{describe_results(results)}"
+        )
+        accelerator.print("\n".join(["", *(f"{name:>15}: {path}" for name, path in results["paths"].items())]))
+        if pusher is not None:
+            accelerator.print(f"{'pushed':>15}: {pusher.push_result()}")
+    return 0
+
+
 def training_data(images: Any, collate: ImageCollator, args: TrainingArguments) -> TrainingData:
     """Rows with `pixels`, in batches whose order is a function of (seed, epoch)."""
     batches = BucketedBatches(np.ones(len(images)), args.train_batch_size, args.seed)
@@ -103,7 +159,7 @@ def training_data(images: Any, collate: ImageCollator, args: TrainingArguments) 
 def run_identity(model: LatentEBMForImageGeneration, fingerprint: str, args: TrainingArguments) -> dict[str, Any]:
     """What a checkpoint must share with a run to be resumed by it."""
     config = model.config.to_dict()
-    for key in ("transformers_version", "architectures", "dtype", "_name_or_path"):
+    for key in ("transformers_version", "latent_ebm_text_version", "architectures", "dtype", "_name_or_path"):
         config.pop(key, None)
     return {
         "data": fingerprint,
@@ -187,10 +243,7 @@ def finish_image_run(
         paths["plot"] = plot_training(folder / "metrics.jsonl", folder / "training.png")
     except UsageError as error:
         results["plot_missing"] = str(error)
-    paths["results"] = folder / "results.json"
-    results["paths"] = {name: str(path) for name, path in paths.items()}
-    paths["results"].write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return results
+    return finish_run(folder, results, paths)
 
 
 def describe_results(results: dict[str, Any]) -> str:

@@ -25,9 +25,12 @@ from latent_ebm_text.evaluation.text import evaluate_likelihoods, generate_texts
 from latent_ebm_text.modeling_text import LatentEBMForTextGeneration
 from latent_ebm_text.streams import stream_seed
 from latent_ebm_text.tokenization import make_tokenizer
-from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from latent_ebm_text.training.arguments import DataArguments, HubArguments, ModelArguments, TrainingArguments
+from latent_ebm_text.training.finish import finish_run, make_pusher
 from latent_ebm_text.training.models import build_model, load_tokenizer
 from latent_ebm_text.training.plots import plot_training
+from latent_ebm_text.training.record import run_record
+from latent_ebm_text.training.tracking import make_accelerator, start_tracking
 from latent_ebm_text.training.trainer import TrainingData, train
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ class PreparedText:
         """What a checkpoint must share with a run to be resumed by it."""
         words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         config = model.config.to_dict()
-        for key in ("transformers_version", "architectures", "dtype", "_name_or_path"):
+        for key in ("transformers_version", "latent_ebm_text_version", "architectures", "dtype", "_name_or_path"):
             config.pop(key, None)
         return {
             "data": self.corpus.fingerprint,
@@ -109,14 +112,18 @@ def prepare_text(
     return PreparedText(corpus, tokenizer, splits, TextCollator(tokenizer.pad_token_id), "\n".join(lines))
 
 
-def train_text_model(data_args: DataArguments, model_args: ModelArguments, args: TrainingArguments) -> int:
-    """What every recipe for text does: prepares a corpus, trains a model, evaluates it, and prints what came of it.
+def train_text_model(
+    data_args: DataArguments, model_args: ModelArguments, args: TrainingArguments, hub_args: HubArguments
+) -> int:
+    """What every recipe for text does: prepares a corpus, trains a model, evaluates it, prints what came of it, and
+    pushes it where that is wished.
 
     Returns:
         The exit code of the recipe: 0, or 128 and the number of the signal that stopped it.
     """
     torch.set_float32_matmul_precision(args.matmul_precision)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = make_accelerator(args)
+    pusher = make_pusher(hub_args, args, accelerator)
 
     # Data: loaded, tokenised, described, so that nobody is mistaken about what was trained on.
     text = prepare_text(data_args, args.seed, accelerator, load_tokenizer(model_args))
@@ -128,6 +135,7 @@ def train_text_model(data_args: DataArguments, model_args: ModelArguments, args:
     accelerator.print(f"model: {model.num_parameters():,} parameters, {model.config.latent_dim} latent dimensions")
 
     # Training: from the newest checkpoint, where there is one.
+    start_tracking(accelerator, args, data_args, model_args)
     result = train(
         model,
         text.training_data(args.train_batch_size, args.seed),
@@ -135,19 +143,16 @@ def train_text_model(data_args: DataArguments, model_args: ModelArguments, args:
         identity=text.identity(model, args),
         evaluate=quick_evaluation(text, args, accelerator),
         accelerator=accelerator,
+        on_save=None if pusher is None else partial(pusher.push_so_far, processor=text.tokenizer),
     )
+    accelerator.end_training()
     if result.signal is not None:
         accelerator.print(f"stopped by signal {result.signal} after step {result.step}; run again to go on")
         return 128 + result.signal
 
     # Evaluation, and everything a reader wants to see.
     if accelerator.is_main_process:
-        run = {
-            "command": " ".join(sys.argv),
-            "step": result.step,
-            "training_seconds": round(result.seconds, 1),
-            "warnings": result.warnings,
-        }
+        run = run_record(result, text.corpus, data_args, model_args, args)
         results = finish_text_run(model, text, args, run)
         accelerator.print(
             f"\ntrained {result.step} steps in {result.seconds / 60:.1f} min\n{describe_results(results)}\n"
@@ -155,6 +160,8 @@ def train_text_model(data_args: DataArguments, model_args: ModelArguments, args:
         samples = Path(results["paths"]["samples"]).read_text(encoding="utf-8").splitlines()
         accelerator.print("\n".join(["16 samples, as they came:", *(f"  {sample}" for sample in samples[:16])]))
         accelerator.print("\n".join(["", *(f"{name:>8}: {path}" for name, path in results["paths"].items())]))
+        if pusher is not None:
+            accelerator.print(f"  pushed: {pusher.push_result()}")
     return 0
 
 
@@ -236,10 +243,7 @@ def finish_text_run(
         paths["plot"] = plot_training(folder / "metrics.jsonl", folder / "training.png")
     except UsageError as error:
         results["plot_missing"] = str(error)
-    paths["results"] = folder / "results.json"
-    results["paths"] = {name: str(path) for name, path in paths.items()}
-    paths["results"].write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return results
+    return finish_run(folder, results, paths)
 
 
 def _peak_memory_gib() -> float:

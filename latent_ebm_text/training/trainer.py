@@ -80,6 +80,7 @@ def train(
     identity: dict[str, Any],
     evaluate: Callable[[LatentEBMPreTrainedModel, int], dict[str, float]],
     accelerator: Accelerator | None = None,
+    on_save: Callable[[LatentEBMPreTrainedModel, int], None] | None = None,
 ) -> TrainingResult:
     """Trains a model of any modality, from the newest checkpoint in `args.output_dir` where there is one.
 
@@ -90,7 +91,8 @@ def train(
         identity: What a checkpoint must have in common with this run to be resumed: model, data, seed.
         evaluate: `(model, step)` to figures, called every `args.eval_every` steps. Knows the modality, draws from
             streams of its own and leaves the training undisturbed.
-        accelerator: Devices and processes; made here by default.
+        accelerator: Devices and processes, and the trackers that metrics also go to; made here by default.
+        on_save: `(model, step)`, called on the main process after every checkpoint but the last.
 
     Raises:
         DivergenceError: If a chain, the loss or a gradient is not finite; the weights are as before the bad step.
@@ -112,7 +114,9 @@ def train(
     if averaged is not None and checkpoint is not None and "averaged" in checkpoint.tensors:
         averaged.load_state_dict(checkpoint.tensors["averaged"])
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    metrics = MetricsFile(folder / "metrics.jsonl", first_step=step, enabled=accelerator.is_main_process)
+    metrics = MetricsFile(
+        folder / "metrics.jsonl", first_step=step, enabled=accelerator.is_main_process, track=accelerator.log
+    )
     means = RunningMeans(checkpoint.state["means"] if checkpoint else None)
     health = Health(args, likelihood_weight=model.config.likelihood_weight)
 
@@ -184,6 +188,8 @@ def train(
             if signal_number or step % args.save_every == 0 or step == total:
                 state = {"seconds": time.monotonic() - started, "means": means.state()}
                 _save(model, averaged, optimizer, chains, folder, step, state, identity, args, accelerator)
+                if on_save is not None and step < total and accelerator.is_main_process:
+                    on_save(model, step)
             if signal_number:
                 break
     if averaged is not None and step == total:
