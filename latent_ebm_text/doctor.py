@@ -21,15 +21,10 @@ EXTRAS = {
     "trackio": "trackio", "wandb": "wandb",
 }  # fmt: skip
 _REQUIRED = (
-    "torch",
-    "transformers",
-    "datasets",
-    "accelerate",
-    "evaluate",
-    "tokenizers",
-    "safetensors",
-    "huggingface_hub",
-)
+    "torch", "transformers", "datasets", "accelerate", "evaluate", "tokenizers", "safetensors", "huggingface_hub",
+)  # fmt: skip
+#: Readers of local files, which `datasets` caches beside the sets that have a name.
+_READERS = {"text", "json", "parquet", "arrow", "imagefolder", "downloads"}
 #: Lengths of the training's own chain that a run's prior is followed for.
 _REPETITIONS = 20
 
@@ -111,10 +106,9 @@ def _devices() -> Iterator[Finding]:
             memory = torch.cuda.get_device_properties(number).total_memory / 2**30
             yield Finding("ok", "device", f"{torch.cuda.get_device_name(number)}, {memory:.0f} GiB")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding(
-        "ok", "processor", f"{processor_name()}, {cores} cores, torch uses {torch.get_num_threads()} threads"
-    )
-    if torch.get_num_threads() > cores:
+    threads = torch.get_num_threads()
+    yield Finding("ok", "processor", f"{processor_name()}, {cores} cores, torch uses {threads} threads")
+    if threads > cores:
         yield Finding("note", "threads", f"more threads than cores; set OMP_NUM_THREADS={cores}")
     if getattr(torch.cpu, "_is_amx_tile_supported", bool)():
         yield Finding("note", "bfloat16", "this processor has AMX: accelerate launch --mixed_precision bf16 is faster")
@@ -153,10 +147,8 @@ def _data() -> Iterator[Finding]:
 
     yield Finding("ok", "data", "grammar and digits need no download")
     cache = Path(config.HF_DATASETS_CACHE)
-    cached = (
-        sorted(path.name.replace("___", "/") for path in cache.iterdir() if path.is_dir()) if cache.is_dir() else []
-    )
-    cached = [name for name in cached if name not in ("text", "json", "parquet", "arrow", "imagefolder", "downloads")]
+    folders = [path.name for path in cache.iterdir() if path.is_dir()] if cache.is_dir() else []
+    cached = sorted(name.replace("___", "/") for name in folders if name not in _READERS)
     yield Finding("ok", "cached data sets", f"{', '.join(cached) or 'none'} (in {cache})")
 
 
@@ -176,9 +168,8 @@ def _health(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Iterator[
     names = {field.name for field in fields(TrainingArguments)}
     args = TrainingArguments(**{name: value for name, value in settings.items() if name in names})
     trained = [record for record in metrics if record["kind"] == "train"]
-    health = Health(
-        args, likelihood_weight=settings.get("likelihood_weight", trained[-1]["likelihood_weight"] if trained else 1.0)
-    )
+    weight = trained[-1]["likelihood_weight"] if trained else settings.get("likelihood_weight", 1.0)
+    health = Health(args, likelihood_weight=weight)
     for record in trained:
         health.observe(record)
     problems = health.judge(figures)

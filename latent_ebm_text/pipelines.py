@@ -32,7 +32,7 @@ from latent_ebm_text.streams import stream
 _Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
-class _TextPipeline(Pipeline):  # type: ignore[misc]  # transformers is taken as Any
+class _TextPipeline(Pipeline):
     """A pipeline of a text model; all arguments of a call go to the model."""
 
     _load_tokenizer = True
@@ -89,7 +89,7 @@ class TextReconstructionPipeline(_SentencePipeline):
 
 
 class TextScoringPipeline(_SentencePipeline):
-    """`pipe(sentence, seed=0, **score_options)`: anomaly scores in nats, see [`~latent_ebm_text.scoring.AnomalyScores`]."""
+    """`pipe(sentence, seed=0, **score_options)`: scores in nats, see [`~latent_ebm_text.scoring.AnomalyScores`]."""
 
     _log_partition: LogPartition | None = None
 

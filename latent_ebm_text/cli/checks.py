@@ -51,7 +51,7 @@ def doctor(
 ) -> None:
     """Examine installation, machine and data at hand; and a run: is its latent used, do its chains arrive?
 
-    Every finding that is not well says what to change; leaves with 1 if there is one of a run or a broken installation.
+    Every finding that is not well says what to change. Leaves with 1 if a run or the installation has a problem.
 
     \b
     latent-ebm doctor

@@ -21,8 +21,8 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 app = typer.Typer(
     name="latent-ebm",
     help="Generative models whose latent vector has a learned energy-based prior.\n\n"
-    "Exit codes: 0 all well; 1 it failed, or a check did; 2 it was called wrongly; 130 interrupted and 143 terminated, "
-    "which training answers by saving first.",
+    "Exit codes: 0 all well; 1 it failed, or a check did; 2 it was called wrongly; 130 interrupted, 143 terminated "
+    "(a training has saved first).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

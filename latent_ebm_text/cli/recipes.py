@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-_TRAIN = """Train a model of text, or with --images one of images; the same as recipes/train_text.py and train_images.py.
+_TRAIN = """Train a model of text, or with --images one of images; as recipes/train_text.py and train_images.py do.
 
     latent-ebm train --config quickstart                       # a config that comes with the library, or a file
     latent-ebm train --dataset_name my_corpus.txt --output_dir runs/mine --report_to tensorboard

@@ -11,7 +11,7 @@ import typer
 from latent_ebm_text.cli.output import AsJson, Model, Revision, Seed, show
 from latent_ebm_text.errors import DataError, UsageError
 
-# The choices of latent_ebm_text.scoring and latent_ebm_text.latents: to import these takes seconds that --help has not.
+# The choices of latent_ebm_text.scoring and latent_ebm_text.latents, without the seconds that importing these takes.
 _Score = Literal[
     "nll_per_token", "nll", "joint_energy_per_token", "joint_energy", "reconstruction_per_token", "reconstruction",
     "prior_energy",

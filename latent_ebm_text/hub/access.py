@@ -31,7 +31,7 @@ def hub_errors(task: str) -> Iterator[None]:
         yield
     except LatentEBMError:
         raise
-    except (OSError, ValueError, TRANSPORT_ERROR) as error:
+    except (OSError, ValueError, RuntimeError, TRANSPORT_ERROR) as error:
         raise explain(error, task) from error
 
 
@@ -60,11 +60,11 @@ def _answered(error: errors.HfHubHTTPError, task: str) -> LatentEBMError:
         return UsageError(f"{task}: access is restricted; ask for it on the model's page, and log in")
     if isinstance(error, errors.RevisionNotFoundError):
         return UsageError(f"{task}: there is no such revision")
-    if status == 401 and "Invalid credentials" in str(error):
-        return UsageError(f"{task}: the Hub does not know this token; run `hf auth login` again or correct HF_TOKEN")
     if isinstance(error, errors.RepositoryNotFoundError):
         return UsageError(f"{task}: the Hub has no such repository, or hides it from you; log in if it is private")
-    if status in (401, 403):
+    if status == 401:
+        return UsageError(f"{task}: the Hub does not know this token; run `hf auth login` again or correct HF_TOKEN")
+    if status == 403:
         return UsageError(
             f"{task}: this token may not do that; it must be one with write access, of a member of that namespace"
         )

@@ -148,6 +148,31 @@ def push_run(
     return Pushed(full, commit.commit_url, commit.oid, kept_card)
 
 
+def push_first_card(model: Any, repo_id: str, *, private: bool | None = None, token: Any = None) -> None:
+    """Gives a repository its card before the first push of a model by its own `push_to_hub`.
+
+    Args:
+        model: The model.
+        repo_id: The repository, which is made if need be.
+        private: Whether a new one is private.
+        token: As of the Hub's client.
+    """
+    api = HfApi(token=token)
+    full = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if api.file_exists(full, "README.md"):
+        return
+    origin = Path(model.name_or_path or "/nowhere")
+    with TemporaryDirectory() as scratch:
+        if (origin / "config.json").is_file():
+            card = build_card(origin, full, run=run_of(origin))
+        else:
+            model.config.save_pretrained(scratch)
+            card = build_card(Path(scratch), full)
+    api.upload_file(
+        repo_id=full, path_in_repo="README.md", path_or_fileobj=card.encode(), commit_message="Add the model's card"
+    )
+
+
 def preview_card(
     name: str | Path,
     repo_id: str | None = None,

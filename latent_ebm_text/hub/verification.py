@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from latent_ebm_text.modeling_text import LatentEBMForTextGeneration
 
 Verdict = Literal["same", "within", "differs", "not run"]
-#: Relative difference up to which two values are called the same: what cards round to, and arithmetic between machines.
+#: Relative difference up to which two values are called the same: what rounding and other machines may change.
 _SAME = 1e-3
 
 
@@ -95,7 +95,7 @@ def verify_text_model(
                 f"{text.corpus.name} is not the data of the card: its fingerprint is {text.corpus.fingerprint}, the "
                 f"card's {expected}; name the right data with --dataset_name"
             )
-    measured = {}
+    measured: dict[tuple[Any, Any], float] = {}
     if record.get("settings"):
         training_args = _fill(TrainingArguments, record["settings"])
         wanted = {result.dataset_split for result in card} - ({"test"} if settings else set())
@@ -109,7 +109,7 @@ def verify_text_model(
             result.metric_name or result.metric_type,
             result.dataset_split or "test",
             result.metric_value,
-            tuple(result.metric_args["interval_95"]),
+            _interval(result),
             measured.get((result.metric_name, result.dataset_split)),
         )
         for result in card
@@ -123,6 +123,11 @@ def _card_results(folder: Path) -> list[EvalResult]:
     if not results:
         raise UsageError(f"{folder} has no card with figures to verify")
     return results
+
+
+def _interval(result: EvalResult) -> tuple[float, float]:
+    low, high = (result.metric_args or {})["interval_95"]
+    return low, high
 
 
 def _measure_as_run(
