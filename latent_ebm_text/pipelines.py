@@ -97,7 +97,9 @@ class TextScoringPipeline(_SentencePipeline):
         needs_partition = kwargs.get("marginal", "importance") != "none" and self.model.config.latent_dim > 0
         if needs_partition and self._log_partition is None:  # the same for all sentences
             self._log_partition = model_log_partition(self.model)
-        scores = self.model.score(**inputs, seed=seed, log_partition=self._log_partition, **kwargs)
+        scores = self.model.score(
+            inputs["input_ids"], inputs["attention_mask"], seed=seed, log_partition=self._log_partition, **kwargs
+        )
         return {name: scores.get(name) for name in scores.names()}
 
     def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, float]:

@@ -67,6 +67,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         }.items():  # fmt: skip
             monkeypatch.setattr(constants, name, setting)
         monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # made anew, with the endpoint of now
         monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
         yield server

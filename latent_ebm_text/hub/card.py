@@ -86,11 +86,11 @@ def build_card(
         data=[line.removeprefix("data: ").strip() for line in record.get("data", ["not recorded"])],
         facts=facts,
         figures=figures,
-        definitions={figure.name: figure.definition for figure in figures},
+        definitions={figure.name: figure.definition for figure in reversed(figures)},
         number=_number,
         interval=lambda figure: " to ".join(map(_number, figure.interval)) if figure.interval else "-",
-        can_verify=is_text and bool(settings or evaluated),
-        dataset_name=settings.get("dataset_name") or facts.hub_id or "path/to/the/data",
+        can_verify=is_text and bool(settings or evaluated.get("settings")),
+        dataset_name=facts.name or settings.get("dataset_name", "path/to/the/data"),
         verdict=read_json(evaluation / "chains.json").get("verdict") if evaluation else None,
         samples=samples,
         sampling=evaluated.get("facts", {}).get("sampling") or "ancestral sampling at temperature 1, nothing picked",
@@ -153,7 +153,7 @@ def _metadata(
             metric_args={"interval_95": [_rounded(bound) for bound in figure.interval], "n": figure.n},
         )
         for figure in figures
-        if figure.interval is not None
+        if figure.interval is not None and not figure.is_of_real_data
     ]
     base_model = (config.get("decoder_config") or {}).get("_name_or_path")
     data = ModelCardData(
@@ -177,20 +177,17 @@ def _metadata(
 
 
 def _describe(config: dict[str, Any], is_text: bool) -> str:
-    latent = config.get("latent_dim", 32 if is_text else 100)
-    prior = "a learned energy" if config.get("prior_type", "energy") == "energy" else "a Gaussian"
-    if not is_text:
+    dimensions = config.get("latent_dim", 32 if is_text else 100)
+    prior = "a learned energy" if config.get("prior_type", "energy") == "energy" else "N(0, I)"
+    if is_text:
+        kind = config.get("decoder_type", "lstm")
+        decoder = "an LSTM" if kind == "lstm" else f"a {kind.replace('_', ' ')}"
+        decoder = f"{decoder} over a vocabulary of {config.get('vocab_size', 10_000):,}"
+    else:
         size, channels = config.get("image_size", 32), config.get("num_channels", 3)
-        return (
-            f"a convolutional decoder of {size} x {size} x {channels} images, {latent} latent dimensions, {prior} "
-            "prior."
-        )
-    decoder = config.get("decoder_type", "lstm")
-    decoder = "an LSTM" if decoder == "lstm" else f"a {decoder.replace('_', ' ')}"
-    return (
-        f"{decoder} decodes sentences of a vocabulary of {config.get('vocab_size', 10_000):,}, {latent} latent "
-        f"dimensions, {prior} prior."
-    )
+        decoder = f"a convolutional network decodes images of {size} x {size} x {channels}"
+        return f"{decoder} from a latent of {dimensions} dimensions, whose prior is {prior}."
+    return f"{decoder} decodes a latent of {dimensions} dimensions, whose prior is {prior}."
 
 
 def _describe_training(record: dict[str, Any], evaluated: dict[str, Any]) -> list[str]:
@@ -209,10 +206,10 @@ def _limits(record: dict[str, Any], figures: list[CardFigure], is_text: bool) ->
     limits = ["One training with one seed: intervals say what other test data would change, not another training."]
     by_name = {figure.name: figure for figure in figures if figure.split == "test"}
     if is_text and {"reconstruction NLL", "prior NLL"} <= by_name.keys():
-        told = by_name["prior NLL"].value - by_name["reconstruction NLL"].value
+        own, drawn = (by_name[name].value for name in ("reconstruction NLL", "prior NLL"))
         limits.append(
-            f"The latent tells {told:.1f} nats of a sentence's {by_name['prior NLL'].value:.1f}; the rest is the "
-            "decoder's guess."
+            f"A sentence costs {own:.1f} nats with a latent of its own and {drawn:.1f} with one of the prior: what "
+            "lies between is what the latent carries."
         )
     limits += [f"A warning of the training: {warning}." for warning in record.get("warnings", [])]
     limits += [f"{figure.name}: {figure.warning}." for figure in figures if figure.warning]

@@ -58,6 +58,11 @@ class CardFigure:
     warning: str | None = None
 
     @property
+    def is_of_real_data(self) -> bool:
+        """Whether it measures the data, to compare with, and not the model."""
+        return self.name.endswith(", real") or self.name == "exact NLL" or "evaluator's" in self.name
+
+    @property
     def slug(self) -> str:
         """The name as an identifier."""
         return "".join(letter if letter.isalnum() else "_" for letter in self.name.lower())

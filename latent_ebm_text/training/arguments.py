@@ -122,9 +122,12 @@ class ModelArguments(LatentArguments):
 
     def text_config(self, vocab_size: int, max_sentence_length: int) -> LatentEBMTextConfig:
         """The configuration of a text model with a decoder from scratch; `UsageError` for a value that cannot be
-        right."""
+        right. A vocabulary that is no larger than `frequent_words` and `drawn_words` is trained on as a whole."""
         if self.decoder not in ("lstm", "transformer"):
             raise UsageError(f"the decoder {self.decoder!r} is a pretrained one, which brings its own configuration")
+        settings = self.common_settings()
+        if vocab_size <= self.frequent_words + self.drawn_words:
+            settings |= {"frequent_words": 0, "drawn_words": 0}
         return LatentEBMTextConfig(
             vocab_size=vocab_size,
             max_sentence_length=max_sentence_length,
@@ -133,7 +136,7 @@ class ModelArguments(LatentArguments):
             num_attention_heads=self.num_attention_heads,
             hidden_size=self.hidden_size,
             tie_word_embeddings=self.tie_word_embeddings,
-            **self.common_settings(),
+            **settings,
         )
 
     def common_settings(self) -> dict[str, Any]:

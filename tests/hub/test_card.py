@@ -81,7 +81,9 @@ def test_data_licence_environment_and_citation_are_told(card: ModelCard) -> None
 
 def test_warnings_and_an_unused_latent_stand_among_the_limits(card: ModelCard) -> None:
     limits = card.text.partition("## Limits")[2]
-    assert re.search(r"The latent tells -?\d+\.\d nats of a sentence's \d+\.\d", limits)
+    assert re.search(
+        r"A sentence costs \d+\.\d nats with a latent of its own and \d+\.\d with one of the prior", limits
+    )
 
 
 def test_an_evaluation_goes_before_the_figures_of_the_run(trained: Path, tmp_path: Path) -> None:

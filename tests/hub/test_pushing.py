@@ -190,7 +190,7 @@ def test_a_training_pushes_itself(hub: HubServer, tmp_path: Path, capsys: pytest
 def test_a_hub_that_fails_meanwhile_does_not_stop_a_training(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.fail("POST", "/preupload/", 500)
+    hub.fail("POST", "/preupload/", 400)
     with pytest.raises(HubError, match=r"The model is complete in .*; push it again with: latent-ebm push .* me/run"):
         train(tmp_path / "run", push_to_hub=True, hub_model_id="run", hub_strategy="every_save")
     out = capsys.readouterr().out

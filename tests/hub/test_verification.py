@@ -28,10 +28,12 @@ def test_a_run_gives_its_figures_again_and_an_edited_one_is_found(trained: Path,
     verdicts = {(figure.name, figure.split): figure.verdict for figure in verify_text_model(str(run))}
     assert verdicts.pop((better.metric_name, "test")) == "differs"
     assert set(verdicts.values()) == {"same"}
+    (other := tmp_path / "other.txt").write_text("\n".join(f"another sentence {number}" for number in range(100)))
     with pytest.raises(DataError, match=r"is not the data of the card: its fingerprint is .* name the right data"):
-        verify_text_model(str(run), dataset_name=str(run / "samples.txt"))
+        verify_text_model(str(run), dataset_name=str(other))
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_pushed_can_be_verified_from_the_hub(
     hub: HubServer, trained: Path, tmp_path: Path
 ) -> None:
