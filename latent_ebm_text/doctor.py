@@ -23,8 +23,8 @@ EXTRAS = {
 _REQUIRED = (
     "torch", "transformers", "datasets", "accelerate", "evaluate", "tokenizers", "safetensors", "huggingface_hub",
 )  # fmt: skip
-#: Readers of local files, which `datasets` caches beside the sets that have a name.
-_READERS = {"text", "json", "parquet", "arrow", "imagefolder", "downloads"}
+#: What lies in the cache of `datasets` beside the sets that have a name: readers of local files, prepared texts.
+_UNNAMED = {"latent_ebm_text", "text", "json", "parquet", "arrow", "imagefolder", "downloads"}
 #: Lengths of the training's own chain that a run's prior is followed for.
 _REPETITIONS = 20
 
@@ -148,7 +148,7 @@ def _data() -> Iterator[Finding]:
     yield Finding("ok", "data", "grammar and digits need no download")
     cache = Path(config.HF_DATASETS_CACHE)
     folders = [path.name for path in cache.iterdir() if path.is_dir()] if cache.is_dir() else []
-    cached = sorted(name.replace("___", "/") for name in folders if name not in _READERS)
+    cached = sorted(name.replace("___", "/") for name in folders if name not in _UNNAMED)
     yield Finding("ok", "cached data sets", f"{', '.join(cached) or 'none'} (in {cache})")
 
 

@@ -48,7 +48,7 @@ def test_sentences_are_scored_as_the_model_scores_them(folder: Path) -> None:
     assert [each["nll"] / each["nll_per_token"] for each in found] == pytest.approx([4, 2, 6, 3])
     direct = tiny_model().score([SENTENCES[1]], tokenizer=tiny_tokenizer(), seed=2)
     assert found[1]["reconstruction"] == pytest.approx(float(direct.reconstruction), rel=1e-4)
-    batched = score(SENTENCES, batch_size=4, marginal="none", num_draws=64)
-    alone = score(SENTENCES, marginal="none", num_draws=64)
-    assert [e["reconstruction"] for e in batched] == pytest.approx([e["reconstruction"] for e in alone], rel=0.05)
+    batched = score(SENTENCES, batch_size=4, marginal="none", num_draws=8)
+    alone = score(SENTENCES, marginal="none", num_draws=8)
+    assert [e["reconstruction"] for e in batched] == pytest.approx([e["reconstruction"] for e in alone], rel=0.15)
     assert "nll" not in batched[0]
