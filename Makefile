@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint types format bench docs clean
+.PHONY: help setup quickstart test test-slow lint types format bench audit docs clean
 
 help:  ## List the chores
 	@echo "usage: make CHORE [PYTHON=python3.11] [ARGS='options of the chore']"
@@ -53,6 +53,10 @@ bench: setup  ## Run the benchmarks (ARGS=--write keeps their tables in benchmar
 	@$(BIN)/python -c 'import torchebm' 2>/dev/null || $(PIP) install -c constraints.txt -e '.[bench]' || \
 	  echo "make bench: torchebm could not be installed; the comparison with it is left out" >&2
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+audit: setup  ## Look up known vulnerabilities of the pinned dependencies (needs PyPI)
+	@$(BIN)/python -c 'import pip_audit' 2>/dev/null || $(PIP) install pip-audit
+	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
 
 docs: setup  ## Check that every link between the Markdown files resolves
 	$(BIN)/python docs/check_links.py

@@ -195,7 +195,7 @@ def read_settings(folder: str | Path, detector: str) -> dict[str, Any]:
     """
     try:
         saved = json.loads((Path(folder) / _SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder} holds no detector: {error}") from error
     if not isinstance(saved, dict) or saved.get("format") != FORMAT or saved.get("detector") != detector:
         found = (saved.get("detector"), saved.get("format")) if isinstance(saved, dict) else saved

@@ -1,7 +1,8 @@
 """The errors this library raises on purpose. Every message says what is wrong and what to do about it."""
 
+import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 
@@ -26,7 +27,15 @@ class CheckpointError(LatentEBMError, RuntimeError):
 
 
 class DivergenceError(LatentEBMError, ArithmeticError):
-    """A chain, energy, loss or gradient that is not finite, stopped before it touches the weights (exit code 1)."""
+    """A chain, energy, loss or gradient that is not finite, stopped before it touches the weights (exit code 1).
+
+    Attributes:
+        rows: Rows of the batch whose chains are not finite; empty where it is not a matter of single rows.
+    """
+
+    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = list(rows)
 
 
 class HubError(LatentEBMError, OSError):
@@ -40,6 +49,11 @@ def run_recipe(main: Callable[[], int | None]) -> NoReturn:
     except LatentEBMError as error:
         print(f"error: {error}", file=sys.stderr)
         exit_code = error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}; make room and run again", file=sys.stderr)
+        exit_code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         exit_code = 130  # what shells report for a process ended by SIGINT

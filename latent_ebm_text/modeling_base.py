@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -14,7 +15,8 @@ from transformers import initialization as init
 from latent_ebm_text.configuration import LatentEBMConfig
 from latent_ebm_text.decoders.base import LatentDecoder
 from latent_ebm_text.encoders.base import LatentEncoder
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.folders import check_model_folder
 from latent_ebm_text.latents import Control, ControlledDensity
 from latent_ebm_text.posterior import LatentPosterior
 from latent_ebm_text.prior import EnergyPrior, GaussianPrior
@@ -26,17 +28,17 @@ class LatentEBMLoss:
     """The learning objective and its parts, each a scalar in nats per example, averaged over the batch.
 
     Attributes:
-        loss: What is minimised: `reconstruction + prior + penalty`.
-        reconstruction: `-log p(x | z+)`.
-        prior: `E(z+) - E(z-)`, the posterior-prior energy gap; its gradient trains the prior (paper, eq. 6). Of a VAE
-            the divergence `KL(q(z | x) || N(0, I))`.
+        loss: What is minimised: `reconstruction_loss + prior_loss + penalty`.
+        reconstruction_loss: `-log p(x | z+)`.
+        prior_loss: `E(z+) - E(z-)`, the posterior-prior energy gap; its gradient trains the prior (paper, eq. 6). Of a
+            VAE the divergence `KL(q(z | x) || N(0, I))`.
         penalty: The weighted squared tilt.
         latents: `z+`, of shape `(batch, latent_dim)`.
     """
 
     loss: Tensor
-    reconstruction: Tensor
-    prior: Tensor
+    reconstruction_loss: Tensor
+    prior_loss: Tensor
     penalty: Tensor
     latents: Tensor
 
@@ -55,6 +57,23 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
     prior: EnergyPrior | GaussianPrior
     decoder: LatentDecoder
     encoder: LatentEncoder | None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As of transformers, from safetensors alone.
+
+        Raises:
+            DataError: If the folder leads out of itself or its files are damaged, see
+                [`~latent_ebm_text.folders.check_model_folder`].
+        """
+        check_model_folder(pretrained_model_name_or_path)
+        kwargs["use_safetensors"] = True  # or a pickle would be read where there is nothing else
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise DataError(
+                f"the safetensors weights of {pretrained_model_name_or_path} cannot be read: {error}"
+            ) from error
 
     def _build_prior(self) -> EnergyPrior | GaussianPrior:
         config = self.config
@@ -193,13 +212,14 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         batch = len(next(iter(inputs.values())))
         if self.config.latent_dim == 0:
             return SamplerOutput(self.sample_reference(batch, generator))  # nothing to infer
-        if initial_latents is None and self.encoder is not None:
-            initial_latents = self.encoder.propose(inputs).sample(generator)
+        if initial_latents is not None:
+            initial_latents = self.check_latents(initial_latents, batch)
+        elif self.encoder is not None:
+            initial_latents = self.encoder.propose(inputs).sample(generator).to(self.decoder.latent_dtype)
             if sampler is None and isinstance(self.prior, GaussianPrior):
                 return SamplerOutput(initial_latents)
-        if initial_latents is None:
+        else:
             initial_latents = self.sample_reference(batch, generator)
-        initial_latents = self.check_latents(initial_latents, batch)
         sampler = self.posterior_sampler if sampler is None else sampler
         with self._full_precision():
             posterior = self.posterior(inputs, likelihood_weight)
@@ -208,6 +228,38 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
     def _full_precision(self) -> torch.autocast:
         """Chains and energies in the precision of the weights: differences of energies are lost in bfloat16."""
         return torch.autocast(self.device.type, enabled=False)
+
+    def learning_objective(
+        self,
+        inputs: dict[str, Tensor],
+        latents: Tensor | None = None,
+        prior_latents: Tensor | None = None,
+        likelihood_weight: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> LatentEBMLoss:
+        """What `forward` minimises: `objective` of the draws, or `variational_objective` where an encoder makes them.
+
+        Args:
+            inputs: The data.
+            latents: `(batch, latent_dim)`, posterior draws `z+`; drawn if not given, by the encoder with a gradient
+                where the model has one.
+            prior_latents: `(samples, latent_dim)`, prior draws `z-`; drawn if not given.
+            likelihood_weight: Another `w` than the model's own, for the draws that are made here.
+            generator: Source of the noise of these draws.
+        """
+        batch = len(next(iter(inputs.values())))
+        is_variational = self.encoder is not None and latents is None
+        if latents is None and not is_variational:
+            latents = self.sample_posterior(inputs, likelihood_weight=likelihood_weight, generator=generator).latents
+        if is_variational and isinstance(self.prior, GaussianPrior):
+            prior_latents = self.sample_reference(0)  # a VAE's loss needs none
+        elif prior_latents is None:
+            prior_latents = self.sample_prior(batch, generator=generator).latents
+        prior_latents = self.check_latents(prior_latents)
+        if latents is None:
+            weight = self.config.likelihood_weight if likelihood_weight is None else likelihood_weight
+            return self.variational_objective(inputs, weight, prior_latents)
+        return self.objective(inputs, self.check_latents(latents, batch), prior_latents)
 
     def objective(self, inputs: dict[str, Tensor], latents: Tensor, prior_latents: Tensor) -> LatentEBMLoss:
         """The loss whose gradient is the paper's learning gradient of both parts (section 2.3, eq. 6-7).

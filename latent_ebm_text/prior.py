@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.streams import normal_
 
 LEAKY_RELU_SLOPE = 0.2
 #: Rows that the closed-form score takes at a time on a CPU: the features of so many stay in its cache between layers.
@@ -106,8 +107,7 @@ class TiltedGaussianPrior(nn.Module):
         Device and type are those of `like`, of the prior's own weights by default.
         """
         like = next(self.parameters(), torch.empty(0)) if like is None else like
-        shape = (num_samples, self.latent_dim)
-        return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+        return normal_(like.new_empty(num_samples, self.latent_dim), generator)
 
 
 class GaussianPrior(TiltedGaussianPrior):

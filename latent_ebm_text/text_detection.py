@@ -117,7 +117,9 @@ class LatentEBMTextDetector(LatentEBMDetector):
         settings = dict(read_settings(folder, cls.__name__)["settings"])
         partition = settings.pop("log_partition")
         model = LatentEBMForTextGeneration.from_pretrained(folder).eval()
-        detector = cls(model, AutoTokenizer.from_pretrained(folder), **settings, progress=progress)
+        detector = cls(
+            model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), **settings, progress=progress
+        )
         detector._log_partition = None if partition is None else LogPartition(**partition)
         detector.load_threshold(folder)
         return detector

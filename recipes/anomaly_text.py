@@ -54,7 +54,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = LatentEBMForTextGeneration.from_pretrained(args.model).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     language_model = None
     if args.language_model is not None:
         language_model = LatentEBMForTextGeneration.from_pretrained(args.language_model).to(device).eval()
@@ -91,7 +91,10 @@ def main() -> None:
     options = {"batch_size": args.batch_size, "seed": args.seed, "progress": True}
     if language_model is not None:
         found = language_model.score(
-            texts, tokenizer=AutoTokenizer.from_pretrained(args.language_model), marginal="none", **options
+            texts,
+            tokenizer=AutoTokenizer.from_pretrained(args.language_model, trust_remote_code=False),
+            marginal="none",
+            **options,
         )
         for name in ("nll_per_token", "nll"):
             scores[f"language model, {name}"] = found.get(name).tolist()

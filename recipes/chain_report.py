@@ -40,7 +40,7 @@ class ChainArguments:
 def main() -> None:
     (args,) = parse_recipe_arguments((ChainArguments,), description=__doc__)
     model = LatentEBMForTextGeneration.from_pretrained(args.model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     folder = Path(args.output_dir)
     report = report_prior_chains(
         model,

@@ -64,7 +64,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = LatentEBMForTextGeneration.from_pretrained(args.model).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
     words = grammar.vocabulary()
     missing = set(words) - set(tokenizer.get_vocab())
     if len(missing) > len(words) / 10:  # a small corpus lacks a few rare ones

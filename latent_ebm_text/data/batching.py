@@ -126,6 +126,14 @@ class BucketedBatches:
         self.lengths = _as_lengths(lengths, batch_size)
         self.batch_size = batch_size
         self.seed = seed
+        self._current: tuple[int, list[npt.NDArray[np.int64]]] | None = None  # an epoch and its batches
+
+    def at(self, step: int) -> npt.NDArray[np.int64]:
+        """The batch of a step, counted over all epochs, as example indices."""
+        epoch, position = divmod(step, len(self))
+        if self._current is None or self._current[0] != epoch:
+            self._current = epoch, self.epoch(epoch)
+        return self._current[1][position]
 
     def __len__(self) -> int:
         """Batches an epoch."""

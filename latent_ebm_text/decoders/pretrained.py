@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +23,7 @@ from transformers.utils import cached_file
 
 from latent_ebm_text.decoders.base import frozen
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.folders import check_model_folder
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,12 @@ def load_language_model(name_or_path: str | PathLike[str], **options: Any) -> Pr
         UsageError: If there is no such model, or it cannot be a decoder (see `check_language_model`).
     """
     name = fspath(name_or_path)
-    where = {key: value for key, value in options.items() if key != "dtype"}
+    check_model_folder(name)
+    # No code that comes with a model, and no pickle.
+    options = {"trust_remote_code": False, **options}
+    if "gguf_file" not in options:
+        options = {**options, "use_safetensors": True}
+    where = {key: value for key, value in options.items() if key not in ("dtype", "use_safetensors")}
     try:
         config = AutoConfig.from_pretrained(name, **where)
     except (OSError, ValueError) as error:
@@ -55,7 +62,7 @@ def load_language_model(name_or_path: str | PathLike[str], **options: Any) -> Pr
         raise UsageError(f"{name} ({config.model_type}) is no causal language model: use one such as GPT-2 or Llama")
     try:
         lm = AutoModelForCausalLM.from_pretrained(name, **options)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _not_found(name, error) from error
     check_language_model(lm)
     return lm
@@ -107,7 +114,7 @@ def load_decoder_tokenizer(name_or_path: str | PathLike[str], **options: Any) ->
     if "gguf_file" not in options and not _has_tokenizer(name, **options):
         raise UsageError(f"there is no tokenizer beside the decoder {name!r}: save one there, or give tokenizer=...")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **options})
     except (OSError, ValueError) as error:
         raise UsageError(f"no tokenizer for the decoder {name!r}: {str(error).strip().splitlines()[0]}") from error
     added = {}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from latent_ebm_text.streams import normal_
+
 
 @dataclass(frozen=True)
 class GaussianPosterior:
@@ -23,7 +25,7 @@ class GaussianPosterior:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """One draw per datum, `(batch, latent_dim)`, differentiable in mean and standard deviation."""
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        noise = normal_(torch.empty_like(self.mean), generator)
         return self.mean + self.log_std.exp() * noise
 
     def log_prob(self, latents: Tensor) -> Tensor:

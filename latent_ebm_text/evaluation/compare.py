@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.evaluation.measurements import Measurement
 
 #: Numbers drawn at a time, which bounds the memory.
@@ -159,6 +160,7 @@ def compare_evaluations(first: Path, second: Path, *, num_resamples: int = 1000)
 
     Raises:
         UsageError: If a folder has no such file, or the two were made of different test sentences.
+        DataError: If a file is damaged.
     """
     one, two = (_load(Path(folder)) for folder in (first, second))
     found = {}
@@ -189,8 +191,11 @@ def _load(folder: Path) -> dict[str, NDArray[Any]]:
     path = folder / "sentences.npz"
     if not path.is_file():
         raise UsageError(f"{path} is not there: make it with recipes/evaluate_text.py --output_dir {folder}")
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, BadZipFile) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def bootstrap_interval(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.latents import compare_latents
+from latent_ebm_text.evaluation.mode import evaluation_mode
 from latent_ebm_text.streams import stream
 
 if TYPE_CHECKING:
@@ -51,13 +51,12 @@ def evaluate_images(
     Returns:
         JSON-able figures, each with standard error, number of images and 95 % interval.
     """
-    num_images = min(len(dataset), max_images or len(dataset))
     parts: list[tuple[Tensor, ...]] = []
-    with _evaluation_mode(model):
-        for start in progress(range(0, num_images, batch_size)):
-            rows = dataset[start : min(start + batch_size, num_images)]["pixels"]
-            pixels = collate([{"pixels": row} for row in rows])["pixel_values"].to(model.device)
-            generator = stream(seed, "evaluation", start // batch_size, device=model.device)
+    with evaluation_mode(model):
+        batches = collate.batches(dataset, batch_size, max_images=max_images, progress=progress)
+        for number, pixels in enumerate(batches):
+            pixels = pixels.to(model.device)
+            generator = stream(seed, "evaluation", number, device=model.device)
             first, second = (model.score(pixels, generator=generator) for _ in range(2))
             prior = model.sample_prior(len(pixels), generator=generator).latents
             prior_nll = -model.log_prob(pixels, latents=prior)
@@ -79,7 +78,7 @@ def generate_images(
 ) -> Tensor:
     """Images of the model, `(num_samples, num_channels, image_size, image_size)` in [-1, 1], on the CPU."""
     images = []
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         for number, start in enumerate(range(0, num_samples, batch_size)):
             generator = stream(seed, "samples", number, device=model.device)
             size = min(batch_size, num_samples - start)
@@ -136,14 +135,3 @@ class _Watched:
     def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         self.positions.append(latents.clone())
         return self._logdensity.value_and_score(latents)
-
-
-@contextmanager
-def _evaluation_mode(model: LatentEBMForImageGeneration) -> Iterator[None]:
-    """Evaluation mode, and afterwards as it was, whatever happens in between."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 
@@ -68,6 +69,9 @@ class TextEvaluationArguments:
     )
     batch_size: int = field(default=128, metadata={"help": "Sentences a batch."})
     seed: int = field(default=0, metadata={"help": "Of every draw."})
+    matmul_precision: Literal["highest", "high", "medium"] = field(
+        default="highest", metadata={"help": "Precision of matrix products, as torch.set_float32_matmul_precision."}
+    )
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,7 @@ def evaluate_text_model(
         UsageError: If settings of the prior's chains are given for a model that has none, or an extra is missing.
     """
     started = time.monotonic()
+    torch.set_float32_matmul_precision(args.matmul_precision)
     _change_prior_sampler(model, args)
     train_texts, test_texts = (text.corpus.splits[split]["text"][:] for split in ("train", "test"))
     test = text.splits["test"]

@@ -98,7 +98,7 @@ def load_text_model(
 
     try:
         model = LatentEBMForTextGeneration.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (UsageError, MemoryError):
         raise
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:

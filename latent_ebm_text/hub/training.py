@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from accelerate import Accelerator
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from latent_ebm_text.errors import HubError, LatentEBMError
@@ -14,6 +15,20 @@ from latent_ebm_text.hub.access import hub_errors
 from latent_ebm_text.hub.pushing import open_repository, push_run
 from latent_ebm_text.training.arguments import HubArguments
 from latent_ebm_text.training.checkpointing import find_checkpoints
+
+
+def make_pusher(args: HubArguments, folder: str, accelerator: Accelerator) -> TrainingPusher | None:
+    """What pushes a run, on the main process, if that is wished; the others wait until the right to do so is checked.
+
+    Raises:
+        UsageError: If pushing will not be allowed.
+        HubError: If the Hub cannot be reached.
+    """
+    pusher = None
+    if args.push_to_hub and accelerator.is_main_process:
+        pusher = TrainingPusher(args, Path(folder), accelerator.print)
+    accelerator.wait_for_everyone()
+    return pusher
 
 
 class TrainingPusher:

@@ -128,7 +128,9 @@ class LatentIndex:
                         f"{path} is no index of latents (format {metadata.get('format')!r}): build it anew"
                     )
                 index = cls(file.get_tensor("mean"), file.get_tensor("std"), json.loads(metadata["source"]))
-        except (OSError, SafetensorError) as error:
+        except DataError:
+            raise
+        except (OSError, KeyError, ValueError, RecursionError, SafetensorError) as error:
             raise DataError(f"{path} cannot be read as an index of latents: {error}") from error
         if source is not None and index.source != source:
             raise DataError(f"{path} is an index of {index.source!r}, not of {source!r}: build it anew")

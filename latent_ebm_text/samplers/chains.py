@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import CheckpointError, UsageError
+from latent_ebm_text.streams import normal_
 
 
 class ChainStore:
@@ -20,12 +22,14 @@ class ChainStore:
     chain as it was, `r = 1` is the short-run start of the paper.
 
     Args:
-        path: File that holds the chains; created (sparse) if `None` of that size is there.
+        path: File that holds the chains; created if none is there, with its disk space reserved, since a mapped file
+            whose disk is full ends the process.
         num_chains: Number of chains, one per training example.
         latent_dim: Size of a latent.
 
     Raises:
         UsageError: If a size is not positive, or an existing file has another size.
+        CheckpointError: If the disk cannot hold the chains.
     """
 
     def __init__(self, path: str | Path, num_chains: int, latent_dim: int) -> None:
@@ -41,14 +45,24 @@ class ChainStore:
                 f"{latent_dim} dimensions need {expected}; remove it, or point to another folder"
             )
         # The bits of 0.0 mark a chain that was never written: a written latent is never exactly zero in every
-        # dimension, and a file of zeros takes no space on disk.
+        # dimension.
         self._memory = np.memmap(self.path, dtype=np.float32, mode="r+", shape=(num_chains, latent_dim))
 
     def _create_missing(self) -> None:
         if not self.path.exists():
+            size = 4 * self.num_chains * self.latent_dim
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "wb") as file:
-                file.truncate(4 * self.num_chains * self.latent_dim)
+            try:
+                with open(self.path, "wb") as file:
+                    file.truncate(size)
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                self.path.unlink()
+                raise CheckpointError(
+                    f"{self.path} cannot hold {self.num_chains} chains of {self.latent_dim} dimensions, {size} bytes: "
+                    f"{error.strerror}"
+                ) from error
 
     def start(self, indices: Tensor, *, refresh: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """Where the chains of a batch start.
@@ -64,7 +78,7 @@ class ChainStore:
         if not 0.0 <= refresh <= 1.0:
             raise UsageError(f"refresh must lie in [0, 1], got {refresh}")
         stored = torch.from_numpy(self._memory[indices.cpu().numpy()])
-        noise = torch.randn(stored.shape, generator=generator)
+        noise = normal_(torch.empty_like(stored), generator)
         unwritten = (stored == 0).all(dim=-1, keepdim=True)
         return torch.where(unwritten, noise, math.sqrt(1.0 - refresh**2) * stored + refresh * noise)
 

@@ -18,6 +18,7 @@ from latent_ebm_text.samplers.base import (
     value_and_score_function,
 )
 from latent_ebm_text.samplers.schedules import Schedule, schedule_values
+from latent_ebm_text.streams import normal_
 
 Integrator = Literal["euler", "leimkuhler_matthews"]
 
@@ -138,11 +139,12 @@ class LangevinSampler:
     def _require_finite(self, finite_steps: int, position: Tensor) -> None:
         if finite_steps == self.num_steps:
             return
-        chains = int((~torch.isfinite(position).all(dim=-1)).sum())
+        rows = (~torch.isfinite(position).all(dim=-1)).nonzero().flatten().tolist()
         raise DivergenceError(
             f"Langevin chain not finite from step {finite_steps + 1} of {self.num_steps} on "
-            f"({chains} of {position.shape[0]} chains): lower step_size (now {self.step_size}); if it persists, "
-            f"lower prior_learning_rate or raise energy_penalty, because the energy has grown too steep"
+            f"({len(rows)} of {position.shape[0]} chains): lower step_size (now {self.step_size}); if it persists, "
+            f"lower prior_learning_rate or raise energy_penalty, because the energy has grown too steep",
+            rows,
         )
 
 
@@ -153,11 +155,11 @@ class _Noise:
         self.averaged = averaged
         self._generator = generator
         self._fresh = torch.empty_like(like)
-        self._kept = torch.empty_like(like).normal_(generator=generator) if averaged else None
+        self._kept = normal_(torch.empty_like(like), generator) if averaged else None
 
     def draw(self) -> Tensor:
         """The noise of the next step, valid until the one after it."""
-        self._fresh.normal_(generator=self._generator)
+        normal_(self._fresh, self._generator)
         if self._kept is None:
             return self._fresh
         mean = self._kept.add_(self._fresh).mul_(0.5)

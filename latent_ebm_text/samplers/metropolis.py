@@ -12,6 +12,7 @@ from torch import Tensor
 from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.samplers.base import LogDensity, SamplerOutput, TraceRecorder, value_and_score_function
 from latent_ebm_text.samplers.schedules import Schedule, schedule_values
+from latent_ebm_text.streams import normal_, uniform_
 
 ValueAndScore = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -81,7 +82,7 @@ def hmc_step(
         value, score = reference(at.position)
         return beta * at.value + (1 - beta) * value, beta * at.score + (1 - beta) * score
 
-    momentum = torch.empty_like(state.position).normal_(generator=generator)
+    momentum = normal_(torch.empty_like(state.position), generator)
     start_kinetic = 0.5 * momentum.square().sum(dim=-1)
     start_value, score = mixed(state)
     proposal, value = state, start_value
@@ -93,7 +94,7 @@ def hmc_step(
         momentum = momentum + 0.5 * size * score
     log_ratio = value - start_value - 0.5 * momentum.square().sum(dim=-1) + start_kinetic
     acceptance = log_ratio.clamp(max=0.0).exp().nan_to_num(nan=0.0)
-    uniform = torch.empty_like(acceptance).uniform_(generator=generator)
+    uniform = uniform_(torch.empty_like(acceptance), generator)
     return proposal.where(uniform < acceptance, state), acceptance
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.samplers.base import LogDensity, SamplerOutput, TraceRecorder, value_and_score_function
 from latent_ebm_text.samplers.metropolis import ChainState, DualAveraging, check_adaptive_settings, hmc_step
+from latent_ebm_text.streams import uniform_
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,6 @@ class ParallelTemperingSampler:
         cold, hot = chains[rung], chains[rung + 1]
         log_ratio = (1 / temperatures[rung] - 1 / temperatures[rung + 1]) * (hot.value - cold.value)
         acceptance = log_ratio.clamp(max=0.0).exp()
-        chosen = torch.empty_like(acceptance).uniform_(generator=generator) < acceptance
+        chosen = uniform_(torch.empty_like(acceptance), generator) < acceptance
         chains[rung], chains[rung + 1] = hot.where(chosen, cold), cold.where(chosen, hot)
         return acceptance.mean()  # not read here, so that a chain never waits for the host

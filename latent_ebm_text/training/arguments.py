@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -197,8 +198,8 @@ class TrainingArguments:
     output_dir: str = _option("runs/latent-ebm", "Folder of the run: checkpoints, metrics, plots, the final model.")
     seed: int = _option(0, "Every random draw is a function of this seed and of the step.")
     num_epochs: float = _option(30.0, "Passes through the training data.")
-    train_batch_size: int = _option(128, "Sentences a step, over all processes.")
-    eval_batch_size: int = _option(256, "Sentences a batch of evaluation.")
+    train_batch_size: int = _option(128, "Examples (sentences, images) a step, over all processes.")
+    eval_batch_size: int = _option(256, "Examples a batch of evaluation.")
     decoder_learning_rate: float = _option(1e-3, "Learning rate of the decoder (AdamW).")
     prior_learning_rate: float = _option(1e-4, "Learning rate of the energy (AdamW).")
     decoder_weight_decay: float = _option(0.0, "Weight decay of the decoder.")
@@ -212,7 +213,7 @@ class TrainingArguments:
         1.0,
         "Part of the training, 0 to 1, from which on weights are averaged for the final model; 1 for none.",
     )
-    max_decoder_grad_norm: float = _option(100.0, "Gradient clip of the decoder, for a loss in nats per sentence.")
+    max_decoder_grad_norm: float = _option(100.0, "Gradient clip of the decoder, for a loss in nats per example.")
     max_prior_grad_norm: float = _option(1.0, "Gradient clip of the energy.")
     inference: Literal["short_run", "persistent", "amortized", "variational"] = _option(
         "short_run",
@@ -231,12 +232,21 @@ class TrainingArguments:
     eval_every: int = _option(1000, "Steps between evaluations on a part of the validation set.")
     save_every: int = _option(500, "Steps between checkpoints.")
     keep_checkpoints: int = _option(2, "Newest checkpoints that are kept.")
-    num_eval_sentences: int = _option(512, "Validation sentences used while training; the end uses all.")
-    num_eval_samples: int = _option(1000, "Sentences generated for the sample statistics of the last evaluation.")
     report_to: str = _option(
         "none",
         "Trackers beside metrics.jsonl, with commas between them: `trackio`, `tensorboard`, `wandb`, or `none` "
         "(extras of these names).",
+    )
+    max_rollbacks: int = _option(
+        3,
+        "How often numbers that are not finite send a run back to its newest checkpoint, to learn at half the rate.",
+    )
+    usr1_exit_code: int = _option(
+        138, "Exit code after SIGUSR1, by which schedulers warn; SIGTERM gives 143 and SIGINT 130."
+    )
+    num_eval_sentences: int = _option(512, "Validation examples used while training; the end uses all.")
+    num_eval_samples: int = _option(
+        1000, "Text: sentences generated for the sample statistics of the last evaluation."
     )
     matmul_precision: Literal["highest", "high", "medium"] = _option(
         "highest", "torch.set_float32_matmul_precision; `medium` may be several times faster and less exact."
@@ -256,8 +266,13 @@ class TrainingArguments:
         for name in ("chain_refresh", "final_learning_rate_factor", "prior_start", "averaging_start"):
             require_in_interval(name, getattr(self, name), 0.0, 1.0)
         require_in_interval("num_eval_sentences", self.num_eval_sentences, 2, float("inf"))  # for a standard error
-        for name in ("warmup_steps", "decoder_weight_decay", "prior_weight_decay"):
+        for name in ("warmup_steps", "decoder_weight_decay", "prior_weight_decay", "max_rollbacks"):
             require_in_interval(name, getattr(self, name), 0.0, float("inf"))
+        require_in_interval("usr1_exit_code", self.usr1_exit_code, 0, 255)
+
+    def exit_code(self, signal_number: int) -> int:
+        """The exit code of a recipe that a signal has stopped: what shells report, but for SIGUSR1."""
+        return self.usr1_exit_code if signal_number == signal.SIGUSR1 else 128 + signal_number
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import errno
 import inspect
 import math
 import reprlib

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -27,13 +28,13 @@ class Corpus(Protocol):
         """Of all of it."""
 
 
-def run_record(result: TrainingResult, corpus: Corpus, *settings: Any) -> dict[str, Any]:
+def run_record(result: TrainingResult, *, corpus: Corpus, settings: Sequence[Any]) -> dict[str, Any]:
     """The facts on a run that `results.json` and the model's card hold.
 
     Args:
         result: How the training ended.
         corpus: What it was trained on.
-        *settings: The dataclasses of its arguments.
+        settings: The dataclasses of its arguments.
     """
     return {
         "command": " ".join(sys.argv),

@@ -11,9 +11,10 @@ from latent_ebm_text.training.arguments import TrainingArguments
 
 
 class MetricsFile:
-    """One JSON object a line: `{"kind": "train" | "validation", "step": ..., ...}`.
+    """One JSON object a line: `{"kind": "train" | "validation" | "rollback", "step": ..., ...}`.
 
-    Opened by a resumed run, it forgets the lines after the step from which that run goes on.
+    Opened by a resumed run, it forgets the lines after the step from which that run goes on, and whatever followed the
+    checkpoint of that step: the evaluation that is due there comes again.
 
     Args:
         path: The file.
@@ -28,10 +29,14 @@ class MetricsFile:
         self.path, self.enabled, self.track = path, enabled, track
         if enabled:
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = [record for record in read_metrics(path) if record["step"] <= first_step] if first_step else []
+            kept = [record for record in read_metrics(path) if self._is_before(record, first_step)]
             rewritten = path.with_suffix(".tmp")  # a kill leaves the old lines or the new ones, never none
             rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
             rewritten.replace(path)
+
+    @staticmethod
+    def _is_before(record: dict[str, Any], first_step: int) -> bool:
+        return record["step"] < first_step or (record["step"] == first_step and record["kind"] == "train")
 
     def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         """Appends one line."""
@@ -57,7 +62,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class RunningMeans:
     """Means of the figures of a step since they were last taken, each step counting with its number of examples.
 
-    Batches hold sentences of similar length, so the figures of one batch alone say little.
+    The figures of one batch alone say little: a batch of text holds sentences of similar length.
     """
 
     def __init__(self, state: dict[str, Any] | None = None) -> None:
@@ -84,21 +89,27 @@ class RunningMeans:
 class Health:
     """Tells in words when the latent is not used, the prior does not match, or the energy runs away."""
 
-    #: Nats by which a latent of the sentence's own must beat a prior draw; below, the latent is called unused.
+    #: Nats by which a latent of the example's own must beat a prior draw; below, the latent is called unused.
     UNUSED_NATS = 1.0
     #: Nats of energy gap beyond which the energy is said to run away.
     RUNAWAY_NATS = 30.0
     #: Mismatch of standard deviations beyond which the prior is said not to match.
     MISMATCH = 0.25
 
-    def __init__(self, args: TrainingArguments, *, likelihood_weight: float) -> None:
+    def __init__(
+        self, args: TrainingArguments, *, likelihood_weight: float, state: dict[str, Any] | None = None
+    ) -> None:
         self.args, self.likelihood_weight = args, likelihood_weight
-        self.warnings: list[str] = []
-        self._gaps: list[float] = []
+        self.warnings: list[str] = list(state["warnings"]) if state else []
+        self._gaps: list[float] = list(state["gaps"]) if state else []
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resumed run warns of the same."""
+        return {"warnings": self.warnings, "gaps": self._gaps}
 
     def observe(self, record: dict[str, float]) -> None:
         """Takes note of a training record."""
-        self._gaps.append(record["energy_gap"])
+        self._gaps = [*self._gaps, record["energy_gap"]][-5:]
 
     def judge(self, figures: dict[str, float]) -> list[str]:
         """New warnings after an evaluation, each with the setting to change."""
@@ -106,11 +117,10 @@ class Health:
         told = figures["prior_nll"] - figures["reconstruction_nll"]
         if told < self.UNUSED_NATS:
             found.append(
-                f"the latent is hardly used: it tells {told:.1f} nats about a sentence. Raise likelihood_weight (now "
-                f"{self.likelihood_weight:g}) or set initial_likelihood_weight; more word_dropout helps too"
+                f"the latent is hardly used: it tells {told:.1f} nats about an example. Raise likelihood_weight (now "
+                f"{self.likelihood_weight:g}) or set initial_likelihood_weight"
             )
-        recent = self._gaps[-5:]
-        gap = sum(recent) / max(len(recent), 1)
+        gap = sum(self._gaps) / max(len(self._gaps), 1)
         if abs(gap) > self.RUNAWAY_NATS:
             found.append(
                 f"the energy runs away: posterior and prior draws are {gap:.0f} nats apart. Lower prior_learning_rate "
@@ -122,5 +132,5 @@ class Health:
                 f"{100 * figures['std_mismatch']:.0f} %. Raise prior_learning_rate or prior_num_steps, or lower "
                 "likelihood_weight"
             )
-        self.warnings += found
+        self.warnings += [warning for warning in found if warning not in self.warnings]  # or a resumed run repeats it
         return found

@@ -18,9 +18,9 @@ from latent_ebm_text.training.images import (
     describe_results,
     finish_image_run,
     quick_evaluation,
-    run_identity,
     training_data,
 )
+from latent_ebm_text.training.runs import run_identity
 from latent_ebm_text.training.trainer import train
 from tests.training.runs import HEALTHY, copy_of, final_tensors, same, stop_at
 
@@ -51,7 +51,7 @@ def run(corpus, model, args, evaluate=lambda model, step: HEALTHY):
         model,
         training_data(corpus.splits["train"], ImageCollator(8, 1), args),
         args,
-        identity=run_identity(model, corpus.fingerprint, args),
+        identity=run_identity(model, args, data=corpus.fingerprint),
         evaluate=evaluate,
         accelerator=Accelerator(cpu=True),
     )

@@ -12,9 +12,7 @@ import torch
 from latent_ebm_text.errors import CheckpointError, UsageError
 from latent_ebm_text.training.checkpointing import find_checkpoints
 from latent_ebm_text.training.reporting import MetricsFile, RunningMeans, read_metrics
-from latent_ebm_text.training.trainer import (
-    _StopSignals,
-)
+from latent_ebm_text.training.stopping import StopSignals
 from tests.training.runs import (
     BASELINES,
     contents,
@@ -118,13 +116,14 @@ def test_handlers_of_the_caller_come_back(make_model, make_args, run):
 
 
 def test_processes_that_got_no_signal_do_not_report_one():
-    two = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda tensor, reduction: tensor)
-    assert _StopSignals().agreed(two) is None
+    two = SimpleNamespace(num_processes=2, device="cpu", gather=lambda tensor: torch.cat([tensor, tensor]))
+    assert StopSignals().agreed(two) is None
 
 
 def test_processes_leave_together_when_another_got_the_signal():
-    other_got_one = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda tensor, reduction: tensor + 15)
-    assert _StopSignals().agreed(other_got_one) == signal.SIGTERM
+    other = torch.tensor([signal.SIGTERM])
+    two = SimpleNamespace(num_processes=2, device="cpu", gather=lambda tensor: torch.cat([tensor, other]))
+    assert StopSignals().agreed(two) == signal.SIGTERM
 
 
 def test_a_finished_run_does_no_more_steps(make_model, make_args, run, tmp_path, monkeypatch):
