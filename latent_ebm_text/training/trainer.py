@@ -238,6 +238,8 @@ def _draw(state: TrainingState, data: TrainingData) -> _Share:
     def noise(purpose: str, device: torch.device | str = accelerator.device) -> BatchStream:
         return BatchStream(stream_seed(args.seed, purpose, step), rows, len(batch), device)
 
+    # A likelihood may draw as well, such as the words of its softmax, from torch's global stream.
+    torch.manual_seed(stream_seed(args.seed, "likelihood", step, rank))
     latents = None  # those of variational inference are drawn with a gradient, by the model
     if args.inference != "variational":
         initial = None
