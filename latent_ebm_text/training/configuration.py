@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import difflib
-import errno
 import inspect
 import math
 import reprlib

@@ -19,8 +19,8 @@ from latent_ebm_text.data.images import ImageCollator, ImageCorpus, load_image_d
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.image_plots import plot_chain_energies, save_grid, save_reconstructions
 from latent_ebm_text.evaluation.images import chain_strips, evaluate_images, generate_images
-from latent_ebm_text.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.hub.training import make_pusher
+from latent_ebm_text.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.modeling_image import LatentEBMForImageGeneration
 from latent_ebm_text.streams import stream_seed
 from latent_ebm_text.training.arguments import HubArguments, LatentArguments, TrainingArguments, _option

@@ -71,9 +71,7 @@ def run_training(
     """
     accelerator.print(f"model: {model.num_parameters():,} parameters, {model.config.latent_dim} latent dimensions")
     on_save = None if pusher is None else partial(pusher.push_so_far, processor=processor)
-    result = train(
-        model, data, args, identity=identity, evaluate=evaluate, accelerator=accelerator, on_save=on_save
-    )
+    result = train(model, data, args, identity=identity, evaluate=evaluate, accelerator=accelerator, on_save=on_save)
     accelerator.end_training()
     if result.signal is not None:
         accelerator.print(f"stopped by signal {result.signal} after step {result.step}; run again to go on")
