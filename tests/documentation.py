@@ -136,6 +136,7 @@ def _then_stop(parse: Callable[..., Any]) -> Callable[..., NoReturn]:
 def _latent_ebm(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Parses the arguments of a command, those of a recipe by the recipe's own parser."""
     import typer
+
     from latent_ebm_text.cli.main import app
 
     group = typer.main.get_command(app)
@@ -157,7 +158,7 @@ def _nothing(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 CHECKS: dict[str, Callable[[list[str], pytest.MonkeyPatch], None]] = {
     "latent-ebm": _latent_ebm, "make": _make, "pip": _pip, "python": _python, "accelerate": _accelerate,
-    "torchrun": _torchrun,     "printf": _nothing, "cd": _nothing, "git": _nothing, "hf": _nothing,
+    "torchrun": _torchrun, "printf": _nothing, "cd": _nothing, "git": _nothing, "hf": _nothing,
 }  # fmt: skip
 
 
