@@ -60,9 +60,7 @@ def check_model_settings(changes):
     try:
         config = ModelArguments(**changes).text_config(60, 12)
     except (UsageError, StrictDataclassError) as error:
-        assert names_an_argument(error, [*names, "num_steps", "step_size", "temperature"]), (
-            error
-        )
+        assert names_an_argument(error, [*names, "num_steps", "step_size", "temperature"]), error
         return
     assert isinstance(config, LatentEBMTextConfig)
     assert config.latent_dim >= 0
