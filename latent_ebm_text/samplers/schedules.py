@@ -26,7 +26,8 @@ def schedule_values(schedule: Schedule, num_steps: int, *, name: str, allow_zero
         allow_zero: Whether zero is a legal value (a temperature may be 0, a step size may not).
 
     Raises:
-        UsageError: If the chain is longer than `MAX_STEPS`, the schedule has no values, an unknown shape, or a value that is negative or not finite.
+        UsageError: If the chain is longer than `MAX_STEPS`, the schedule has no values, an unknown shape, or a value
+            that is negative or not finite.
     """
     if num_steps > MAX_STEPS:
         raise UsageError(f"num_steps must be at most {MAX_STEPS:,}, got {num_steps}")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from huggingface_hub.errors import StrictDataclassError
 
 from latent_ebm_text import LatentEBMTextConfig
 from latent_ebm_text.data import load_text_dataset
