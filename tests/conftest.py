@@ -11,12 +11,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from latent_ebm_text import LatentEBMForTextGeneration
 from tests.helpers import LATENT_DIM, seeded, tiny_batch, tiny_model, tiny_tokenizer
 from tests.hub_server import HubServer
+from tests.quickstart import make_quickstart_folder
+
+
+@pytest.fixture(scope="session")
+def quickstart_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """See [`make_quickstart_folder`]; trained once, whichever of the processes comes first. Not to be written to."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "quickstart"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make_quickstart_folder(folder)
+    return folder
 
 
 @pytest.fixture

@@ -81,6 +81,11 @@ def bundled_config(name: str) -> Path | None:
     return found[0] if found else None
 
 
+def option(default: Any, help: str) -> Any:
+    """A field of a recipe's dataclass, with its default and its line of `--help`."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 def require_positive(name: str, value: float) -> None:
     """Raise a `UsageError` that names the field unless `value` is finite and greater than zero."""
     if not 0 < value < math.inf:
