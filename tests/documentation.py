@@ -143,7 +143,7 @@ def _latent_ebm(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with group.make_context("latent-ebm", list(words)) as context:
         name, command, rest = group.resolve_command(context, words)
         with monkeypatch.context() as patch, command.make_context(name, rest, parent=context) as inner:
-            if command.ignore_unknown_options:
+            if inner.ignore_unknown_options:
                 patch.chdir(ROOT)
                 patch.setattr(
                     configuration, "parse_recipe_arguments", _then_stop(configuration.parse_recipe_arguments)
