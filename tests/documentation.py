@@ -156,7 +156,8 @@ def _nothing(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CHECKS: dict[str, Callable[[list[str], pytest.MonkeyPatch], None]] = {
-    "latent-ebm": _latent_ebm, "make": _make, "pip": _pip, "python": _python, "accelerate": _accelerate, "torchrun": _torchrun,
+    "latent-ebm": _latent_ebm, "make": _make, "pip": _pip,
+    "python": _python, "accelerate": _accelerate, "torchrun": _torchrun,
     "printf": _nothing, "cd": _nothing, "git": _nothing, "hf": _nothing,
 }  # fmt: skip
 
