@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from latent_ebm_text.configuration import LatentEBMTextConfig
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.samplers.langevin import Integrator
+from latent_ebm_text.training.configuration import option as _option
 from latent_ebm_text.training.configuration import require_in_interval, require_positive
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 def ramp(start: float, end: float | None) -> Any:
@@ -91,8 +88,8 @@ class ModelArguments(LatentArguments):
 
     decoder: str = _option(
         "lstm",
-        "`lstm`; `transformer`, from scratch; or a pretrained causal language model: a Hub id or a folder. With the "
-        "latter text is split by the model's own tokenizer, and sizes are the model's.",
+        "`lstm`; `transformer`, from scratch; or a pretrained causal language model: a Hub id, a folder or a GGUF "
+        "file (extra `gguf`). With the latter text is split by the model's own tokenizer, and sizes are the model's.",
     )
     decoder_training: Literal["full", "lora", "frozen"] = _option(
         "full", "What of a pretrained decoder learns: all, low-rank adapters (extra `lora`), or only how z enters."
@@ -237,9 +234,7 @@ class TrainingArguments:
         138, "Exit code after SIGUSR1, by which schedulers warn; SIGTERM gives 143 and SIGINT 130."
     )
     num_eval_sentences: int = _option(512, "Validation examples used while training; the end uses all.")
-    num_eval_samples: int = _option(
-        1000, "Text: sentences generated for the sample statistics of the last evaluation."
-    )
+    num_eval_samples: int = _option(1000, "Sentences generated for the sample statistics of the last evaluation.")
     matmul_precision: Literal["highest", "high", "medium"] = _option(
         "highest", "torch.set_float32_matmul_precision; `medium` may be several times faster and less exact."
     )

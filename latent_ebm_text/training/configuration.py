@@ -90,6 +90,11 @@ def run_recipe(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(exit_code)
 
 
+def option(default: Any, help: str) -> Any:
+    """A field of a recipe's dataclass, with its default and its line of `--help`."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 def require_positive(name: str, value: float) -> None:
     """Raise a `UsageError` that names the field unless `value` is finite and greater than zero."""
     if not 0 < value < math.inf:

@@ -22,8 +22,8 @@ from latent_ebm_text.evaluation.images import chain_strips, evaluate_images, gen
 from latent_ebm_text.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.modeling_image import LatentEBMForImageGeneration
 from latent_ebm_text.streams import stream_seed
-from latent_ebm_text.training.arguments import LatentArguments, TrainingArguments, _option
-from latent_ebm_text.training.configuration import require_positive
+from latent_ebm_text.training.arguments import LatentArguments, TrainingArguments
+from latent_ebm_text.training.configuration import option, require_positive
 from latent_ebm_text.training.runs import describe_split, run_identity, run_training, write_results
 from latent_ebm_text.training.trainer import TrainingData
 
@@ -39,12 +39,12 @@ ESTIMATES = (
 class ImageModelArguments(LatentArguments):
     """Model and samplers. The defaults are the paper's for SVHN."""
 
-    latent_dim: int = _option(100, "Size of the latent z.")
-    prior_activation: Literal["gelu", "leaky_relu"] = _option("leaky_relu", "Activation of the energy network.")
-    decoder_channels: str = _option("512,256,128", "Maps after the first and every hidden layer of the decoder.")
-    decoder_first_size: int = _option(4, "Height and width after its first layer; every further one doubles them.")
-    pixel_std: float = _option(0.3, "Standard deviation of the Gaussian likelihood, for pixels in [-1, 1].")
-    encoder_hidden_size: int | None = _option(
+    latent_dim: int = option(100, "Size of the latent z.")
+    prior_activation: Literal["gelu", "leaky_relu"] = option("leaky_relu", "Activation of the energy network.")
+    decoder_channels: str = option("512,256,128", "Maps after the first and every hidden layer of the decoder.")
+    decoder_first_size: int = option(4, "Height and width after its first layer; every further one doubles them.")
+    pixel_std: float = option(0.3, "Standard deviation of the Gaussian likelihood, for pixels in [-1, 1].")
+    encoder_hidden_size: int | None = option(
         None, "Maps after the first layer of an encoder that proposes latents (inference amortized or variational)."
     )
 
@@ -71,17 +71,17 @@ class ImageModelArguments(LatentArguments):
 class ImageDataArguments:
     """Data"""
 
-    dataset_name: str = _option(
+    dataset_name: str = option(
         "digits", "`digits` (no download), `mnist`, `svhn`, `cifar10`, `celeba`, a Hub id, a local folder or file."
     )
-    image_column: str | None = _option(None, "Column that holds the images; found by itself where there is one.")
-    label_column: str | None = _option(None, "Column that holds the classes; `label` by default.")
-    train_split: str | None = _option(None, "Split to train on, where it is not the one called train.")
-    image_size: int | None = _option(None, "Height and width that images must have; those of the first by default.")
-    num_channels: int | None = _option(None, "1 for grey, 3 for colour; what the first image has by default.")
-    adapt_images: bool = _option(False, "Crop images to their central square, resize and convert them where needed.")
-    strict: bool = _option(False, "Stop at an image that cannot be read, where it would be skipped and counted.")
-    num_images: int | None = _option(None, "Train on so many images; none for all.")
+    image_column: str | None = option(None, "Column that holds the images; found by itself where there is one.")
+    label_column: str | None = option(None, "Column that holds the classes; `label` by default.")
+    train_split: str | None = option(None, "Split to train on, where it is not the one called train.")
+    image_size: int | None = option(None, "Height and width that images must have; those of the first by default.")
+    num_channels: int | None = option(None, "1 for grey, 3 for colour; what the first image has by default.")
+    adapt_images: bool = option(False, "Crop images to their central square, resize and convert them where needed.")
+    strict: bool = option(False, "Stop at an image that cannot be read, where it would be skipped and counted.")
+    num_images: int | None = option(None, "Train on so many images; none for all.")
 
     def __post_init__(self) -> None:
         for name in ("image_size", "num_images"):

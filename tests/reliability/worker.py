@@ -71,9 +71,9 @@ class Run:
 def main(run: Run) -> None:
     """Trains as the recipes do; leaves with their exit codes."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(run.folder.parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    sys.stdout = sys.stderr = (run.folder.parent / "log.txt").open("a", buffering=1, encoding="utf-8")
+    for descriptor in (1, 2):  # for what does not go through Python
+        os.dup2(sys.stdout.fileno(), descriptor)
     if run.world > 1:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
         values = (run.rank, run.rank, run.world, run.world, run.port)
@@ -152,7 +152,7 @@ def _disturbed(run: Run, model: Any, data: TrainingData) -> TrainingData:
             if phase == "data" and calls[phase] - 1 == run.stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
             if phase == "posterior" and run.rank == run.world - 1 and is_time[run.diverge](calls[phase]):
-                kwargs["sampler"] = LangevinSampler(num_steps=3, step_size=1e30)
+                kwargs["sampler"] = LangevinSampler(num_steps=3, step_size=1e18)
             return work(*args, **kwargs)
 
         return call

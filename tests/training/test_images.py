@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from latent_ebm_text import LatentEBMForImageGeneration
 from latent_ebm_text.data.images import ImageCollator, load_image_dataset
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.images import chain_strips
+from latent_ebm_text.evaluation.images import chain_strips, long_run
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.images import (
     ImageModelArguments,
@@ -95,9 +95,20 @@ def test_a_finished_run_leaves_a_model_figures_and_pictures(corpus, tmp_path):
 
 def test_strips_show_the_chain():
     model = make_model(prior_num_steps=6)
-    images, energies = chain_strips(model, 2, num_pictures=4, repetitions=3)
-    assert images.shape == (2, 6, 1, 8, 8)  # start, two on the way, the end, two repetitions more
+    images, energies = chain_strips(model, 2, num_pictures=4, multiples=(1, 3))
+    assert images.shape == (2, 5, 1, 8, 8)  # start, two on the way, the end, and after three times as many steps
     assert energies.shape == (19, 2)
+
+
+def test_the_long_run_goes_on_from_the_training_chain():
+    model, real = make_model(prior_num_steps=6), torch.full((5, 1, 8, 8), 0.5)
+    strips, figures = long_run(model, real, num_steps=100, num_chains=3)
+    assert figures["mean_absolute_value"].keys() == {"real images", "6 steps", "102 steps"}
+    assert figures["mean_absolute_value"]["real images"]["value"] == 0.5
+    ends = strips[:, -1].abs().mean()
+    assert figures["mean_absolute_value"]["102 steps"]["value"] == pytest.approx(float(ends), rel=1e-5)
+    assert figures["energy"].keys() == {"6 steps", "102 steps"}
+    assert torch.equal(strips[:, :8], chain_strips(model, 3)[0][:, :8])
 
 
 def test_channels_that_are_no_numbers():
