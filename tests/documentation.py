@@ -136,6 +136,7 @@ def _then_stop(parse: Callable[..., Any]) -> Callable[..., NoReturn]:
 def _latent_ebm(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Parses the arguments of a command, those of a recipe by the recipe's own parser."""
     import typer
+
     from latent_ebm_text.cli.main import app
 
     group = typer.main.get_command(app)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from huggingface_hub.errors import StrictDataclassError
 
 from latent_ebm_text import LatentEBMTextConfig
 from latent_ebm_text.data import load_text_dataset
@@ -60,9 +60,7 @@ def check_model_settings(changes):
     try:
         config = ModelArguments(**changes).text_config(60, 12)
     except (UsageError, StrictDataclassError) as error:
-        assert names_an_argument(error, [*names, "num_steps", "step_size", "temperature"]), (
-            error
-        )
+        assert names_an_argument(error, [*names, "num_steps", "step_size", "temperature"]), error
         return
     assert isinstance(config, LatentEBMTextConfig)
     assert config.latent_dim >= 0
