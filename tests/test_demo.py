@@ -110,13 +110,15 @@ def test_images(images: Any) -> None:
     assert len(energies) == 21
 
 
-def test_what_cannot_be_is_said(text: Any, tmp_path: Path) -> None:
+def test_what_cannot_be_is_said(text: Any, quickstart_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="type a sentence first"):
         text.path(" ", SENTENCE, 5, "linear", 0)
     with pytest.raises(UsageError, match="at most 200 words here, this one has 201"):
         text.anomaly("the " * 201, 0)
-    with pytest.raises(UsageError, match="no model could be loaded from"):
+    with pytest.raises(UsageError, match="there is no folder"):
         load_views().TextViews(str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="no model of images"):
+        load_views().ImageViews(str(quickstart_folder / "runs/quickstart"))
     tiny_model(latent_dim=0, prior_type="gaussian").save_pretrained(tmp_path)
     text.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="without a latent"):
@@ -124,8 +126,8 @@ def test_what_cannot_be_is_said(text: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "missing", "message"), [
-    (["--model", "nowhere"], "gradio", "the demo needs gradio: pip install 'latent-ebm-text[demo]'"),
-    (["--model", "nowhere"], None, "no model could be loaded from 'nowhere'"),
+    (["--model", "./nowhere"], "gradio", "the demo needs gradio: pip install 'latent-ebm-text[demo]'"),
+    (["--model", "./nowhere"], None, "there is no folder ./nowhere"),
 ])  # fmt: skip
 def test_the_command_says_what_is_missing(
     arguments: list[str], missing: str | None, message: str, monkeypatch: pytest.MonkeyPatch,
