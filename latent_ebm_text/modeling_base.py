@@ -102,6 +102,20 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """As of any model of transformers; a repository without a card gets one.
+
+        The card is that beside the files that the model was loaded from, or says what the model knows of itself.
+
+        Args:
+            repo_id: `name` or `namespace/name`.
+            **kwargs: As of [`~transformers.PreTrainedModel.push_to_hub`].
+        """
+        from latent_ebm_text.hub.pushing import push_first_card
+
+        push_first_card(self, repo_id, private=kwargs.get("private"), token=kwargs.get("token"))
+        return super().push_to_hub(repo_id, **kwargs)
+
     def posterior(self, inputs: dict[str, Tensor], likelihood_weight: float | None = None) -> LatentPosterior:
         """The posterior of the latents of a batch, as a log-density in z for any sampler.
 

@@ -22,7 +22,7 @@ from latent_ebm_text.data.images import ImageCollator
 from latent_ebm_text.evaluation.feature_distance import collect_features, image_distances, inception_features
 from latent_ebm_text.evaluation.image_classifier import accuracy, load_classifier
 from latent_ebm_text.evaluation.image_plots import save_grid, save_reconstructions
-from latent_ebm_text.evaluation.images import evaluate_images, generate_images
+from latent_ebm_text.evaluation.images import evaluate_images, generate_images, long_run
 from latent_ebm_text.training.configuration import parse_recipe_arguments, require_in_interval, run_recipe
 from latent_ebm_text.training.images import ESTIMATES, ImageDataArguments
 from latent_ebm_text.training.runs import describe_split
@@ -43,6 +43,7 @@ class EvaluationArguments:
     cache_dir: str = field(default="runs/evaluators", metadata={"help": "Folder where classifiers are kept."})
     num_samples: int = field(default=50_000, metadata={"help": "Images generated, and real ones beside them."})
     max_images: int | None = field(default=None, metadata={"help": "Test images of MSE and NLL; none for all."})
+    long_run_steps: int = field(default=2500, metadata={"help": "Steps of the prior's chains that run on."})
     batch_size: int = field(default=256, metadata={"help": "Images a batch."})
     seed: int = field(default=0, metadata={"help": "Of every draw."})
 
@@ -86,14 +87,19 @@ def main() -> None:
 
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = next(collate.batches(corpus.splits["test"], 32))
+    pixels = next(collate.batches(corpus.splits["test"], 256))
     save_grid(samples[:64], folder / "samples.png", columns=8)
-    save_reconstructions(
-        pixels, model.reconstruct(pixels), folder / "reconstructions.png", columns=min(8, len(pixels))
-    )
+    shown = pixels[:32]
+    save_reconstructions(shown, model.reconstruct(shown), folder / "reconstructions.png", columns=min(8, len(shown)))
+    if model.config.prior_type == "energy":
+        strips, figures["long_run"] = long_run(model, pixels, num_steps=args.long_run_steps, seed=args.seed)
+        save_grid(strips[:8].flatten(0, 1), folder / "long_run.png", columns=strips.shape[1])
     report = {"model": args.model, "data": notes, "figures": {**figures, **distances}}
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print("\n".join(describe_split("test", figures, ESTIMATES)))
+    for name, estimates in figures.get("long_run", {}).items():
+        ends = (f"{end} {each['value']:.3f} ± {each['standard_error']:.3f}" for end, each in estimates.items())
+        print(f"long run of the prior's chains, {name.replace('_', ' ')}: {', '.join(ends)}")
     for title, distance in distances.items():
         print(f"{title}: {distance['value']:.5g} ({num_images:,} samples, {num_images:,} training images)")
     print(folder / "evaluation.json")

@@ -9,7 +9,7 @@ Run it again and it goes on from its newest checkpoint.
 
 from pathlib import Path
 
-from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.arguments import HubArguments, TrainingArguments
 from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
 from latent_ebm_text.training.images import ImageDataArguments, ImageModelArguments, train_image_model
 
@@ -17,12 +17,12 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def main(default_config: Path = CONFIGS / "quickstart_images.yaml", description: str | None = __doc__) -> int:
-    data_args, model_args, args = parse_recipe_arguments(
-        (ImageDataArguments, ImageModelArguments, TrainingArguments),
+    data_args, model_args, args, hub_args = parse_recipe_arguments(
+        (ImageDataArguments, ImageModelArguments, TrainingArguments, HubArguments),
         default_config=default_config,
         description=description or "",
     )
-    return train_image_model(data_args, model_args, args)
+    return train_image_model(data_args, model_args, args, hub_args)
 
 
 if __name__ == "__main__":

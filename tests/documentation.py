@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import tomllib
 from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from latent_ebm_text.training import configuration
 
@@ -78,7 +78,8 @@ def _make(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _pip(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    known = re.findall(r"^(\w+) = \[", project.partition("[project.optional-dependencies]")[2], re.MULTILINE)
     assert words[0] == "install", words
     for extras in re.findall(r"latent-ebm-text\[([\w,]+)\]", " ".join(words)):
         assert set(extras.split(",")) <= set(known), extras
@@ -94,8 +95,14 @@ def _accelerate(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     _script(launch.training_script, launch.training_script_args, monkeypatch)
 
 
+def _torchrun(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = torchrun_parser().parse_args(words)
+    _script(launch.training_script, launch.training_script_args, monkeypatch)
+
+
 def _script(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a script of this repository until it has understood its arguments."""
+    """Runs a script of this repository until it has understood its arguments, of which `...` stands for more."""
+    arguments = [argument for argument in arguments if argument != "..."]
     path = ROOT / name
     assert path.is_file(), f"there is no {name}"
     known = set(sys.modules)
@@ -136,7 +143,7 @@ def _latent_ebm(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with group.make_context("latent-ebm", list(words)) as context:
         name, command, rest = group.resolve_command(context, words)
         with monkeypatch.context() as patch, command.make_context(name, rest, parent=context) as inner:
-            if command.ignore_unknown_options:
+            if inner.ignore_unknown_options:
                 patch.chdir(ROOT)
                 patch.setattr(
                     configuration, "parse_recipe_arguments", _then_stop(configuration.parse_recipe_arguments)
@@ -150,8 +157,9 @@ def _nothing(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CHECKS: dict[str, Callable[[list[str], pytest.MonkeyPatch], None]] = {
-    "latent-ebm": _latent_ebm, "make": _make, "pip": _pip, "python": _python, "accelerate": _accelerate,
-    "printf": _nothing, "cd": _nothing, "git": _nothing, "pre-commit": _nothing,
+    "latent-ebm": _latent_ebm, "make": _make, "pip": _pip,
+    "python": _python, "accelerate": _accelerate, "torchrun": _torchrun,
+    "printf": _nothing, "cd": _nothing, "git": _nothing, "hf": _nothing,
 }  # fmt: skip
 
 

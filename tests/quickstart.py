@@ -7,8 +7,6 @@ from unittest.mock import patch
 
 from transformers import AutoTokenizer
 
-from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
-from latent_ebm_text.training.text import train_text_model
 from tests.language_models import tiny_language_model
 
 ROOT = Path(__file__).parents[1]
@@ -16,19 +14,22 @@ ROOT = Path(__file__).parents[1]
 
 def make_quickstart_folder(folder: Path) -> None:
     """Trains `runs/quickstart/model` and `runs/quickstart-images/model`; writes a `gpt2` of some thousand weights."""
-    code = train_text_model(
-        DataArguments(dataset_name="grammar", num_sentences=400, max_length=20),
-        ModelArguments(hidden_size=32, embedding_size=16, latent_dim=8, prior_hidden_size=16, prior_num_steps=5),
-        TrainingArguments(
-            output_dir=str(folder / "runs/quickstart"), num_epochs=4, inference="persistent", num_eval_samples=20,
-            num_eval_sentences=50,
-        ),
-    )  # fmt: skip
-    assert code == 0
-    recipe = ROOT / "recipes/train_images.py"
-    options = ["--num_epochs=1", "--prior_num_steps=5", "--posterior_num_steps=5"]
-    with patch.object(sys, "argv", [str(recipe), f"--output_dir={folder / 'runs/quickstart-images'}", *options]):
-        assert runpy.run_path(str(recipe))["main"]() == 0
+    text = {
+        "num_sentences": 400, "max_length": 20, "hidden_size": 32, "embedding_size": 16, "latent_dim": 8,
+        "prior_hidden_size": 16, "prior_num_steps": 5, "posterior_num_steps": 20, "num_epochs": 4,
+        "num_eval_samples": 20, "num_eval_sentences": 50,
+    }  # fmt: skip
+    config = ROOT / "recipes/configs/quickstart.yaml"
+    _run_recipe("train_ptb.py", config=config, output_dir=folder / "runs/quickstart", **text)
+    images = {"num_epochs": 1, "prior_num_steps": 5, "posterior_num_steps": 5}
+    _run_recipe("train_images.py", output_dir=folder / "runs/quickstart-images", **images)
     tokenizer = AutoTokenizer.from_pretrained(folder / "runs/quickstart/model")
     tiny_language_model("gpt2", vocab_size=len(tokenizer), n_positions=128).save_pretrained(folder / "gpt2")
     tokenizer.save_pretrained(folder / "gpt2")
+
+
+def _run_recipe(name: str, **options: object) -> None:
+    """Runs a recipe in this process."""
+    recipe = ROOT / "recipes" / name
+    with patch.object(sys, "argv", [str(recipe), *(f"--{key}={value}" for key, value in options.items())]):
+        assert runpy.run_path(str(recipe))["main"]() == 0

@@ -70,7 +70,7 @@ def test_training_by_the_recipe_of_a_named_set(tmp_path):
     assert trained["mse"]["n"] == 89
 
     # The model that it left, evaluated by a recipe of its own: the same test MSE, and a distance that is no FID.
-    options = {"features": "classifier", "num_samples": 200, "cache_dir": tmp_path / "cache"}
+    options = {"features": "classifier", "num_samples": 200, "long_run_steps": 9, "cache_dir": tmp_path / "cache"}
     folder = tmp_path / "evaluation"
     done = run("evaluate_images.py", tmp_path, model=tmp_path / "run" / "model", output_dir=folder, **options)
     assert done.returncode == 0, done.stderr
@@ -81,7 +81,9 @@ def test_training_by_the_recipe_of_a_named_set(tmp_path):
     assert figures[name]["n_generated"] == 200
     assert not {"FID", "KID"} & figures.keys()
     assert f"{name}: " in done.stdout
-    assert all((folder / f"{picture}.png").stat().st_size > 0 for picture in ("samples", "reconstructions"))
+    assert all(
+        (folder / f"{picture}.png").stat().st_size > 0 for picture in ("samples", "reconstructions", "long_run")
+    )
 
 
 @pytest.mark.slow

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,7 +90,12 @@ def generate_images(
 
 @torch.no_grad()
 def chain_strips(
-    model: LatentEBMForImageGeneration, num_chains: int, *, num_pictures: int = 8, repetitions: int = 10, seed: int = 0
+    model: LatentEBMForImageGeneration,
+    num_chains: int,
+    *,
+    num_pictures: int = 8,
+    multiples: Sequence[int] = range(1, 11),
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """What the prior's chains show on their way, and for some times their length (the paper's transition figure).
 
@@ -97,22 +103,55 @@ def chain_strips(
         model: The model.
         num_chains: Number of chains, from N(0, I).
         num_pictures: Pictures within the training chain, the start and the end included.
-        repetitions: How many times the training chain is repeated after that; one more picture each.
+        multiples: After how many times the training chain there is a picture; the first of them is 1.
         seed: Of starts and noise.
 
     Returns:
-        Images `(num_chains, num_pictures + repetitions - 1, channels, size, size)` in [-1, 1], and the energies after
-        every step, `(1 + num_steps * repetitions, num_chains)` in nats.
+        Images `(num_chains, num_pictures + len(multiples) - 1, channels, size, size)` in [-1, 1], and the energies
+        after every step, `(1 + num_steps * max(multiples), num_chains)` in nats.
     """
     generator = stream(seed, "chain strips", device=model.device)
     latents, sampler = model.sample_reference(num_chains, generator), model.prior_sampler
     shown = torch.linspace(0, sampler.num_steps, num_pictures).round().int().tolist()
     positions, energies = [latents], [model.prior.energy(latents)[None]]
-    for repetition in range(repetitions):
+    for repetition in range(1, max(multiples) + 1):
         visited, trace = watch_chain(sampler, latents, model.prior, generator=generator)
         latents = visited[-1]
         energies.append(trace.energies[1:])
-        positions += [visited[step] for step in shown[1:-1]] if repetition == 0 else []
-        positions.append(latents)
+        positions += [visited[step] for step in shown[1:-1]] if repetition == 1 else []
+        positions += [latents] if repetition in multiples else []
     images = torch.stack([model.generate(latents=z) for z in positions], dim=1)
     return images.cpu(), torch.cat(energies).cpu()
+
+
+@torch.no_grad()
+def long_run(
+    model: LatentEBMForImageGeneration, real: Tensor, *, num_steps: int = 2500, num_chains: int = 64, seed: int = 0
+) -> tuple[Tensor, dict[str, Any]]:
+    """Whether images stay what they are when the prior's chains run far beyond their length (paper, figure 4).
+
+    Oversaturation, which chains in pixel space end in, shows as a mean absolute value above that of real images.
+
+    Args:
+        model: The model, with an energy-based prior.
+        real: Real images `(n, channels, size, size)` to compare with.
+        num_steps: Steps of the long chains, rounded up to a multiple of the training chain.
+        num_chains: How many.
+        seed: Of starts and noise.
+
+    Returns:
+        Pictures of the chains `(num_chains, pictures, channels, size, size)`, the training chain's first; and the mean
+        absolute value of pixels (of real images, after the training chain, at the end) and energies with their errors.
+    """
+    length = model.prior_sampler.num_steps
+    last = max(2, -(-num_steps // length))
+    multiples = sorted({1, *np.geomspace(2, last, 7).round().astype(int).tolist()})
+    strips, energies = chain_strips(model, num_chains, multiples=multiples, seed=seed)
+    steps = length * last
+    ends = {"real images": real, f"{length} steps": strips[:, -len(multiples)], f"{steps} steps": strips[:, -1]}
+    return strips, {
+        "mean_absolute_value": {
+            name: Estimate.of_mean(images.abs().flatten(1).mean(dim=1)).to_dict() for name, images in ends.items()
+        },
+        "energy": {f"{step} steps": Estimate.of_mean(energies[step]).to_dict() for step in (length, steps)},
+    }

@@ -75,7 +75,8 @@ class LangevinSampler:
         if self.integrator not in get_args(Integrator):
             known = " or ".join(get_args(Integrator))
             raise UsageError(f"integrator of a Langevin sampler must be {known}, got {self.integrator!r}")
-        self._coefficients()
+        if max(drift for drift, _ in self._coefficients()) > torch.finfo(torch.float32).max:
+            raise UsageError(f"step_size of a Langevin sampler is far too large, got {self.step_size}")
 
     def _coefficients(self) -> list[tuple[float, float]]:
         """For every step the drift coefficient `s^2 / 2` and the noise scale `sqrt(T) s`."""

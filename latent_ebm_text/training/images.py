@@ -19,12 +19,15 @@ from latent_ebm_text.data.images import ImageCollator, ImageCorpus, load_image_d
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.image_plots import plot_chain_energies, save_grid, save_reconstructions
 from latent_ebm_text.evaluation.images import chain_strips, evaluate_images, generate_images
+from latent_ebm_text.hub.training import make_pusher
 from latent_ebm_text.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.modeling_image import LatentEBMForImageGeneration
 from latent_ebm_text.streams import stream_seed
-from latent_ebm_text.training.arguments import LatentArguments, TrainingArguments, _option
-from latent_ebm_text.training.configuration import require_positive
+from latent_ebm_text.training.arguments import HubArguments, LatentArguments, TrainingArguments
+from latent_ebm_text.training.configuration import option, require_positive
+from latent_ebm_text.training.record import run_record
 from latent_ebm_text.training.runs import describe_split, run_identity, run_training, write_results
+from latent_ebm_text.training.tracking import make_accelerator, start_tracking
 from latent_ebm_text.training.trainer import TrainingData
 
 #: Name, title and unit of what a finished run shows of each split.
@@ -39,12 +42,12 @@ ESTIMATES = (
 class ImageModelArguments(LatentArguments):
     """Model and samplers. The defaults are the paper's for SVHN."""
 
-    latent_dim: int = _option(100, "Size of the latent z.")
-    prior_activation: Literal["gelu", "leaky_relu"] = _option("leaky_relu", "Activation of the energy network.")
-    decoder_channels: str = _option("512,256,128", "Maps after the first and every hidden layer of the decoder.")
-    decoder_first_size: int = _option(4, "Height and width after its first layer; every further one doubles them.")
-    pixel_std: float = _option(0.3, "Standard deviation of the Gaussian likelihood, for pixels in [-1, 1].")
-    encoder_hidden_size: int | None = _option(
+    latent_dim: int = option(100, "Size of the latent z.")
+    prior_activation: Literal["gelu", "leaky_relu"] = option("leaky_relu", "Activation of the energy network.")
+    decoder_channels: str = option("512,256,128", "Maps after the first and every hidden layer of the decoder.")
+    decoder_first_size: int = option(4, "Height and width after its first layer; every further one doubles them.")
+    pixel_std: float = option(0.3, "Standard deviation of the Gaussian likelihood, for pixels in [-1, 1].")
+    encoder_hidden_size: int | None = option(
         None, "Maps after the first layer of an encoder that proposes latents (inference amortized or variational)."
     )
 
@@ -71,17 +74,17 @@ class ImageModelArguments(LatentArguments):
 class ImageDataArguments:
     """Data"""
 
-    dataset_name: str = _option(
+    dataset_name: str = option(
         "digits", "`digits` (no download), `mnist`, `svhn`, `cifar10`, `celeba`, a Hub id, a local folder or file."
     )
-    image_column: str | None = _option(None, "Column that holds the images; found by itself where there is one.")
-    label_column: str | None = _option(None, "Column that holds the classes; `label` by default.")
-    train_split: str | None = _option(None, "Split to train on, where it is not the one called train.")
-    image_size: int | None = _option(None, "Height and width that images must have; those of the first by default.")
-    num_channels: int | None = _option(None, "1 for grey, 3 for colour; what the first image has by default.")
-    adapt_images: bool = _option(False, "Crop images to their central square, resize and convert them where needed.")
-    strict: bool = _option(False, "Stop at an image that cannot be read, where it would be skipped and counted.")
-    num_images: int | None = _option(None, "Train on so many images; none for all.")
+    image_column: str | None = option(None, "Column that holds the images; found by itself where there is one.")
+    label_column: str | None = option(None, "Column that holds the classes; `label` by default.")
+    train_split: str | None = option(None, "Split to train on, where it is not the one called train.")
+    image_size: int | None = option(None, "Height and width that images must have; those of the first by default.")
+    num_channels: int | None = option(None, "1 for grey, 3 for colour; what the first image has by default.")
+    adapt_images: bool = option(False, "Crop images to their central square, resize and convert them where needed.")
+    strict: bool = option(False, "Stop at an image that cannot be read, where it would be skipped and counted.")
+    num_images: int | None = option(None, "Train on so many images; none for all.")
 
     def __post_init__(self) -> None:
         for name in ("image_size", "num_images"):
@@ -110,14 +113,18 @@ def training_data(images: Any, collate: ImageCollator, args: TrainingArguments) 
     return TrainingData(images.select_columns("pixels"), batches, collate)
 
 
-def train_image_model(data_args: ImageDataArguments, model_args: ImageModelArguments, args: TrainingArguments) -> int:
-    """What every recipe for images does: reads them, trains a model, evaluates it, and prints what came of it.
+def train_image_model(
+    data_args: ImageDataArguments, model_args: ImageModelArguments, args: TrainingArguments, hub_args: HubArguments
+) -> int:
+    """What every recipe for images does: reads them, trains a model, evaluates it, prints what came of it, and pushes
+    it where that is wished.
 
     Returns:
         The exit code of the recipe: 0, or 128 and the number of the signal that stopped it.
     """
     torch.set_float32_matmul_precision(args.matmul_precision)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = make_accelerator(args)
+    pusher = make_pusher(hub_args, args.output_dir, accelerator)
 
     # Data: decoded, counted, described, so that nobody is mistaken about what was trained on.
     corpus = data_args.load(accelerator)
@@ -127,6 +134,7 @@ def train_image_model(data_args: ImageDataArguments, model_args: ImageModelArgum
     # Model: the same initial weights on every process.
     torch.manual_seed(stream_seed(args.seed, "initial weights"))
     model = LatentEBMForImageGeneration(model_args.image_config(corpus.image_size, corpus.num_channels))
+    start_tracking(accelerator, args, data_args, model_args)
     return run_training(
         model,
         training_data(corpus.splits["train"], collate, args),
@@ -135,7 +143,10 @@ def train_image_model(data_args: ImageDataArguments, model_args: ImageModelArgum
         evaluate=quick_evaluation(corpus.splits["validation"], collate, args, accelerator),
         finish=partial(finish_image_run, model, corpus, args),
         describe=describe_results,
+        record=partial(run_record, corpus=corpus, settings=(data_args, model_args, args)),
+        processor=LatentEBMImageProcessor(corpus.image_size, corpus.num_channels),
         accelerator=accelerator,
+        pusher=pusher,
     )
 
 

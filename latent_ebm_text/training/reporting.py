@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ class MetricsFile:
         path: The file.
         first_step: Step that the run starts from.
         enabled: False on all processes but one.
+        track: Also gets the numbers of every line, as `(figures, step)` with names such as `train/loss`: a tracker.
     """
 
-    def __init__(self, path: Path, *, first_step: int, enabled: bool = True) -> None:
-        self.path, self.enabled = path, enabled
+    def __init__(
+        self, path: Path, *, first_step: int, enabled: bool = True, track: Callable[..., None] | None = None
+    ) -> None:
+        self.path, self.enabled, self.track = path, enabled, track
         if enabled:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = [record for record in read_metrics(path) if self._is_before(record, first_step)]
@@ -39,6 +43,9 @@ class MetricsFile:
         if self.enabled:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+        if self.track is not None:
+            numbers = {f"{kind}/{name}": value for name, value in figures.items() if isinstance(value, int | float)}
+            self.track(numbers, step=step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -6,22 +6,26 @@ import json
 import resource
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.hub.card import build_card, is_edited
+from latent_ebm_text.hub.training import TrainingPusher
 from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.html_report import write_html_report
 from latent_ebm_text.training.plots import plot_training
-from latent_ebm_text.training.trainer import TrainingData, train
+from latent_ebm_text.training.trainer import TrainingData, TrainingResult, train
 
 
 def run_identity(model: LatentEBMPreTrainedModel, args: TrainingArguments, **data: Any) -> dict[str, Any]:
     """What a checkpoint must share with a run to be resumed by it: the data, as named here, model and seed."""
     config = model.config.to_dict()
-    for key in ("transformers_version", "architectures", "dtype", "_name_or_path"):
+    for key in ("transformers_version", "latent_ebm_text_version", "architectures", "dtype", "_name_or_path"):
         config.pop(key, None)
     return {
         **data,
@@ -41,9 +45,13 @@ def run_training(
     evaluate: Callable[..., dict[str, Any]],
     finish: Callable[[dict[str, Any]], dict[str, Any]],
     describe: Callable[[dict[str, Any]], str],
+    record: Callable[[TrainingResult], dict[str, Any]],
+    processor: Any,
     accelerator: Accelerator,
+    pusher: TrainingPusher | None,
 ) -> int:
-    """Trains a model, from the newest checkpoint where there is one, and prints what came of it.
+    """Trains a model, from the newest checkpoint where there is one, prints what came of it, and pushes it where that
+    is wished.
 
     Args:
         model: The model.
@@ -53,34 +61,36 @@ def run_training(
         evaluate: The evaluation that runs while training.
         finish: From facts on the run to the content of `results.json`; called once it has ended, on one process.
         describe: These results for people to read.
+        record: These facts, see [`~latent_ebm_text.training.record.run_record`].
+        processor: The model's tokeniser or image processor.
         accelerator: Devices and processes.
+        pusher: Pushes to the Hub, on the main process.
 
     Returns:
         The exit code of a recipe: 0, or that of the signal that stopped it.
     """
     accelerator.print(f"model: {model.num_parameters():,} parameters, {model.config.latent_dim} latent dimensions")
-    result = train(model, data, args, identity=identity, evaluate=evaluate, accelerator=accelerator)
+    on_save = None if pusher is None else partial(pusher.push_so_far, processor=processor)
+    result = train(model, data, args, identity=identity, evaluate=evaluate, accelerator=accelerator, on_save=on_save)
+    accelerator.end_training()
     if result.signal is not None:
         accelerator.print(f"stopped by signal {result.signal} after step {result.step}; run again to go on")
         return args.exit_code(result.signal)
     if accelerator.is_main_process:
-        results = finish(
-            {
-                "command": " ".join(sys.argv),
-                "step": result.step,
-                "training_seconds": round(result.seconds, 1),
-                "warnings": result.warnings,
-            }
-        )
+        results = finish(record(result))
         print(f"\ntrained {result.step} steps in {result.seconds / 60:.1f} min\n{describe(results)}\n")
         print("\n".join(f"{name:>15}: {path}" for name, path in results["paths"].items()))
+        if pusher is not None:
+            print(f"{'pushed':>15}: {pusher.push_result()}")
     return 0
 
 
 def write_results(
     folder: Path, results: dict[str, Any], paths: dict[str, Path], plots: Callable[[], dict[str, Path]] = dict
 ) -> dict[str, Any]:
-    """Draws the course of a training and writes `results.json`.
+    """Draws the course of a training, writes `results.json`, a page for people, and the card beside the model.
+
+    A card that was edited by hand is kept.
 
     Args:
         folder: Of the run.
@@ -98,9 +108,13 @@ def write_results(
         paths["plot"] = plot_training(paths["metrics"], folder / "training.png")
     except UsageError as error:
         results["plot_missing"] = str(error)
-    paths["results"] = folder / "results.json"
+    paths |= {"results": folder / "results.json", "report": folder / "report.html"}
     results["paths"] = {name: str(path) for name, path in paths.items()}
     paths["results"].write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_html_report(folder, results)
+    card = folder / "model" / "README.md"
+    if not card.is_file() or not is_edited(card.read_text(encoding="utf-8")):
+        card.write_text(build_card(folder / "model", str(folder / "model"), run=folder), encoding="utf-8")
     return results
 
 

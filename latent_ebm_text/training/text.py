@@ -20,12 +20,15 @@ from latent_ebm_text.data.cleaning import column_array, iterate_texts
 from latent_ebm_text.data.text import TextCorpus
 from latent_ebm_text.errors import DataError
 from latent_ebm_text.evaluation.text import evaluate_likelihoods, generate_texts, sample_statistics
+from latent_ebm_text.hub.training import make_pusher
 from latent_ebm_text.modeling_text import LatentEBMForTextGeneration
 from latent_ebm_text.streams import stream_seed
 from latent_ebm_text.tokenization import make_tokenizer
-from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from latent_ebm_text.training.arguments import DataArguments, HubArguments, ModelArguments, TrainingArguments
 from latent_ebm_text.training.models import build_model, load_tokenizer
+from latent_ebm_text.training.record import run_record
 from latent_ebm_text.training.runs import describe_split, run_identity, run_training, write_results
+from latent_ebm_text.training.tracking import make_accelerator, start_tracking
 from latent_ebm_text.training.trainer import TrainingData
 
 if TYPE_CHECKING:
@@ -104,14 +107,18 @@ def prepare_text(
     return PreparedText(corpus, tokenizer, splits, TextCollator(tokenizer.pad_token_id), "\n".join(lines))
 
 
-def train_text_model(data_args: DataArguments, model_args: ModelArguments, args: TrainingArguments) -> int:
-    """What every recipe for text does: prepares a corpus, trains a model, evaluates it, and prints what came of it.
+def train_text_model(
+    data_args: DataArguments, model_args: ModelArguments, args: TrainingArguments, hub_args: HubArguments
+) -> int:
+    """What every recipe for text does: prepares a corpus, trains a model, evaluates it, prints what came of it, and
+    pushes it where that is wished.
 
     Returns:
         The exit code of the recipe: 0, or that of the signal which stopped it.
     """
     torch.set_float32_matmul_precision(args.matmul_precision)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = make_accelerator(args)
+    pusher = make_pusher(hub_args, args.output_dir, accelerator)
 
     # Data: loaded, tokenised, described, so that nobody is mistaken about what was trained on.
     text = prepare_text(data_args, args.seed, accelerator, load_tokenizer(model_args))
@@ -120,6 +127,7 @@ def train_text_model(data_args: DataArguments, model_args: ModelArguments, args:
     # Model: the same initial weights on every process.
     torch.manual_seed(stream_seed(args.seed, "initial weights"))
     model = build_model(model_args, text.tokenizer, data_args.max_length)
+    start_tracking(accelerator, args, data_args, model_args)
     return run_training(
         model,
         text.training_data(args.train_batch_size, args.seed),
@@ -128,7 +136,10 @@ def train_text_model(data_args: DataArguments, model_args: ModelArguments, args:
         evaluate=quick_evaluation(text, args, accelerator),
         finish=partial(finish_text_run, model, text, args),
         describe=describe_results,
+        record=partial(run_record, corpus=text.corpus, settings=(data_args, model_args, args)),
+        processor=text.tokenizer,
         accelerator=accelerator,
+        pusher=pusher,
     )
 
 

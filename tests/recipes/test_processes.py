@@ -70,7 +70,7 @@ def test_a_run_prints_its_data_samples_and_the_paths_of_what_it_wrote(finished):
     assert lines[first + 16] == ""
 
     paths = dict(line.split(": ", 1) for line in lines[first + 17 :])
-    assert {name.strip() for name in paths} == {"model", "metrics", "samples", "plot", "results"}
+    assert {name.strip() for name in paths} == {"model", "metrics", "samples", "plot", "results", "report"}
     assert all(Path(path).exists() for path in paths.values())
 
 

@@ -28,7 +28,7 @@ from tests.helpers import tiny_config
 
 NUM_EXAMPLES, BATCH_SIZE = 47, 9  # 6 batches an epoch, the last one of 2
 CHAIN = {"name": "langevin", "num_steps": 3, "step_size": 0.3}
-FOR_EVER = LangevinSampler(num_steps=10**7, step_size=0.1)
+LONG_CHAIN = LangevinSampler(num_steps=10_000, step_size=0.1)
 TRAINING = {
     "train_batch_size": BATCH_SIZE, "num_epochs": 10.0, "warmup_steps": 3, "log_every": 1, "eval_every": 7,
     "save_every": 2, "initial_likelihood_weight": 2.0, "likelihood_weight_steps": 10,
@@ -71,9 +71,9 @@ class Run:
 def main(run: Run) -> None:
     """Trains as the recipes do; leaves with their exit codes."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(run.folder.parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    sys.stdout = sys.stderr = (run.folder.parent / "log.txt").open("a", buffering=1, encoding="utf-8")
+    for descriptor in (1, 2):  # for what does not go through Python
+        os.dup2(sys.stdout.fileno(), descriptor)
     if run.world > 1:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
         values = (run.rank, run.rank, run.world, run.world, run.port)
@@ -152,7 +152,7 @@ def _disturbed(run: Run, model: Any, data: TrainingData) -> TrainingData:
             if phase == "data" and calls[phase] - 1 == run.stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
             if phase == "posterior" and run.rank == run.world - 1 and is_time[run.diverge](calls[phase]):
-                kwargs["sampler"] = LangevinSampler(num_steps=3, step_size=1e30)
+                kwargs["sampler"] = LangevinSampler(num_steps=3, step_size=1e18)
             return work(*args, **kwargs)
 
         return call
@@ -167,7 +167,8 @@ def _linger(run: Run, model: Any) -> None:
     """Says that the phase has begun, and stays in it: in a chain, a read or a write that takes long."""
     (run.folder.parent / str(run.linger)).touch()
     if run.linger in ("posterior", "prior", "evaluation"):
-        FOR_EVER.sample(model.sample_reference(8), model.prior)
+        while True:
+            LONG_CHAIN.sample(model.sample_reference(8), model.prior)
     deadline = time.monotonic() + (1.0 if run.linger == "save" else 1000.0)
     while time.monotonic() < deadline:
         time.sleep(0.01)

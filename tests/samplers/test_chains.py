@@ -144,7 +144,7 @@ def test_refresh_must_be_a_fraction(store: ChainStore, refresh: float) -> None:
 
 
 @pytest.mark.skipif(not STATM.exists(), reason="reads the memory of the process from Linux's /proc")
-def test_two_million_chains_take_neither_disk_nor_memory(tmp_path: Path) -> None:
+def test_two_million_chains_take_no_memory_and_have_their_disk_space(tmp_path: Path) -> None:
     def resident() -> int:
         return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -152,6 +152,6 @@ def test_two_million_chains_take_neither_disk_nor_memory(tmp_path: Path) -> None
     store = ChainStore(tmp_path / "chains.bin", 2_000_000, 32)
     indices = torch.linspace(0, 1_999_999, 50).long()
     store.write(indices, store.start(indices, refresh=0.1))
-    assert store.path.stat().st_size == 4 * 2_000_000 * 32  # 244 MiB if it were all there
-    assert store.path.stat().st_blocks * 512 < 2 * MEBIBYTE
+    assert store.path.stat().st_size == 4 * 2_000_000 * 32  # 244 MiB
+    assert store.path.stat().st_blocks * 512 >= 4 * 2_000_000 * 32  # all of it there: no write can find the disk full
     assert resident() - before < 8 * MEBIBYTE
