@@ -96,13 +96,13 @@ def test_a_causal_language_model_on_disk_becomes_the_decoder(start, tmp_path):
     decoder = write_decoder(tmp_path / "lm")
     settings = {"latent_dim": 4, "prior_hidden_size": 8, "max_sentence_length": 30}
     before = LatentEBMForTextGeneration.from_decoder_pretrained(decoder, **settings)
-    changes = {"inference": "short_run", "max_length": 30, "num_epochs": 3, "decoder_learning_rate": 0.01}
-    code, out, err = finish(start(tmp_path, decoder=decoder, **changes))
+    changes = {"inference": "short_run", "max_length": 30, "num_epochs": 10, "decoder_learning_rate": 0.01}
+    code, out, err = finish(start(tmp_path, decoder=decoder, warmup_steps=1, **changes))
 
     assert code == 0, err
     assert f"model: {before.num_parameters():,} parameters, 4 latent dimensions" in out
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["step"] == 21
+    assert results["step"] == 70
     assert 15 < results["splits"]["test"]["reconstruction_nll"]["value"] < 60, "452 words at random: 67 nats"
     shutil.rmtree(decoder)  # the run's model is whole without it
     model = LatentEBMForTextGeneration.from_pretrained(tmp_path / "run" / "model")
