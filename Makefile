@@ -67,7 +67,7 @@ docs: setup  ## Build the documentation site into build/site, without a warning,
 figures: setup  ## Draw the figures of the documentation (ARGS='--model FOLDER' for that of a model, too)
 	$(BIN)/python docs/figures.py $(ARGS)
 
-$(DEMO_STAMP): $(STAMP)
+$(DEMO_STAMP): pyproject.toml constraints.txt
 	test -x $(DEMO_VENV)/bin/python || $(PYTHON) -m venv $(DEMO_VENV)
 	grep -iv '^pillow==' constraints.txt > $(DEMO_VENV)/constraints.txt
 	$(DEMO_VENV)/bin/python -m pip install -c $(DEMO_VENV)/constraints.txt torch

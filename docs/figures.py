@@ -1,7 +1,7 @@
 """Draw the figures of the documentation, each by the code that it is about.
 
     python docs/figures.py                                     # those that need no model: half a minute
-    python docs/figures.py --model runs/ptb-variational/model  # also the chains of that model, the README's picture
+    python docs/figures.py --model runs/ptb-cpu/model  # also the chains of that model, the README's picture
 
 They are written to docs/images (or --output_dir) as SVG; the same seed draws the same figures.
 """

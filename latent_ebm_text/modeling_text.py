@@ -282,6 +282,8 @@ class LatentEBMForTextGeneration(SentenceTools, LatentEBMPreTrainedModel, Genera
             UsageError: If the numbers of samples, latents and inputs contradict each other, or latents are not
                 finite or of the wrong shape.
         """
+        if latents is not None:
+            latents = self.check_latents(latents)
         inputs = kwargs.pop("input_ids", inputs)
         if inputs is not None and inputs.dim() == 1:
             inputs = inputs.unsqueeze(0)
@@ -298,9 +300,8 @@ class LatentEBMForTextGeneration(SentenceTools, LatentEBMPreTrainedModel, Genera
             raise UsageError(f"generate() was given contradicting numbers of sentences: {sizes}")
         batch = next(iter(sizes.values()), 1)
         if batch < 1:
-            raise UsageError(f"num_samples must be a positive integer, got {batch}")
-        if latents is not None:
-            latents = self.check_latents(latents, batch)
+            what = "num_samples" if num_samples is not None else f"the number of {next(iter(sizes))}"
+            raise UsageError(f"{what} must be a positive integer, got {batch}")
         if kwargs.get("max_length") is not None and kwargs.get("max_new_tokens") is None:
             # The model's own max_new_tokens would overrule it.
             kwargs["max_new_tokens"] = kwargs.pop("max_length") - (1 if inputs is None else inputs.shape[1])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
-from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.cli.main import app, main
 from tests.hub_server import HubServer
 from tests.tiny_runs import DATA, MODEL, TRAINING
@@ -76,9 +77,10 @@ def test_score(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert [row["text"] for row in rows] == sentences
     assert rows[0]["nll"] / rows[0]["nll_per_token"] == pytest.approx(4)
     (tmp_path / "lines.txt").write_text("\n".join([*sentences, "", ""]))
-    code, out, _ = run("score", trained, "--file", tmp_path / "lines.txt")
+    cheap = ["--by", "reconstruction_per_token", "--marginal", "none"]
+    code, out, _ = run("score", trained, "--file", tmp_path / "lines.txt", *cheap)
     assert [float(line.split()[0]) for line in out.splitlines()] == pytest.approx(
-        [row["nll_per_token"] for row in rows], abs=1e-3
+        [row["reconstruction_per_token"] for row in rows], abs=1e-3
     )
     assert run("score", trained)[0] == run("score", trained, "a", "--file", "b")[0] == 2
     assert run("score", trained, "a", "--by", "beauty")[0] == 2
@@ -98,36 +100,43 @@ def test_interpolate(run: Run, trained: Path) -> None:
     assert run("interpolate", trained, "a", "b", "--num-points", 1)[0] == 2
 
 
-def test_train_evaluate_push_verify(run: Run, hub: HubServer, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    code, out, err = run("train", *as_options(**DATA | MODEL | TRAINING, output_dir=folder), "--json")
+def test_train_prints_its_results_alone_as_json(run: Run, tmp_path: Path) -> None:
+    settings = {**DATA, **MODEL, **TRAINING, "output_dir": tmp_path / "run", "num_epochs": 1}
+    code, out, err = run("train", *as_options(**settings), "--json")
     assert code == 0, err
-    assert json.loads(out)["step"] == 14, "on standard output are the results alone"
+    assert json.loads(out)["step"] == 7
+    assert "16 samples, as they came" not in out
+
+
+def test_evaluate_and_push(run: Run, hub: HubServer, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
     code, out, _ = run(
-        "evaluate", *as_options(**DATA, model=folder, output_dir=tmp_path / "evaluation", evaluator="none"),
+        "evaluate", *as_options(**DATA, model=trained, output_dir=folder, evaluator="none"),
         *as_options(num_likelihood_sentences=0, num_information_sentences=4, num_samples=220, chain_repetitions=0),
         "--json",
     )  # fmt: skip
     assert code == 0
     assert "prior NLL" in json.loads(out)["figures"]
-    code, out, _ = run("push", folder, "me/run", "--evaluation", tmp_path / "evaluation", "--dry-run")
+    code, out, _ = run("push", trained, "me/run", "--evaluation", folder, "--dry-run")
     assert "| self-BLEU | test |" in out
     assert not hub.repositories, "nothing was pushed yet"
-    code, out, _ = run("push", folder, "me/run", "--evaluation", tmp_path / "evaluation", "--json")
+    code, out, _ = run("push", trained, "me/run", "--evaluation", folder, "--json")
     assert json.loads(out)["url"].startswith(hub.endpoint)
-    code, out, _ = run("verify", "me/run")
-    assert code == 0
-    assert {line.split()[-1] for line in out.splitlines()[1:]} == {"same"}
+    assert "| self-BLEU | test |" in hub.model("me/run").files()["README.md"].decode()
 
-    # Someone changes the weights: the card is no longer true, and verify says so by its exit code.
-    model = LatentEBMForTextGeneration.from_pretrained(folder / "model")
-    with torch.no_grad():
-        for weight in model.decoder.parameters():
-            weight.normal_(std=0.5)
-    model.save_pretrained(folder / "model")
-    code, out, _ = run("verify", folder, "--json")
+
+def test_verify_finds_the_figure_that_was_made_better(run: Run, trained: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(trained, tmp_path / "run")) / "model" / "README.md"
+    card = ModelCard(path.read_text())
+    better = next(result for result in card.data.eval_results if result.dataset_split == "test")
+    better.metric_value -= 5
+    better.metric_args["interval_95"] = [bound - 5 for bound in better.metric_args["interval_95"]]
+    card.save(path)
+    code, out, _ = run("verify", tmp_path / "run", "--json")
+    verdicts = {(row["name"], row["split"]): row["verdict"] for row in json.loads(out)}
     assert code == 1
-    assert "differs" in {row["verdict"] for row in json.loads(out)}
+    assert verdicts.pop((better.metric_name, "test")) == "differs"
+    assert list(verdicts.values()) == ["same"] * 3
 
 
 def test_doctor(run: Run, trained: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.streams import stream
 from tests.helpers import tiny_model
 
 DEMO = Path(__file__).parents[1] / "examples/demo"
@@ -53,9 +54,7 @@ def test_samples_follow_their_settings(text: Any) -> None:
 
 
 def test_a_chain_is_the_models_own(text: Any) -> None:
-    """Its energies are those of the positions it passes, and it ends where the sampler ends."""
-    from latent_ebm_text.streams import stream
-
+    """It starts and ends where the sampler's own chain does."""
     chain = text.chain("", text.num_steps, 3)
     assert list(chain["step"]) == list(range(text.num_steps + 1))
     generator = stream(3, "demo: chain")
@@ -65,10 +64,17 @@ def test_a_chain_is_the_models_own(text: Any) -> None:
     assert chain["energy"].iloc[-1] == pytest.approx(text.model.prior.energy(end).item())
 
 
-def test_a_posterior_chain_goes_down_to_its_sentence(text: Any) -> None:
-    energies = text.chain(SENTENCE, 200, 0)["energy"]
-    assert energies.iloc[-50:].mean() < energies.iloc[0]
-    assert not text.chain("the storm hit paris", 200, 0)["energy"].equals(energies)
+def test_the_chain_of_a_sentence_is_that_of_its_posterior(text: Any) -> None:
+    num_steps = text.model.posterior_sampler.num_steps
+    energies = text.chain(SENTENCE, num_steps, 3)["energy"]
+    inputs = dict(text.tokenizer([SENTENCE], return_tensors="pt"))
+    posterior = text.model.posterior({name: inputs[name] for name in ("input_ids", "attention_mask")})
+    generator = stream(3, "demo: chain")
+    start = text.model.sample_reference(1, generator)
+    end = text.model.posterior_sampler.sample(start, posterior, generator=generator).latents
+    assert energies.iloc[0] == pytest.approx(-posterior(start).item(), rel=1e-4)
+    assert energies.iloc[-1] == pytest.approx(-posterior(end).item(), rel=1e-4)
+    assert not text.chain("the storm hit paris", num_steps, 3)["energy"].equals(energies)
 
 
 def test_a_path_has_its_ends_and_its_number_of_points(text: Any) -> None:
@@ -104,13 +110,15 @@ def test_images(images: Any) -> None:
     assert len(energies) == 21
 
 
-def test_what_cannot_be_is_said(text: Any, tmp_path: Path) -> None:
+def test_what_cannot_be_is_said(text: Any, quickstart_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="type a sentence first"):
         text.path(" ", SENTENCE, 5, "linear", 0)
     with pytest.raises(UsageError, match="at most 200 words here, this one has 201"):
         text.anomaly("the " * 201, 0)
-    with pytest.raises(UsageError, match="no model could be loaded from"):
+    with pytest.raises(UsageError, match="there is no folder"):
         load_views().TextViews(str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="no model of images"):
+        load_views().ImageViews(str(quickstart_folder / "runs/quickstart"))
     tiny_model(latent_dim=0, prior_type="gaussian").save_pretrained(tmp_path)
     text.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="without a latent"):
@@ -118,8 +126,8 @@ def test_what_cannot_be_is_said(text: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "missing", "message"), [
-    (["--model", "nowhere"], "gradio", "the demo needs gradio: pip install 'latent-ebm-text[demo]'"),
-    (["--model", "nowhere"], None, "no model could be loaded from 'nowhere'"),
+    (["--model", "./nowhere"], "gradio", "the demo needs gradio: pip install 'latent-ebm-text[demo]'"),
+    (["--model", "./nowhere"], None, "there is no folder ./nowhere"),
 ])  # fmt: skip
 def test_the_command_says_what_is_missing(
     arguments: list[str], missing: str | None, message: str, monkeypatch: pytest.MonkeyPatch,

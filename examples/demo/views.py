@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer
 
-from latent_ebm_text import LatentEBMForImageGeneration, LatentEBMForTextGeneration
+from latent_ebm_text import LatentEBMForImageGeneration
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.hub.loading import IMAGE, find_model, load_text_model, model_kind
 from latent_ebm_text.latents.interpolation import PathKind
 from latent_ebm_text.samplers import Sampler, watch_chain
 from latent_ebm_text.streams import stream
@@ -23,14 +23,6 @@ MAX_WORDS = 200
 NUM_COMPARED = 50
 
 
-def _load(kind: Any, path: str) -> Any:
-    try:
-        return kind.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"no model could be loaded from {path!r}: {reason}") from error
-
-
 def _with_steps(sampler: Sampler, num_steps: int) -> Sampler:
     return replace(sampler, num_steps=int(num_steps))  # type: ignore[type-var]  # samplers are dataclasses
 
@@ -39,12 +31,11 @@ class TextViews:
     """A text model and its tokenizer, by Hub id or folder.
 
     Raises:
-        UsageError: If there is no such model, or it has no latent.
+        LatentEBMError: If there is no such model, it cannot be read, or it has no latent.
     """
 
     def __init__(self, path: str) -> None:
-        self.model = _load(LatentEBMForTextGeneration, path).eval()
-        self.tokenizer = _load(AutoTokenizer, path)
+        self.model, self.tokenizer = load_text_model(path)
         if self.model.config.latent_dim == 0:
             raise UsageError(f"{path!r} is a language model without a latent: there is nothing to show")
 
@@ -55,7 +46,7 @@ class TextViews:
 
     def sample(self, num_samples: int, num_steps: int, temperature: float, top_p: float, seed: int) -> pd.DataFrame:
         """Sentences from the prior with the energies of their latents, the most probable latent first."""
-        generator = stream(int(seed), "demo: samples")
+        generator = self._stream(seed, "samples")
         sampler = _with_steps(self.model.prior_sampler, num_steps)
         latents = self.model.sample_prior(int(num_samples), sampler=sampler, generator=generator).latents
         ids = self.model.generate(latents=latents, temperature=temperature, top_p=top_p, generator=generator)
@@ -64,7 +55,7 @@ class TextViews:
 
     def chain(self, sentence: str, num_steps: int, seed: int) -> pd.DataFrame:
         """One chain of the prior or, given a sentence, of its posterior, decoded greedily at every step."""
-        generator = stream(int(seed), "demo: chain")
+        generator = self._stream(seed, "chain")
         start = self.model.sample_reference(1, generator)
         if sentence.strip():
             sampler, density = self.model.posterior_sampler, self.model.posterior(self._inputs(sentence))
@@ -77,7 +68,7 @@ class TextViews:
 
     def path(self, start: str, end: str, num_points: int, kind: PathKind, seed: int) -> pd.DataFrame:
         """Sentences on a path between posterior draws of two sentences."""
-        generator = stream(int(seed), "demo: path")
+        generator = self._stream(seed, "path")
         ends = [self.model.encode(**self._inputs(sentence), generator=generator)[0] for sentence in (start, end)]
         output = self.model.interpolate(*ends, num_points=int(num_points), path=kind, return_dict_in_generate=True)
         positions = torch.linspace(0, 1, int(num_points)).tolist()
@@ -87,7 +78,7 @@ class TextViews:
 
     def map(self, num_samples: int, sentences: str, seed: int) -> pd.DataFrame:
         """Prior draws and typed sentences (one a line) on the two directions that prior draws vary most in."""
-        generator = stream(int(seed), "demo: map")
+        generator = self._stream(seed, "map")
         drawn = self.model.sample_prior(int(num_samples), generator=generator).latents
         spoken = self._text(self.model.generate(latents=drawn, generator=generator))
         typed = [line.strip() for line in sentences.splitlines() if line.strip()]
@@ -122,7 +113,7 @@ class TextViews:
 
     @functools.lru_cache(maxsize=8)  # noqa: B019  # the views live as long as the demo
     def _own_scores(self, seed: int) -> pd.DataFrame:
-        ids = self.model.generate(num_samples=NUM_COMPARED, generator=stream(seed, "demo: own sentences"))
+        ids = self.model.generate(num_samples=NUM_COMPARED, generator=self._stream(seed, "own sentences"))
         sentences = [sentence or "." for sentence in self._text(ids)]
         scores = self.model.score(sentences, tokenizer=self.tokenizer, seed=seed)
         return pd.DataFrame({name: scores.get(name).tolist() for name in scores.names()})
@@ -133,7 +124,10 @@ class TextViews:
         if len(sentence.split()) > MAX_WORDS:
             raise UsageError(f"a sentence has at most {MAX_WORDS} words here, this one has {len(sentence.split())}")
         batch = self.tokenizer([sentence], return_tensors="pt")
-        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+
+    def _stream(self, seed: int, purpose: str) -> torch.Generator:
+        return stream(int(seed), f"demo: {purpose}", device=self.model.device)
 
     @torch.no_grad()
     def _energies(self, latents: Tensor) -> list[float]:
@@ -146,15 +140,17 @@ class TextViews:
 
 
 class ImageViews:
-    """An image model, by Hub id or folder.
+    """An image model, by Hub id or folder; on the processor, which is enough for it.
 
     Raises:
-        UsageError: If there is no such model.
+        LatentEBMError: If there is no such model, or it is none of images.
     """
 
     def __init__(self, path: str) -> None:
-        self.model = _load(LatentEBMForImageGeneration, path).eval()
-        self.processor = _load(AutoImageProcessor, path)
+        folder = find_model(path)
+        if model_kind(folder) != IMAGE:
+            raise UsageError(f"{path!r} is no model of images")
+        self.model = LatentEBMForImageGeneration.from_pretrained(folder).eval()
 
     @property
     def num_steps(self) -> int:

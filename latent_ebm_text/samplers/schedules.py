@@ -8,6 +8,9 @@ from typing import TypeAlias
 
 from latent_ebm_text.errors import UsageError
 
+#: Longest chain: a schedule holds a number for every step, and a file with settings must not fill the memory.
+MAX_STEPS = 1_000_000
+
 #: A number (constant), a list (one value a step; the last one is held), or
 #: `{"start": 0.8, "end": 0.05, "shape": "linear" | "geometric"}` (from the first step to the last).
 Schedule: TypeAlias = float | Sequence[float] | Mapping[str, float | str]
@@ -23,8 +26,11 @@ def schedule_values(schedule: Schedule, num_steps: int, *, name: str, allow_zero
         allow_zero: Whether zero is a legal value (a temperature may be 0, a step size may not).
 
     Raises:
-        UsageError: If the schedule has no values, an unknown shape, or a value that is negative or not finite.
+        UsageError: If the chain is longer than `MAX_STEPS`, the schedule has no values, an unknown shape, or a value
+            that is negative or not finite.
     """
+    if num_steps > MAX_STEPS:
+        raise UsageError(f"num_steps must be at most {MAX_STEPS:,}, got {num_steps}")
     if isinstance(schedule, Mapping):
         values = _ramp(schedule, num_steps, name)
     elif isinstance(schedule, Sequence) and not isinstance(schedule, str):

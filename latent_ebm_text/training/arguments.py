@@ -9,8 +9,7 @@ from typing import Any, Literal
 from latent_ebm_text.configuration import LatentEBMTextConfig
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.samplers.langevin import Integrator
-from latent_ebm_text.training.configuration import option
-from latent_ebm_text.training.configuration import require_in_interval, require_positive
+from latent_ebm_text.training.configuration import option, require_in_interval, require_positive
 
 
 def ramp(start: float, end: float | None) -> Any:

@@ -70,7 +70,7 @@ def test_a_run_prints_its_data_samples_and_the_paths_of_what_it_wrote(finished):
     assert lines[first + 16] == ""
 
     paths = dict(line.split(": ", 1) for line in lines[first + 17 :])
-    assert {name.strip() for name in paths} == {"model", "metrics", "samples", "plot", "results"}
+    assert {name.strip() for name in paths} == {"model", "metrics", "samples", "plot", "results", "report"}
     assert all(Path(path).exists() for path in paths.values())
 
 
@@ -94,9 +94,10 @@ def test_results_give_every_figure_with_its_error_and_sample_size(finished):
 
 def test_a_causal_language_model_on_disk_becomes_the_decoder(start, tmp_path):
     decoder = write_decoder(tmp_path / "lm")
-    before = LatentEBMForTextGeneration.from_decoder_pretrained(decoder, latent_dim=4)
-    settings = {"inference": "short_run", "max_length": 30, "num_epochs": 3, "decoder_learning_rate": 0.01}
-    code, out, err = finish(start(tmp_path, decoder=decoder, **settings))
+    settings = {"latent_dim": 4, "prior_hidden_size": 8, "max_sentence_length": 30}
+    before = LatentEBMForTextGeneration.from_decoder_pretrained(decoder, **settings)
+    changes = {"inference": "short_run", "max_length": 30, "num_epochs": 3, "decoder_learning_rate": 0.01}
+    code, out, err = finish(start(tmp_path, decoder=decoder, **changes))
 
     assert code == 0, err
     assert f"model: {before.num_parameters():,} parameters, 4 latent dimensions" in out

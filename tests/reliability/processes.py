@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from latent_ebm_text.training.checkpointing import find_checkpoints
 from tests.reliability.worker import Run
 
-SECONDS = 240.0  # that anything may take; much longer than it needs, for machines that have other work
+SECONDS = 900.0  # that anything may take; far more than it needs, for machines that have other work
 
 
 def start_together(start, run: Run, world: int) -> list[BaseProcess]:

@@ -5,7 +5,16 @@ import time
 
 import pytest
 
-from tests.reliability.processes import assert_same_outcome, exit_code, log, newest, send, start_together, wait_for
+from tests.reliability.processes import (
+    assert_same_outcome,
+    exit_code,
+    log,
+    newest,
+    send,
+    start_together,
+    steps_done,
+    wait_for,
+)
 from tests.reliability.worker import Run
 
 TRAINING = {"inference": "persistent", "num_epochs": 2.0}  # 12 steps
@@ -57,8 +66,7 @@ def test_the_exit_code_of_a_warning_is_as_configured(start, finish, tmp_path, st
 def test_two_processes_leave_together_when_one_is_told_to(start, tmp_path):
     run = Run(tmp_path / "run", training={**TRAINING, "num_epochs": 1000.0})
     processes = start_together(start, run, world=2)
-    wait_for(lambda: (run.folder / "metrics.jsonl").exists(), processes[0])
-    time.sleep(1.0)
+    wait_for(lambda: steps_done(run.folder) >= 2, processes[0])  # both are under way
     assert send(processes[1], signal.SIGTERM) == 143, log(run)
     assert exit_code(processes[0]) == 143, log(run)
     assert "Traceback" not in log(run)

@@ -28,7 +28,7 @@ from tests.helpers import tiny_config
 
 NUM_EXAMPLES, BATCH_SIZE = 47, 9  # 6 batches an epoch, the last one of 2
 CHAIN = {"name": "langevin", "num_steps": 3, "step_size": 0.3}
-FOR_EVER = LangevinSampler(num_steps=10**7, step_size=0.1)
+LONG_CHAIN = LangevinSampler(num_steps=10_000, step_size=0.1)
 TRAINING = {
     "train_batch_size": BATCH_SIZE, "num_epochs": 10.0, "warmup_steps": 3, "log_every": 1, "eval_every": 7,
     "save_every": 2, "initial_likelihood_weight": 2.0, "likelihood_weight_steps": 10,
@@ -167,7 +167,8 @@ def _linger(run: Run, model: Any) -> None:
     """Says that the phase has begun, and stays in it: in a chain, a read or a write that takes long."""
     (run.folder.parent / str(run.linger)).touch()
     if run.linger in ("posterior", "prior", "evaluation"):
-        FOR_EVER.sample(model.sample_reference(8), model.prior)
+        while True:
+            LONG_CHAIN.sample(model.sample_reference(8), model.prior)
     deadline = time.monotonic() + (1.0 if run.linger == "save" else 1000.0)
     while time.monotonic() < deadline:
         time.sleep(0.01)

@@ -20,8 +20,9 @@ from latent_ebm_text.training.images import (
     quick_evaluation,
     training_data,
 )
+from latent_ebm_text.training.record import run_record
 from latent_ebm_text.training.runs import run_identity
-from latent_ebm_text.training.trainer import train
+from latent_ebm_text.training.trainer import TrainingResult, train
 from tests.training.runs import HEALTHY, copy_of, final_tensors, same, stop_at
 
 pytest.importorskip("sklearn", reason="needs scikit-learn")
@@ -77,7 +78,9 @@ def test_a_finished_run_leaves_a_model_figures_and_pictures(corpus, tmp_path):
     args, model = make_args(tmp_path, num_eval_sentences=16), make_model()
     evaluate = quick_evaluation(corpus.splits["validation"], ImageCollator(8, 1), args, Accelerator(cpu=True))
     run(corpus, model, args, evaluate)
-    results = finish_image_run(model, corpus, args, {"step": 12})
+    results = finish_image_run(
+        model, corpus, args, run_record(TrainingResult(12, 1.0), corpus=corpus, settings=(args,))
+    )
 
     assert json.loads((tmp_path / "results.json").read_text())["step"] == 12
     assert all(os.path.exists(path) for path in results["paths"].values())
@@ -91,6 +94,8 @@ def test_a_finished_run_leaves_a_model_figures_and_pictures(corpus, tmp_path):
     expected = 64 * figures["mse"]["value"] / (2 * 0.09) + constant
     assert figures["reconstruction_nll"]["value"] == pytest.approx(expected, rel=1e-4)
     assert "reconstruction MSE" in describe_results(results)
+    assert "| reconstruction MSE | test |" in (tmp_path / "model" / "README.md").read_text()
+    assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 4
 
 
 def test_strips_show_the_chain():
