@@ -7,9 +7,11 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.setup-stamp
+DEMO_VENV ?= .venv-demo
+DEMO_STAMP := $(DEMO_VENV)/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint types format bench audit docs clean
+.PHONY: help setup quickstart test test-slow lint types format bench audit docs figures demo test-demo clean
 
 help:  ## List the chores
 	@echo "usage: make CHORE [PYTHON=python3.11] [ARGS='options of the chore']"
@@ -25,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 quickstart: setup  ## Train a small model on the embedded corpus: no download, no GPU
@@ -58,8 +60,25 @@ audit: setup  ## Look up known vulnerabilities of the pinned dependencies (needs
 	@$(BIN)/python -c 'import pip_audit' 2>/dev/null || $(PIP) install pip-audit
 	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
 
-docs: setup  ## Check that every link between the Markdown files resolves
+docs: setup  ## Build the documentation site into build/site, without a warning, and check every link
 	$(BIN)/python docs/check_links.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+figures: setup  ## Draw the figures of the documentation (ARGS='--model FOLDER' for that of a model, too)
+	$(BIN)/python docs/figures.py $(ARGS)
+
+$(DEMO_STAMP): pyproject.toml constraints.txt
+	test -x $(DEMO_VENV)/bin/python || $(PYTHON) -m venv $(DEMO_VENV)
+	grep -iv '^pillow==' constraints.txt > $(DEMO_VENV)/constraints.txt
+	$(DEMO_VENV)/bin/python -m pip install -c $(DEMO_VENV)/constraints.txt torch
+	$(DEMO_VENV)/bin/python -m pip install -c $(DEMO_VENV)/constraints.txt -e '.[dev,demo,image]' playwright
+	@touch $@
+
+demo: $(DEMO_STAMP)  ## Play with a model in a browser (ARGS='--model FOLDER'; default: the quick start's)
+	$(DEMO_VENV)/bin/python examples/demo/app.py $(ARGS)
+
+test-demo: $(DEMO_STAMP)  ## Test the demo in headless Chromium, which must be installed
+	HF_HUB_OFFLINE=1 $(DEMO_VENV)/bin/python -m pytest -m 'slow or not slow' tests/test_demo.py $(ARGS)
 
 clean:  ## Remove caches and build products; the environment and your runs stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage

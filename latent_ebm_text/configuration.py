@@ -5,10 +5,12 @@ import difflib
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from packaging.version import Version
 from transformers import GenerationConfig, PreTrainedConfig
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.samplers import sampler_from_dict
+from latent_ebm_text.version import __version__
 
 #: Keys that transformers itself may hand to a configuration.
 _TRANSFORMERS_KEYS = {
@@ -81,13 +83,23 @@ class LatentEBMConfig(PreTrainedConfig):
         if self.latent_dim == 0 and self.prior_type != "gaussian":
             raise UsageError("latent_dim must be positive for an energy prior; with 0 set prior_type to 'gaussian'")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values, with the version of the library that writes them."""
+        return {**super().to_dict(), "latent_ebm_text_version": __version__}
+
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         generation = GenerationConfig._get_default_generation_params()
+        written_by = kwargs.pop("latent_ebm_text_version", __version__)
         for key in kwargs:
             if key in _TRANSFORMERS_KEYS or key.startswith("_"):
                 continue
             if key in generation:
                 raise UsageError(f"{key!r} belongs to generation: give it to generate() or model.generation_config")
+            if Version(written_by) > Version(__version__):
+                raise UsageError(
+                    f"this model was written by latent_ebm_text {written_by}, and {__version__} is installed, which "
+                    f"does not know its setting {key!r}: pip install --upgrade latent-ebm-text"
+                )
             nearest = difflib.get_close_matches(key, [f for f in self.__dataclass_fields__ if f != key], n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise UsageError(f"{type(self).__name__} has no setting {key!r}{hint}")

@@ -1,6 +1,9 @@
 """The errors this library raises on purpose. Every message says what is wrong and what to do about it."""
 
-from collections.abc import Sequence
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 
 class LatentEBMError(Exception):
@@ -33,3 +36,25 @@ class DivergenceError(LatentEBMError, ArithmeticError):
     def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.rows = list(rows)
+
+
+class HubError(LatentEBMError, OSError):
+    """The Hub could not be reached, refused, or broke off; nothing local was changed (exit code 1)."""
+
+
+def run_recipe(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` and leave the process with its exit code; an error raised on purpose becomes one line on stderr."""
+    try:
+        exit_code = main()
+    except LatentEBMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        exit_code = error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}; make room and run again", file=sys.stderr)
+        exit_code = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        exit_code = 130  # what shells report for a process ended by SIGINT
+    sys.exit(exit_code)

@@ -28,17 +28,17 @@ class LatentEBMLoss:
     """The learning objective and its parts, each a scalar in nats per example, averaged over the batch.
 
     Attributes:
-        loss: What is minimised: `reconstruction + prior + penalty`.
-        reconstruction: `-log p(x | z+)`.
-        prior: `E(z+) - E(z-)`, the posterior-prior energy gap; its gradient trains the prior (paper, eq. 6). Of a VAE
-            the divergence `KL(q(z | x) || N(0, I))`.
+        loss: What is minimised: `reconstruction_loss + prior_loss + penalty`.
+        reconstruction_loss: `-log p(x | z+)`.
+        prior_loss: `E(z+) - E(z-)`, the posterior-prior energy gap; its gradient trains the prior (paper, eq. 6). Of a
+            VAE the divergence `KL(q(z | x) || N(0, I))`.
         penalty: The weighted squared tilt.
         latents: `z+`, of shape `(batch, latent_dim)`.
     """
 
     loss: Tensor
-    reconstruction: Tensor
-    prior: Tensor
+    reconstruction_loss: Tensor
+    prior_loss: Tensor
     penalty: Tensor
     latents: Tensor
 
@@ -101,6 +101,20 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
             init.xavier_uniform_(module.weight, gain=gain)
             if module.bias is not None:
                 init.zeros_(module.bias)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """As of any model of transformers; a repository without a card gets one.
+
+        The card is that beside the files that the model was loaded from, or says what the model knows of itself.
+
+        Args:
+            repo_id: `name` or `namespace/name`.
+            **kwargs: As of [`~transformers.PreTrainedModel.push_to_hub`].
+        """
+        from latent_ebm_text.hub.pushing import push_first_card
+
+        push_first_card(self, repo_id, private=kwargs.get("private"), token=kwargs.get("token"))
+        return super().push_to_hub(repo_id, **kwargs)
 
     def posterior(self, inputs: dict[str, Tensor], likelihood_weight: float | None = None) -> LatentPosterior:
         """The posterior of the latents of a batch, as a log-density in z for any sampler.
@@ -214,6 +228,38 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
     def _full_precision(self) -> torch.autocast:
         """Chains and energies in the precision of the weights: differences of energies are lost in bfloat16."""
         return torch.autocast(self.device.type, enabled=False)
+
+    def learning_objective(
+        self,
+        inputs: dict[str, Tensor],
+        latents: Tensor | None = None,
+        prior_latents: Tensor | None = None,
+        likelihood_weight: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> LatentEBMLoss:
+        """What `forward` minimises: `objective` of the draws, or `variational_objective` where an encoder makes them.
+
+        Args:
+            inputs: The data.
+            latents: `(batch, latent_dim)`, posterior draws `z+`; drawn if not given, by the encoder with a gradient
+                where the model has one.
+            prior_latents: `(samples, latent_dim)`, prior draws `z-`; drawn if not given.
+            likelihood_weight: Another `w` than the model's own, for the draws that are made here.
+            generator: Source of the noise of these draws.
+        """
+        batch = len(next(iter(inputs.values())))
+        is_variational = self.encoder is not None and latents is None
+        if latents is None and not is_variational:
+            latents = self.sample_posterior(inputs, likelihood_weight=likelihood_weight, generator=generator).latents
+        if is_variational and isinstance(self.prior, GaussianPrior):
+            prior_latents = self.sample_reference(0)  # a VAE's loss needs none
+        elif prior_latents is None:
+            prior_latents = self.sample_prior(batch, generator=generator).latents
+        prior_latents = self.check_latents(prior_latents)
+        if latents is None:
+            weight = self.config.likelihood_weight if likelihood_weight is None else likelihood_weight
+            return self.variational_objective(inputs, weight, prior_latents)
+        return self.objective(inputs, self.check_latents(latents, batch), prior_latents)
 
     def objective(self, inputs: dict[str, Tensor], latents: Tensor, prior_latents: Tensor) -> LatentEBMLoss:
         """The loss whose gradient is the paper's learning gradient of both parts (section 2.3, eq. 6-7).

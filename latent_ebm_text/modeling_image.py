@@ -17,7 +17,6 @@ from latent_ebm_text.encoders.conv import ConvEncoder
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.image_processing import convert_images
 from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
-from latent_ebm_text.prior import GaussianPrior
 from latent_ebm_text.samplers import Sampler
 
 #: Images that are decoded at a time.
@@ -124,26 +123,8 @@ class LatentEBMForImageGeneration(LatentEBMPreTrainedModel):
             return_dict: False for a tuple.
         """
         inputs = self._inputs(pixel_values)
-        is_variational = self.encoder is not None and latents is None
-        if latents is None and not is_variational:
-            latents = self.sample_posterior(inputs, likelihood_weight=likelihood_weight, generator=generator).latents
-        if is_variational and isinstance(self.prior, GaussianPrior):
-            prior_latents = self.sample_reference(0)  # a VAE's loss needs none
-        elif prior_latents is None:
-            prior_latents = self.sample_prior(len(pixel_values), generator=generator).latents
-        prior_latents = self.check_latents(prior_latents)
-        if latents is None:
-            weight = self.config.likelihood_weight if likelihood_weight is None else likelihood_weight
-            parts = self.variational_objective(inputs, weight, prior_latents)
-        else:
-            parts = self.objective(inputs, self.check_latents(latents, len(pixel_values)), prior_latents)
-        output = LatentEBMImageOutput(
-            loss=parts.loss,
-            reconstruction_loss=parts.reconstruction,
-            prior_loss=parts.prior,
-            penalty=parts.penalty,
-            latents=parts.latents,
-        )
+        loss = self.learning_objective(inputs, latents, prior_latents, likelihood_weight, generator)
+        output = LatentEBMImageOutput(**vars(loss))
         return output if return_dict is not False else output.to_tuple()
 
     @torch.no_grad()

@@ -23,7 +23,6 @@ from latent_ebm_text.encoders.lstm import LSTMEncoder
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.generation import plain_options
 from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
-from latent_ebm_text.prior import GaussianPrior
 from latent_ebm_text.samplers import Sampler
 from latent_ebm_text.text_tools import SentenceTools
 
@@ -217,27 +216,8 @@ class LatentEBMForTextGeneration(SentenceTools, LatentEBMPreTrainedModel, Genera
         counted = labels != -100
         counted = counted if attention_mask is None else counted & attention_mask.bool()
         inputs = {"input_ids": input_ids, "attention_mask": counted}
-        is_variational = self.encoder is not None and latents is None
-        if latents is None and not is_variational:
-            draws = self.sample_posterior(inputs, likelihood_weight=likelihood_weight, generator=generator)
-            latents = draws.latents
-        if is_variational and isinstance(self.prior, GaussianPrior):
-            prior_latents = self.sample_reference(0)  # a VAE's loss needs none
-        elif prior_latents is None:
-            prior_latents = self.sample_prior(len(input_ids), generator=generator).latents
-        prior_latents = self.check_latents(prior_latents)
-        if latents is None:
-            weight = self.config.likelihood_weight if likelihood_weight is None else likelihood_weight
-            parts = self.variational_objective(inputs, weight, prior_latents)
-        else:
-            parts = self.objective(inputs, latents, prior_latents)
-        return LatentEBMTextOutput(
-            loss=parts.loss,
-            reconstruction_loss=parts.reconstruction,
-            prior_loss=parts.prior,
-            penalty=parts.penalty,
-            latents=parts.latents,
-        )
+        loss = self.learning_objective(inputs, latents, prior_latents, likelihood_weight, generator)
+        return LatentEBMTextOutput(**vars(loss))
 
     def _logits(
         self,

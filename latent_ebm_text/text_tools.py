@@ -287,7 +287,7 @@ class SentenceTools:
         """Anomaly scores of sentences in nats: `-log p(x)` with standard errors, joint energy, reconstruction, prior
         energy; each also per token.
 
-        `scores.nll_per_token`, by name `scores.get("nll_per_token")`, is what a detector takes by default: `-log p(x)`
+        `scores.get("nll_per_token")` is what a detector takes by default: `-log p(x)`
         adds up over words, so that by itself it calls every long sentence anomalous.
 
         Args:

@@ -6,8 +6,9 @@
 
 For every class held out a model is trained on 80 % of the other classes. It then scores the rest of them together with
 the class held out; the figure is the area under the precision-recall curve. The last weights are the ones that score:
-nothing is selected on the images that are scored. Models: `energy`, the same decoder with a `gaussian` prior, a `vae`.
-Run it again and it goes on where it was.
+nothing is selected on the images that are scored. Models, with the same decoder and encoder: `energy`; `vae`, with a
+Gaussian prior; `gaussian`, the same with chains from the encoder's proposal in training. Run it again and it goes on
+where it was.
 """
 
 import json
@@ -24,13 +25,8 @@ from accelerate.utils import tqdm
 from latent_ebm_text import LatentEBMForImageGeneration
 from latent_ebm_text.data.images import ImageCollator
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.image_anomaly import (
-    SCORES,
-    anomaly_scores,
-    average_precision,
-    held_out_split,
-    image_labels,
-)
+from latent_ebm_text.evaluation.anomaly import auprc
+from latent_ebm_text.evaluation.image_anomaly import SCORES, anomaly_scores, held_out_split, image_labels
 from latent_ebm_text.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.streams import stream_seed
 from latent_ebm_text.training.arguments import TrainingArguments
@@ -39,16 +35,16 @@ from latent_ebm_text.training.images import (
     ImageDataArguments,
     ImageModelArguments,
     quick_evaluation,
-    run_identity,
     training_data,
 )
+from latent_ebm_text.training.runs import run_identity
 from latent_ebm_text.training.trainer import train
 
 #: What each model changes in the settings of model and training.
 MODELS = {
     "energy": ({}, {}),
-    "gaussian": ({"prior_type": "gaussian"}, {}),
-    "vae": ({"prior_type": "gaussian", "encoder_hidden_size": 32}, {"inference": "variational"}),
+    "vae": ({"prior_type": "gaussian"}, {"inference": "variational"}),
+    "gaussian": ({"prior_type": "gaussian"}, {"inference": "amortized"}),
 }
 
 
@@ -58,8 +54,8 @@ class AnomalyArguments:
 
     held_out: str = field(default="1,4,5,7,9", metadata={"help": "Classes held out, one after the other."})
     seeds: str = field(default="0,1,2", metadata={"help": "Seeds, each with a split and a training of its own."})
-    models: str = field(default="energy,gaussian,vae", metadata={"help": "Models, of energy, gaussian, vae."})
-    num_chains: int = field(default=4, metadata={"help": "Latents per image, the most probable of which scores."})
+    models: str = field(default="energy,vae,gaussian", metadata={"help": "Models, of energy, vae, gaussian."})
+    num_chains: int = field(default=0, metadata={"help": "Latents per image the best of which scores, too; 0: none."})
     mode_steps: int = field(default=50, metadata={"help": "Noiseless steps that each of them takes."})
 
     def __post_init__(self) -> None:
@@ -104,7 +100,7 @@ def main() -> int:
                 config = replace(model_args, **model_changes).image_config(corpus.image_size, corpus.num_channels)
                 model = LatentEBMForImageGeneration(config)
                 normal = images.select(training)
-                identity = {**run_identity(model, corpus.fingerprint, run_args), "held_out": held_out}
+                identity = run_identity(model, run_args, data=corpus.fingerprint, held_out=held_out)
                 result = train(
                     model,
                     training_data(normal, collate, run_args),
@@ -132,9 +128,9 @@ def main() -> int:
                         progress=partial(tqdm, desc="scoring"),
                     )
                     is_anomaly = labels[test] == held_out
-                    auprc = {score: average_precision(values.numpy(), is_anomaly) for score, values in scores.items()}
-                    print("AUPRC: " + ", ".join(f"{value:.3f} by {score}" for score, value in auprc.items()))
-                    figures.setdefault(name, {}).setdefault(held_out, []).append(auprc)
+                    areas = {score: auprc(is_anomaly, values) for score, values in scores.items()}
+                    print("AUPRC: " + ", ".join(f"{value:.3f} by {score}" for score, value in areas.items()))
+                    figures.setdefault(name, {}).setdefault(held_out, []).append(areas)
     if accelerator.is_main_process:
         report = {"command": " ".join(sys.argv), "data": corpus.describe(), "scores": SCORES, "auprc": figures}
         (Path(args.output_dir) / "anomaly.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -147,7 +143,7 @@ def table(figures: dict[str, dict[int, list[dict[str, float]]]]) -> str:
     classes = list(next(iter(figures.values())))
     lines = [f"| AUPRC | {' | '.join(map(str, classes))} |", "|---" * (len(classes) + 1) + "|"]
     for name, by_class in figures.items():
-        for score in SCORES:
+        for score in filter(next(iter(by_class.values()))[0].__contains__, SCORES):
             cells = []
             for runs in by_class.values():
                 values = [run[score] for run in runs]

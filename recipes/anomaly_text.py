@@ -15,15 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from transformers import AutoTokenizer
 
-from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.data.anomalies import other_source_task, shuffled_words_task
 from latent_ebm_text.data.text import load_text_dataset
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.anomaly import detection_figures
 from latent_ebm_text.evaluation.embeddings import embed_sentences, isolation_forest_scores, knn_scores
+from latent_ebm_text.hub import load_text_model
 from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
 
 
@@ -52,12 +50,10 @@ def main() -> None:
     (args,) = parse_recipe_arguments((AnomalyArguments,), description=__doc__)
     started, folder = time.monotonic(), Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = LatentEBMForTextGeneration.from_pretrained(args.model).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
+    model, tokenizer = load_text_model(args.model)
     language_model = None
     if args.language_model is not None:
-        language_model = LatentEBMForTextGeneration.from_pretrained(args.language_model).to(device).eval()
+        language_model, its_tokenizer = load_text_model(args.language_model)
         if language_model.config.latent_dim:
             raise UsageError(f"{args.language_model} has a latent; a language model is one with latent_dim 0")
     corpus = load_text_dataset(args.dataset_name)
@@ -90,12 +86,7 @@ def main() -> None:
     # The models.
     options = {"batch_size": args.batch_size, "seed": args.seed, "progress": True}
     if language_model is not None:
-        found = language_model.score(
-            texts,
-            tokenizer=AutoTokenizer.from_pretrained(args.language_model, trust_remote_code=False),
-            marginal="none",
-            **options,
-        )
+        found = language_model.score(texts, tokenizer=its_tokenizer, marginal="none", **options)
         for name in ("nll_per_token", "nll"):
             scores[f"language model, {name}"] = found.get(name).tolist()
     found = model.score(texts, tokenizer=tokenizer, marginal=args.marginal, **options)

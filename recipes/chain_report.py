@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from accelerate.utils import tqdm
-from transformers import AutoTokenizer
 
-from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.evaluation.chain_plots import plot_chain_report
 from latent_ebm_text.evaluation.sampler_comparison import compare_samplers
 from latent_ebm_text.evaluation.text import report_prior_chains
+from latent_ebm_text.hub import load_text_model
 from latent_ebm_text.samplers import HMCSampler, MALASampler, ParallelTemperingSampler
 from latent_ebm_text.streams import stream
 from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
@@ -39,8 +38,7 @@ class ChainArguments:
 
 def main() -> None:
     (args,) = parse_recipe_arguments((ChainArguments,), description=__doc__)
-    model = LatentEBMForTextGeneration.from_pretrained(args.model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
+    model, tokenizer = load_text_model(args.model)
     folder = Path(args.output_dir)
     report = report_prior_chains(
         model,

@@ -12,14 +12,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from accelerate.utils import tqdm
-from transformers import AutoTokenizer
 
-from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.data.newswire import newswire_grammar
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.control import AttributeReader, Wish, control_figures, control_table
+from latent_ebm_text.hub import load_text_model
 from latent_ebm_text.latents import Control, LatentClassifier, fit_classifier
 from latent_ebm_text.samplers import sampler_from_dict
 from latent_ebm_text.streams import stream
@@ -62,9 +60,7 @@ def main() -> None:
         raise UsageError(f"weights must be numbers separated by commas, got {args.weights!r}") from error
     folder, grammar = Path(args.output_dir), newswire_grammar()
     folder.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = LatentEBMForTextGeneration.from_pretrained(args.model).to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=False)
+    model, tokenizer = load_text_model(args.model)
     words = grammar.vocabulary()
     missing = set(words) - set(tokenizer.get_vocab())
     if len(missing) > len(words) / 10:  # a small corpus lacks a few rare ones
@@ -98,7 +94,7 @@ def main() -> None:
 
     def generate(wishes: list[Wish], weight: float) -> list[str]:
         purpose = f"control {weight} {' '.join(map(str, wishes))}"
-        generator = stream(args.seed, purpose, device=device)
+        generator = stream(args.seed, purpose, device=model.device)
         if weight == 0:
             latents = model.sample_prior(args.num_samples, sampler=sampler, generator=generator).latents
         else:

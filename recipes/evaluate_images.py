@@ -1,26 +1,31 @@
 """Evaluate an image model: test MSE, NLLs, use of the latent, FID and KID of its samples.
 
     python recipes/evaluate_images.py --model runs/cifar10/model --dataset_name cifar10
-    python recipes/evaluate_images.py --model runs/mnist/model --dataset_name mnist
+    python recipes/evaluate_images.py --model runs/mnist/model --dataset_name mnist --features classifier
 
-Samples are compared with the training images, as the paper does, each with as many as --num_samples. With features
-other than Inception's the distances are not FID and KID, and are not called so.
+Samples are compared with the training images, as the paper does, each with as many as --num_samples. With the features
+of a classifier, which is trained on the labels of the set once and kept in --cache_dir, nothing is downloaded; the
+distances are then no FID and KID, and are not called so.
 """
 
 import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 
 from latent_ebm_text import LatentEBMForImageGeneration
 from latent_ebm_text.data.images import ImageCollator
-from latent_ebm_text.evaluation.feature_distance import collect_features, image_distances, load_features
-from latent_ebm_text.evaluation.images import evaluate_images, generate_images
+from latent_ebm_text.evaluation.feature_distance import collect_features, image_distances, inception_features
+from latent_ebm_text.evaluation.image_classifier import accuracy, load_classifier
+from latent_ebm_text.evaluation.image_plots import save_grid, save_reconstructions
+from latent_ebm_text.evaluation.images import evaluate_images, generate_images, long_run
 from latent_ebm_text.training.configuration import parse_recipe_arguments, require_in_interval, run_recipe
-from latent_ebm_text.training.images import ImageDataArguments
+from latent_ebm_text.training.images import ESTIMATES, ImageDataArguments
+from latent_ebm_text.training.runs import describe_split
 
 
 @dataclass
@@ -29,9 +34,16 @@ class EvaluationArguments:
 
     model: str = field(metadata={"help": "Folder or Hub id of the model."})
     output_dir: str = field(default="runs/evaluation-images", metadata={"help": "Folder of the report."})
-    features: str = field(default="inception", metadata={"help": "inception (FID, KID)."})
+    features: Literal["inception", "classifier"] = field(
+        default="inception",
+        metadata={
+            "help": "What distances are measured on: Inception (FID, KID), or a classifier of the set's labels."
+        },
+    )
+    cache_dir: str = field(default="runs/evaluators", metadata={"help": "Folder where classifiers are kept."})
     num_samples: int = field(default=50_000, metadata={"help": "Images generated, and real ones beside them."})
     max_images: int | None = field(default=None, metadata={"help": "Test images of MSE and NLL; none for all."})
+    long_run_steps: int = field(default=2500, metadata={"help": "Steps of the prior's chains that run on."})
     batch_size: int = field(default=256, metadata={"help": "Images a batch."})
     seed: int = field(default=0, metadata={"help": "Of every draw."})
 
@@ -41,11 +53,18 @@ class EvaluationArguments:
 
 def main() -> None:
     data_args, args = parse_recipe_arguments((ImageDataArguments, EvaluationArguments), description=__doc__)
-    extractor = load_features(args.features)
+    extractor = inception_features() if args.features == "inception" else None  # it may be missing: say so at once
     model = LatentEBMForImageGeneration.from_pretrained(args.model).eval()
     corpus = data_args.load(Accelerator(cpu=True))
     print(corpus.describe())
-    collate = ImageCollator(corpus.image_size, corpus.num_channels)
+    collate, name = ImageCollator(corpus.image_size, corpus.num_channels), args.features
+    notes = corpus.describe().splitlines()
+    if extractor is None:
+        progress = partial(tqdm, desc="training the classifier")
+        classifier, name = load_classifier(corpus, cache_dir=args.cache_dir, progress=progress)
+        notes.append(f"{name} tells {accuracy(classifier, corpus):.1%} of the test images")
+        extractor = classifier.features
+        print(notes[-1])
     figures = evaluate_images(
         model,
         corpus.splits["test"],
@@ -56,26 +75,33 @@ def main() -> None:
         progress=partial(tqdm, desc="test images"),
     )
 
-    train = corpus.splits["train"]
-    num_images = min(args.num_samples, len(train))
-    starts = range(0, num_images, args.batch_size)
-    real = (
-        collate([{"pixels": row} for row in train[start : min(start + args.batch_size, num_images)]["pixels"]])
-        for start in tqdm(starts, desc="real images")
-    )
-    samples = generate_images(model, num_images, batch_size=args.batch_size, seed=args.seed).split(args.batch_size)
-    figures |= image_distances(
-        collect_features(extractor, (batch["pixel_values"] for batch in real)),
-        collect_features(extractor, tqdm(samples, desc="samples")),
-        args.features,
+    num_images = min(args.num_samples, len(corpus.splits["train"]))
+    progress = partial(tqdm, desc="real images")
+    real = collate.batches(corpus.splits["train"], args.batch_size, max_images=num_images, progress=progress)
+    samples = generate_images(model, num_images, batch_size=args.batch_size, seed=args.seed)
+    distances = image_distances(
+        collect_features(extractor, real),
+        collect_features(extractor, tqdm(samples.split(args.batch_size), desc="samples")),
+        name,
     )
 
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    report = {"model": args.model, "data": corpus.describe().splitlines(), "figures": figures}
+    pixels = next(collate.batches(corpus.splits["test"], 256))
+    save_grid(samples[:64], folder / "samples.png", columns=8)
+    shown = pixels[:32]
+    save_reconstructions(shown, model.reconstruct(shown), folder / "reconstructions.png", columns=min(8, len(shown)))
+    if model.config.prior_type == "energy":
+        strips, figures["long_run"] = long_run(model, pixels, num_steps=args.long_run_steps, seed=args.seed)
+        save_grid(strips[:8].flatten(0, 1), folder / "long_run.png", columns=strips.shape[1])
+    report = {"model": args.model, "data": notes, "figures": {**figures, **distances}}
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name, figure in figures.items():
-        print(f"{name:>40}: {figure['value']:.5g}" if "value" in figure else f"{name:>40}: {figure}")
+    print("\n".join(describe_split("test", figures, ESTIMATES)))
+    for name, estimates in figures.get("long_run", {}).items():
+        ends = (f"{end} {each['value']:.3f} ± {each['standard_error']:.3f}" for end, each in estimates.items())
+        print(f"long run of the prior's chains, {name.replace('_', ' ')}: {', '.join(ends)}")
+    for title, distance in distances.items():
+        print(f"{title}: {distance['value']:.5g} ({num_images:,} samples, {num_images:,} training images)")
     print(folder / "evaluation.json")
 
 

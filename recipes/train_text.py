@@ -10,7 +10,7 @@ on from its newest checkpoint.
 
 from pathlib import Path
 
-from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from latent_ebm_text.training.arguments import DataArguments, HubArguments, ModelArguments, TrainingArguments
 from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
 from latent_ebm_text.training.text import train_text_model
 
@@ -18,10 +18,10 @@ DEFAULTS = Path(__file__).parent / "configs" / "text.yaml"
 
 
 def main() -> int:
-    data_args, model_args, args = parse_recipe_arguments(
-        (DataArguments, ModelArguments, TrainingArguments), default_config=DEFAULTS, description=__doc__
+    data_args, model_args, args, hub_args = parse_recipe_arguments(
+        (DataArguments, ModelArguments, TrainingArguments, HubArguments), default_config=DEFAULTS, description=__doc__
     )
-    return train_text_model(data_args, model_args, args)
+    return train_text_model(data_args, model_args, args, hub_args)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,5 @@
 """Generation: every option of transformers on top of latents, the model's own sampling, pipelines and the Hub."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 from latent_ebm_text import LatentEBMForTextGeneration, modeling_text
 from latent_ebm_text.decoders.lstm_generation import LSTMGenerator
 from latent_ebm_text.errors import UsageError
-from tests.helpers import BOS, EOS, LATENT_DIM, PAD, VOCAB_SIZE, fake_hub, seeded, tiny_model
+from tests.helpers import BOS, EOS, LATENT_DIM, PAD, VOCAB_SIZE, seeded
 
 Model = LatentEBMForTextGeneration
 
@@ -417,38 +413,3 @@ def test_pipeline(model: Model, tokenizer: PreTrainedTokenizerFast) -> None:
     several = generate(["w03", ""], max_new_tokens=3)
     assert several[0][0]["generated_text"].startswith("w03")
     assert several[1][0]["generated_text"] != ""
-
-
-# The Hub
-
-PUSH_AND_PULL = """
-import json, sys, torch
-from tests.helpers import tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = tiny_model()
-model.push_to_hub("me/tiny")
-tiny_tokenizer().push_to_hub("me/tiny")
-loaded, tokenizer = AutoModelForCausalLM.from_pretrained("me/tiny"), AutoTokenizer.from_pretrained("me/tiny")
-weights = loaded.state_dict()
-same = [torch.equal(weights[name], weight) for name, weight in model.state_dict().items()]
-print(json.dumps([len(same), all(same), type(loaded).__name__, tokenizer("w00 w01")["input_ids"]]))
-"""
-
-
-def test_pushed_to_the_hub_and_loaded_from_it(tmp_path: Path) -> None:
-    with fake_hub() as (address, files):
-        settings = {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_x", "HF_HOME": str(tmp_path)}
-        environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-        run = subprocess.run(
-            [sys.executable, "-c", PUSH_AND_PULL],
-            env={**environment, **settings, "NO_PROXY": "127.0.0.1"},
-            cwd=Path(__file__).parent.parent,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-    assert run.returncode == 0, run.stderr
-    count = len(tiny_model().state_dict())
-    assert json.loads(run.stdout.splitlines()[-1]) == [count, True, "LatentEBMForTextGeneration", [BOS, 4, 5, EOS]]
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(files)

@@ -37,11 +37,15 @@ def test_every_config_is_understood(path):
     for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         (owner,) = (arguments for arguments in (data, model, training) if hasattr(arguments, name))
         assert getattr(owner, name) == value
-    assert config.prior_sampler["num_steps"] == 60
+    assert config.prior_sampler["num_steps"] == model.prior_num_steps
 
 
 def test_there_is_a_config_for_every_set_of_the_paper():
-    assert {"svhn", "cifar10", "celeba", "mnist"} <= {path.stem for path in CONFIGS}
+    configs = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONFIGS}
+    for name in ("svhn", "cifar10", "celeba"):
+        assert (configs[name]["prior_num_steps"], configs[name]["prior_step_size"]) == (60, 0.4)
+        assert (configs[name]["posterior_step_size"], configs[name]["pixel_std"]) == (0.1, 0.3)
+    assert "mnist" in configs
 
 
 def run(recipe, tmp_path, **options):
@@ -62,24 +66,43 @@ def test_training_by_the_recipe_of_a_named_set(tmp_path):
     done = run("train_mnist.py", tmp_path, **TINY, image_size=8, decoder_first_size=4, output_dir=tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "data: digits (8 x 8 digits of scikit-learn" in done.stdout
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["splits"]["test"]["mse"]["n"] == 89
+    trained = json.loads((tmp_path / "run" / "results.json").read_text())["splits"]["test"]
+    assert trained["mse"]["n"] == 89
+
+    # The model that it left, evaluated by a recipe of its own: the same test MSE, and a distance that is no FID.
+    options = {"features": "classifier", "num_samples": 200, "long_run_steps": 9, "cache_dir": tmp_path / "cache"}
+    folder = tmp_path / "evaluation"
+    done = run("evaluate_images.py", tmp_path, model=tmp_path / "run" / "model", output_dir=folder, **options)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((folder / "evaluation.json").read_text())["figures"]
+    assert figures["mse"] == trained["mse"]
+    (name,) = (name for name in figures if name.startswith("Fréchet distance on classifier-"))
+    assert figures[name]["value"] > 0
+    assert figures[name]["n_generated"] == 200
+    assert not {"FID", "KID"} & figures.keys()
+    assert f"{name}: " in done.stdout
+    assert all(
+        (folder / f"{picture}.png").stat().st_size > 0 for picture in ("samples", "reconstructions", "long_run")
+    )
 
 
 @pytest.mark.slow
 def test_the_anomaly_table(tmp_path):
     options = {"held_out": "3,8", "seeds": "0,1", "num_chains": 1, "mode_steps": 2, "output_dir": tmp_path / "run"}
-    done = run("anomaly_mnist.py", tmp_path, **TINY, image_size=8, decoder_first_size=4, **options)
+    options |= {"image_size": 8, "decoder_first_size": 4, "encoder_hidden_size": 4}
+    done = run("anomaly_mnist.py", tmp_path, **TINY, **options)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "anomaly.json").read_text())
     assert report["auprc"].keys() == {"energy", "gaussian", "vae"}
     assert all(len(runs) == 2 for by_class in report["auprc"].values() for runs in by_class.values())
-    assert "| energy, joint |" in done.stdout
+    assert report["scores"].keys() == {"joint", "proposal", "mode", "reconstruction", "unexplained"}
+    assert all(f"| {model}, {score} |" in done.stdout for model in report["auprc"] for score in report["scores"])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"models": "energy,gan"}, "models holds 'gan'; known: energy, gaussian, vae"),
+        ({"models": "energy,gan"}, "models holds 'gan'; known: energy, vae, gaussian"),
         ({"held_out": "one"}, "held_out must be integers with commas between them, got 'one'"),
     ],
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from latent_ebm_text.data.splits import SPLITS, choose_splits, cut_missing_splits
 from latent_ebm_text.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from latent_ebm_text.image_processing import LatentEBMImageProcessor
 
-SPLITS = ("train", "validation", "test")
 #: Hub id and configuration of the sets that are known by a name.
 NAMED_SETS = {
     "mnist": ("ylecun/mnist", "mnist"),
@@ -32,7 +32,6 @@ NAMED_SETS = {
     "cifar10": ("uoft-cs/cifar10", "plain_text"),
     "celeba": ("flwrlabs/celeba", "img_align+identity+attr"),
 }
-_SPLIT_ALIASES = {"valid": "validation", "val": "validation", "dev": "validation", "training": "train"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -73,6 +72,7 @@ def load_image_dataset(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    train_split: str | None = None,
     image_size: int | None = None,
     num_channels: int | None = None,
     adapt: bool = False,
@@ -87,6 +87,7 @@ def load_image_dataset(
         each, always the same ones.
     image_column: the column to read; by default the only one that holds images.
     label_column: the column of integers that becomes `label`; by default `label`, where there is one.
+    train_split: the split to train on, where it is not the one called train.
     image_size, num_channels: what every image must have; by default what the first one has.
     adapt: crop images to their central square, resize and convert them, where they are otherwise.
     strict: whether an image that cannot be read is an error; it is skipped and counted otherwise.
@@ -112,7 +113,9 @@ def load_image_dataset(
         raw = _read(repository, name_or_path, config)
         name = f"{name_or_path} ({repository}, Hugging Face Hub)"
 
-    splits = _cut_missing_splits(_standard_splits(raw, name, notes), name, notes)
+    chosen = choose_splits(list(raw), name, train_split, notes)
+    splits = {split: raw[source] for split, source in chosen.items()}
+    splits = cut_missing_splits(splits, name, notes, unit="images")
     if num_images is not None and num_images < len(splits["train"]):
         notes.append(f"train is the first {num_images:,} of {len(splits['train']):,} images")
         splits["train"] = splits["train"].select(range(num_images))
@@ -143,7 +146,12 @@ def load_image_dataset(
 
 
 class ImageCollator:
-    """Makes one batch of examples with `pixels`: `pixel_values`, `(batch, channels, height, width)` in [-1, 1]."""
+    """Makes one batch of examples with `pixels`: `pixel_values`, `(batch, channels, height, width)` in [-1, 1].
+
+    Args:
+        image_size: Height and width of every image.
+        num_channels: Its channels.
+    """
 
     def __init__(self, image_size: int, num_channels: int) -> None:
         self.shape = (image_size, image_size, num_channels)
@@ -153,6 +161,27 @@ class ImageCollator:
 
         arrays = [np.frombuffer(example["pixels"], np.uint8).reshape(self.shape) for example in examples]
         return {"pixel_values": to_pixel_values(arrays)}
+
+    def batches(
+        self,
+        images: Any,
+        batch_size: int,
+        *,
+        max_images: int | None = None,
+        progress: Callable[[range], Iterable[int]] = iter,
+    ) -> Iterator[torch.Tensor]:
+        """The `pixel_values` of rows with `pixels`, in their order.
+
+        Args:
+            images: The rows.
+            batch_size: Images a batch.
+            max_images: The first so many only.
+            progress: Wraps the range of batch starts, to show progress.
+        """
+        end = min(len(images), max_images or len(images))
+        for start in progress(range(0, end, batch_size)):
+            rows = images[start : min(start + batch_size, end)]["pixels"]
+            yield self([{"pixels": row} for row in rows])["pixel_values"]
 
 
 # ---- sources ----
@@ -199,39 +228,6 @@ def _read(source: str, name: str, config: str | None) -> dict[str, Dataset]:
         raise DataError(
             f"{name} cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from error
-
-
-def _standard_splits(raw: dict[str, Dataset], name: str, notes: list[str]) -> dict[str, Dataset]:
-    found: dict[str, Dataset] = {}
-    for split, dataset in raw.items():
-        standard = _SPLIT_ALIASES.get(split.lower(), split.lower())
-        if standard in SPLITS:
-            found.setdefault(standard, dataset)
-        else:
-            notes.append(f"split not used: {split}")
-    if "train" not in found:
-        raise UsageError(f"{name} has no train split (found: {', '.join(raw)}); choose a data set that has one")
-    return found
-
-
-def _cut_missing_splits(splits: dict[str, Dataset], name: str, notes: list[str]) -> dict[str, Dataset]:
-    """Cut absent validation and test splits off train, 5 % of its rows each, in a fixed pseudo-random choice."""
-    missing = [split for split in SPLITS if split not in splits]
-    train = splits["train"]
-    size = max(2, len(train) // 20)
-    if not missing:
-        return splits
-    if len(train) <= len(missing) * size:
-        raise DataError(
-            f"{name} has {len(train)} train images, too few to cut off a {' and a '.join(missing)} split; give more "
-            "images or those splits"
-        )
-    # The choice must not follow the run's seed, else two runs would test on each other's training images.
-    order = np.random.default_rng(0).permutation(len(train))
-    parts = {split: order[k * size : (k + 1) * size] for k, split in enumerate(missing)}
-    parts["train"] = order[len(missing) * size :]
-    notes.append(f"no {' and no '.join(missing)} split found: cut off train, {size:,} images (5 %) each")
-    return {split: train.select(np.sort(parts[split])) if split in parts else splits[split] for split in SPLITS}
 
 
 # ---- columns and pixels ----

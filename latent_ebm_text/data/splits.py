@@ -54,23 +54,28 @@ def choose_splits(available: list[str], name: str, train_split: str | None, note
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def cut_missing_splits(splits: dict[str, Dataset], name: str, notes: list[str]) -> dict[str, Dataset]:
-    """Cut absent validation and test splits off train, 5 % of its rows each, in a fixed pseudo-random choice."""
+def cut_missing_splits(
+    splits: dict[str, Dataset], name: str, notes: list[str], *, unit: str = "sentences"
+) -> dict[str, Dataset]:
+    """Cut absent validation and test splits off train, 5 % of its rows each, in a fixed pseudo-random choice.
+
+    unit: what a row is, for people.
+    """
     missing = [split for split in SPLITS if split not in splits]
     train = splits["train"]
-    size = max(1, len(train) // 20)
+    size = max(2, len(train) // 20)  # a standard error needs 2 or more
     if not missing:
         return splits
     if len(train) <= len(missing) * size:
         raise DataError(
-            f"{name} has {len(train)} train sentences, too few to cut off a {' and a '.join(missing)} split; "
-            "give more sentences or those splits."
+            f"{name} has {len(train)} train {unit}, too few to cut off a {' and a '.join(missing)} split; "
+            f"give more {unit} or those splits."
         )
-    # The choice must not follow the run's seed, else two runs would test on each other's training sentences.
+    # The choice must not follow the run's seed, else two runs would test on each other's training data.
     order = np.random.default_rng(0).permutation(len(train))
     parts = {split: order[k * size : (k + 1) * size] for k, split in enumerate(missing)}
     parts["train"] = order[len(missing) * size :]
-    notes.append(f"no {' and no '.join(missing)} split found: cut off train, {size:,} sentences (5 %) each")
+    notes.append(f"no {' and no '.join(missing)} split found: cut off train, {size:,} {unit} (5 %) each")
     return {split: _rows(train, parts[split]) if split in parts else splits[split] for split in SPLITS}
 
 

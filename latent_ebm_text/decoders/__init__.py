@@ -45,10 +45,10 @@ def build_text_decoder(config: LatentEBMTextConfig, language_model: PreTrainedMo
     # Imported when needed: the LSTM does without transformers.
     from latent_ebm_text.decoders.causal_lm import CausalLMDecoder
     from latent_ebm_text.decoders.language_model import build_language_model
-    from latent_ebm_text.decoders.transformer import LATENT_STD, transformer_config
+    from latent_ebm_text.decoders.transformer import transformer_config
 
-    is_transformer = config.decoder_type == "transformer"
     if language_model is None:
+        is_transformer = config.decoder_type == "transformer"
         language_model = build_language_model(
             transformer_config(config) if is_transformer else config.decoder_config or {}
         )
@@ -58,7 +58,6 @@ def build_text_decoder(config: LatentEBMTextConfig, language_model: PreTrainedMo
         config.latent_dim,
         latent_injection=config.latent_injection,
         prefix_length=config.prefix_length,
-        latent_std=LATENT_STD if is_transformer else None,
         decoder_training=config.decoder_training,
         lora_rank=config.lora_rank,
         max_sentence_length=config.max_sentence_length,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -61,11 +62,26 @@ def load_language_model(name_or_path: str | PathLike[str], **options: Any) -> Pr
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UsageError(f"{name} ({config.model_type}) is no causal language model: use one such as GPT-2 or Llama")
     try:
-        lm = AutoModelForCausalLM.from_pretrained(name, **options)
+        lm = AutoModelForCausalLM.from_pretrained(name, **options, **_unpacked(options))
     except (OSError, SafetensorError) as error:
         raise _not_found(name, error) from error
     check_language_model(lm)
     return lm
+
+
+def _unpacked(options: dict[str, Any]) -> dict[str, Any]:
+    """GGUF weights as plain ones, that can learn and be saved, where transformers would leave them in their blocks."""
+    if "gguf_file" not in options or not hasattr(transformers, "GgufConfig"):  # older releases always unpack
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def split_gguf(name_or_path: str | PathLike[str]) -> tuple[str, dict[str, str]]:
+    """A folder and what else its loaders are to be told, for the path of a GGUF file; any other name as it is."""
+    path = Path(name_or_path)
+    if path.suffix != ".gguf":
+        return fspath(name_or_path), {}
+    return str(path.parent), {"gguf_file": path.name}
 
 
 def _not_found(name: str, error: Exception) -> UsageError:

@@ -9,9 +9,6 @@ if TYPE_CHECKING:
 
 #: Rotary positions hold for any length; a limit must be given all the same.
 MAX_POSITIONS = 4096
-#: Standard deviation of what the latent adds at the start, many times that of the new word embeddings (0.02): a
-#: transformer that hears the words first learns to do without the latent.
-LATENT_STD = 0.3
 
 
 def transformer_config(config: LatentEBMTextConfig) -> dict[str, Any]:
@@ -19,6 +16,10 @@ def transformer_config(config: LatentEBMTextConfig) -> dict[str, Any]:
 
     The feed-forward layers are 8/3 as wide as the model, so that their three matrices hold as many weights as the two
     of an ordinary layer of four times the width.
+
+    New weights have a standard deviation of `1 / sqrt(width)`, so that a matrix gives out what is as large as what it
+    takes in. The usual 0.02 suits widths of some thousand; at a width of 128 every product shrinks its input to a
+    quarter, and the latent is given up before the layers have learned to hear it.
     """
     width = config.hidden_size
     return {
@@ -30,6 +31,7 @@ def transformer_config(config: LatentEBMTextConfig) -> dict[str, Any]:
         "num_attention_heads": config.num_attention_heads,
         "num_key_value_heads": config.num_attention_heads,
         "attention_dropout": config.dropout,
+        "initializer_range": width**-0.5,
         "max_position_embeddings": max(MAX_POSITIONS, config.max_sentence_length + config.prefix_length + 1),
         "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": config.bos_token_id,

@@ -19,19 +19,12 @@ from latent_ebm_text.errors import UsageError
 FeatureExtractor = Callable[[Tensor], Tensor]
 
 
-def load_features(name: str) -> FeatureExtractor:
-    """The extractor of this name, see [`EXTRACTORS`].
+def inception_features() -> FeatureExtractor:
+    """The 2048 features of the Inception network of FID, by torch-fidelity; downloads its weights at first use.
 
     Raises:
-        UsageError: If the name is unknown, its package is missing, or its weights cannot be had.
+        UsageError: If its package is missing, or its weights cannot be had.
     """
-    if name not in EXTRACTORS:
-        raise UsageError(f"unknown features {name!r}; known: {', '.join(EXTRACTORS)}")
-    return EXTRACTORS[name]()
-
-
-def _inception() -> FeatureExtractor:
-    """The 2048 features of the Inception network of FID, by torch-fidelity; downloads its weights at first use."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-not-found]
             FeatureExtractorInceptionV3,
@@ -42,7 +35,8 @@ def _inception() -> FeatureExtractor:
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).eval()
     except OSError as error:
         raise UsageError(
-            f"the weights of the Inception network cannot be downloaded ({error}): download them elsewhere first"
+            f"the weights of the Inception network cannot be downloaded ({error}): download them elsewhere first, or "
+            "take the features of a classifier of the data set itself"
         ) from error
 
     def features(images: Tensor) -> Tensor:
@@ -51,12 +45,6 @@ def _inception() -> FeatureExtractor:
         return result
 
     return features
-
-
-#: Loaders by name. Another one is entered here, or its features are given to the distances below.
-EXTRACTORS: dict[str, Callable[[], FeatureExtractor]] = {
-    "inception": _inception,
-}
 
 
 def _coloured(images: Tensor) -> Tensor:
@@ -128,8 +116,8 @@ def image_distances(real: Tensor, generated: Tensor, name: str) -> dict[str, Any
     mean, deviation = kernel_distance(real, generated)
     counts = {"n_real": len(real), "n_generated": len(generated), "features": name}
     return {
-        "FID" if inception else f"Fréchet distance ({name})": {"value": frechet_distance(real, generated), **counts},
-        "KID" if inception else f"kernel distance ({name})": {
+        "FID" if inception else f"Fréchet distance on {name}": {"value": frechet_distance(real, generated), **counts},
+        "KID" if inception else f"kernel distance on {name}": {
             "value": mean, "standard_deviation_over_subsets": deviation, **counts
         },
     }  # fmt: skip

@@ -13,21 +13,26 @@ from torch import Tensor
 
 from latent_ebm_text.data.images import ImageCorpus
 from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.evaluation.image_classifier import image_classes
+from latent_ebm_text.evaluation.mode import evaluation_mode
 from latent_ebm_text.samplers import LangevinSampler
 from latent_ebm_text.samplers.schedules import schedule_values
 from latent_ebm_text.streams import stream, stream_seed
 
 if TYPE_CHECKING:
     from latent_ebm_text.data.images import ImageCollator
-    from latent_ebm_text.modeling_image import LatentEBMForImageGeneration
+    from latent_ebm_text.modeling_image import ImageScores, LatentEBMForImageGeneration
 
 #: Part of the normal images that a model is trained on.
 TRAINING_PART = 0.8
-#: What an anomaly score is made of. The first is the paper's.
+#: What an anomaly score is made of. The first is the paper's; `proposal` is there where a model has an encoder, `mode`
+#: where it is asked for.
 SCORES = {
     "joint": "-log p(x, z) at the end of one chain of the model's own posterior sampler",
+    "proposal": "-log p(x, z) at the mean of what the encoder proposes",
     "mode": "-log p(x, z) at the most probable of several latents, each found by noiseless steps from such an end",
-    "reconstruction": "squared error per pixel of the reconstruction from that latent",
+    "reconstruction": "squared error per pixel at the latent of the last of these",
+    "unexplained": "the same as a part of the squared distance from the model's mean image, whatever ink an image has",
 }
 
 
@@ -68,13 +73,8 @@ def image_labels(corpus: ImageCorpus) -> tuple[Any, NDArray[np.int64]]:
     """
     from datasets import concatenate_datasets
 
-    images = concatenate_datasets(list(corpus.splits.values()))
-    if "label" not in images.column_names:
-        raise UsageError(
-            f"anomaly detection needs classes, and {corpus.name} has no label column of integers: name it by "
-            "label_column"
-        )
-    return images, np.asarray(images["label"][:], dtype=np.int64)
+    labels = [image_classes(corpus, split) for split in corpus.splits]
+    return concatenate_datasets(list(corpus.splits.values())), np.concatenate(labels)
 
 
 @torch.no_grad()
@@ -89,53 +89,55 @@ def anomaly_scores(
     seed: int = 0,
     progress: Callable[[range], Any] = iter,
 ) -> dict[str, Tensor]:
-    """Every score of [`SCORES`], `(n,)` each; higher for the more anomalous.
+    """The scores of [`SCORES`] that there are, `(n,)` each; higher for the more anomalous.
 
     Args:
         model: The model.
         images: Rows with `pixels`.
         collate: Makes a batch of rows.
-        num_chains: Latents per image among which the most probable is chosen.
+        num_chains: Latents per image among which the most probable is chosen for `mode`; 0 to leave it out.
         mode_steps: Noiseless steps, of the size of the posterior sampler's last, that each of them takes.
         batch_size: Images a batch.
         seed: Of the chains.
         progress: Wraps the range of batch starts, to show progress.
+
+    Raises:
+        UsageError: If no latent is asked for that a reconstruction could be made of.
     """
-    model.eval()
-    posterior_sampler = model.posterior_sampler
-    assert isinstance(posterior_sampler, LangevinSampler)  # the only one that recipes make
-    last = schedule_values(posterior_sampler.step_size, posterior_sampler.num_steps, name="step_size")[-1]
-    climb = replace(posterior_sampler, num_steps=mode_steps, step_size=last, temperature=0.0, integrator="euler")
-    parts: dict[str, list[Tensor]] = {name: [] for name in SCORES}
-    for start in progress(range(0, len(images), batch_size)):
-        rows = images[start : min(start + batch_size, len(images))]["pixels"]
-        pixels = collate([{"pixels": row} for row in rows])["pixel_values"].to(model.device)
-        generator = stream(seed, "anomaly scores", start // batch_size, device=model.device)
-        best_joint = pixels.new_full((len(pixels),), -torch.inf)
-        best_error = torch.zeros_like(best_joint)
-        for chain in range(num_chains):
-            draw = model.score(pixels, generator=generator)
-            mode = model.score(pixels, latents=model.encode(pixels, initial_latents=draw.latents, sampler=climb))
-            if chain == 0:
-                parts["joint"].append(-draw.log_joint)
-            better = mode.log_joint > best_joint
-            best_joint = torch.where(better, mode.log_joint, best_joint)
-            best_error = torch.where(better, mode.reconstruction, best_error)
-        parts["mode"].append(-best_joint)
-        parts["reconstruction"].append(best_error)
-    return {name: torch.cat(scores).cpu() for name, scores in parts.items()}
+    if num_chains < 1 and model.encoder is None:
+        raise UsageError("a model without an encoder needs num_chains of 1 or more")
+    parts: dict[str, list[Tensor]] = {}
+    with evaluation_mode(model):
+        generator = stream(seed, "mean image", device=model.device)
+        mean_image = model.generate(num_samples=512, generator=generator).mean(dim=0)
+        for number, pixels in enumerate(collate.batches(images, batch_size, progress=progress)):
+            pixels = pixels.to(model.device)
+            generator = stream(seed, "anomaly scores", number, device=model.device)
+            draws = [model.score(pixels, generator=generator) for _ in range(max(num_chains, 1))]
+            found = {"joint": -draws[0].log_joint}
+            if model.encoder is not None:
+                last = model.score(pixels, latents=model.encoder.propose({"pixel_values": pixels}).mean)
+                found["proposal"] = -last.log_joint
+            if num_chains > 0:
+                last = _most_probable(model, pixels, draws, mode_steps)
+                found["mode"] = -last.log_joint
+            found["reconstruction"] = last.reconstruction
+            distance = (pixels - mean_image).square().flatten(1).mean(dim=1)
+            found["unexplained"] = last.reconstruction / distance.clamp(min=1e-6)  # an image that is the mean image
+            for name, score in found.items():
+                parts.setdefault(name, []).append(score.cpu())
+    return {name: torch.cat(scores) for name, scores in parts.items()}
 
 
-def average_precision(scores: NDArray[Any], is_anomaly: NDArray[np.bool_]) -> float:
-    """Area under the precision-recall curve as the mean of the precision at every anomaly, equal scores together.
-
-    Args:
-        scores: `(n,)`, higher for the more anomalous.
-        is_anomaly: `(n,)`.
-    """
-    values, place = np.unique(-scores, return_inverse=True)  # most anomalous first
-    found = np.cumsum(np.bincount(place, weights=is_anomaly, minlength=len(values)))
-    ranked = np.cumsum(np.bincount(place, minlength=len(values)))
-    if found[-1] == 0:
-        raise DataError("there is no anomaly among the scored images")
-    return float(np.sum(np.diff(found, prepend=0.0) / found[-1] * found / ranked))
+def _most_probable(
+    model: LatentEBMForImageGeneration, pixels: Tensor, draws: list[ImageScores], num_steps: int
+) -> ImageScores:
+    """Of every image the best of the latents that noiseless steps lead to from these draws."""
+    sampler = model.posterior_sampler
+    assert isinstance(sampler, LangevinSampler)  # the only one that recipes make
+    size = schedule_values(sampler.step_size, sampler.num_steps, name="step_size")[-1]
+    climb = replace(sampler, num_steps=num_steps, step_size=size, temperature=0.0, integrator="euler")
+    ends = [model.encode(pixels, initial_latents=draw.latents, sampler=climb) for draw in draws]
+    joints = torch.stack([model.score(pixels, latents=end).log_joint for end in ends])
+    best = torch.stack(ends)[joints.argmax(dim=0), torch.arange(len(pixels))]
+    return model.score(pixels, latents=best)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.latents import compare_latents
+from latent_ebm_text.evaluation.mode import evaluation_mode
+from latent_ebm_text.samplers import watch_chain
 from latent_ebm_text.streams import stream
 
 if TYPE_CHECKING:
@@ -51,13 +53,12 @@ def evaluate_images(
     Returns:
         JSON-able figures, each with standard error, number of images and 95 % interval.
     """
-    num_images = min(len(dataset), max_images or len(dataset))
     parts: list[tuple[Tensor, ...]] = []
-    with _evaluation_mode(model):
-        for start in progress(range(0, num_images, batch_size)):
-            rows = dataset[start : min(start + batch_size, num_images)]["pixels"]
-            pixels = collate([{"pixels": row} for row in rows])["pixel_values"].to(model.device)
-            generator = stream(seed, "evaluation", start // batch_size, device=model.device)
+    with evaluation_mode(model):
+        batches = collate.batches(dataset, batch_size, max_images=max_images, progress=progress)
+        for number, pixels in enumerate(batches):
+            pixels = pixels.to(model.device)
+            generator = stream(seed, "evaluation", number, device=model.device)
             first, second = (model.score(pixels, generator=generator) for _ in range(2))
             prior = model.sample_prior(len(pixels), generator=generator).latents
             prior_nll = -model.log_prob(pixels, latents=prior)
@@ -79,7 +80,7 @@ def generate_images(
 ) -> Tensor:
     """Images of the model, `(num_samples, num_channels, image_size, image_size)` in [-1, 1], on the CPU."""
     images = []
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         for number, start in enumerate(range(0, num_samples, batch_size)):
             generator = stream(seed, "samples", number, device=model.device)
             size = min(batch_size, num_samples - start)
@@ -89,7 +90,12 @@ def generate_images(
 
 @torch.no_grad()
 def chain_strips(
-    model: LatentEBMForImageGeneration, num_chains: int, *, num_pictures: int = 8, repetitions: int = 10, seed: int = 0
+    model: LatentEBMForImageGeneration,
+    num_chains: int,
+    *,
+    num_pictures: int = 8,
+    multiples: Sequence[int] = range(1, 11),
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """What the prior's chains show on their way, and for some times their length (the paper's transition figure).
 
@@ -97,53 +103,55 @@ def chain_strips(
         model: The model.
         num_chains: Number of chains, from N(0, I).
         num_pictures: Pictures within the training chain, the start and the end included.
-        repetitions: How many times the training chain is repeated after that; one more picture each.
+        multiples: After how many times the training chain there is a picture; the first of them is 1.
         seed: Of starts and noise.
 
     Returns:
-        Images `(num_chains, num_pictures + repetitions - 1, channels, size, size)` in [-1, 1], and the energies after
-        every step, `(1 + num_steps * repetitions, num_chains)` in nats.
+        Images `(num_chains, num_pictures + len(multiples) - 1, channels, size, size)` in [-1, 1], and the energies
+        after every step, `(1 + num_steps * max(multiples), num_chains)` in nats.
     """
     generator = stream(seed, "chain strips", device=model.device)
     latents, sampler = model.sample_reference(num_chains, generator), model.prior_sampler
     shown = torch.linspace(0, sampler.num_steps, num_pictures).round().int().tolist()
     positions, energies = [latents], [model.prior.energy(latents)[None]]
-    for repetition in range(repetitions):
-        watched = _Watched(model.prior)
-        output = sampler.sample(latents, watched, generator=generator, return_trace=True)
-        assert output.trace is not None  # it was asked for
-        latents = output.latents
-        energies.append(output.trace.energies[1:])
-        positions += [watched.positions[step] for step in shown[1:-1]] if repetition == 0 else []
-        positions.append(latents)
+    for repetition in range(1, max(multiples) + 1):
+        visited, trace = watch_chain(sampler, latents, model.prior, generator=generator)
+        latents = visited[-1]
+        energies.append(trace.energies[1:])
+        positions += [visited[step] for step in shown[1:-1]] if repetition == 1 else []
+        positions += [latents] if repetition in multiples else []
     images = torch.stack([model.generate(latents=z) for z in positions], dim=1)
     return images.cpu(), torch.cat(energies).cpu()
 
 
-class _Watched:
-    """A log-density that remembers where it was asked for: a sampler asks at every position it steps from."""
+@torch.no_grad()
+def long_run(
+    model: LatentEBMForImageGeneration, real: Tensor, *, num_steps: int = 2500, num_chains: int = 64, seed: int = 0
+) -> tuple[Tensor, dict[str, Any]]:
+    """Whether images stay what they are when the prior's chains run far beyond their length (paper, figure 4).
 
-    def __init__(self, logdensity: Any) -> None:
-        self._logdensity = logdensity
-        self.positions: list[Tensor] = []
+    Oversaturation, which chains in pixel space end in, shows as a mean absolute value above that of real images.
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        return self._logdensity(latents)
+    Args:
+        model: The model, with an energy-based prior.
+        real: Real images `(n, channels, size, size)` to compare with.
+        num_steps: Steps of the long chains, rounded up to a multiple of the training chain.
+        num_chains: How many.
+        seed: Of starts and noise.
 
-    def score(self, latents: Tensor) -> Tensor:
-        return self.value_and_score(latents)[1]
-
-    def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        self.positions.append(latents.clone())
-        return self._logdensity.value_and_score(latents)
-
-
-@contextmanager
-def _evaluation_mode(model: LatentEBMForImageGeneration) -> Iterator[None]:
-    """Evaluation mode, and afterwards as it was, whatever happens in between."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+    Returns:
+        Pictures of the chains `(num_chains, pictures, channels, size, size)`, the training chain's first; and the mean
+        absolute value of pixels (of real images, after the training chain, at the end) and energies with their errors.
+    """
+    length = model.prior_sampler.num_steps
+    last = max(2, -(-num_steps // length))
+    multiples = sorted({1, *np.geomspace(2, last, 7).round().astype(int).tolist()})
+    strips, energies = chain_strips(model, num_chains, multiples=multiples, seed=seed)
+    steps = length * last
+    ends = {"real images": real, f"{length} steps": strips[:, -len(multiples)], f"{steps} steps": strips[:, -1]}
+    return strips, {
+        "mean_absolute_value": {
+            name: Estimate.of_mean(images.abs().flatten(1).mean(dim=1)).to_dict() for name, images in ends.items()
+        },
+        "energy": {f"{step} steps": Estimate.of_mean(energies[step]).to_dict() for step in (length, steps)},
+    }

@@ -19,11 +19,13 @@ class Report:
         facts: What a reader needs to know to measure it again: model, data, command, commit, wall time.
         figures: By name, in the order in which they are shown.
         texts: Further sections in Markdown, by title, such as that of a chain report.
+        settings: Of the evaluation, by which it can be done again.
     """
 
     facts: dict[str, Any]
     figures: dict[str, Measurement] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def add(self, figures: Mapping[str, Measurement]) -> None:
         """Adds figures; a name may stand in a report only once."""
@@ -38,6 +40,7 @@ class Report:
             "facts": self.facts,
             "figures": {name: figure.to_dict() for name, figure in self.figures.items()},
             "texts": self.texts,
+            "settings": self.settings,
         }
 
     def to_markdown(self) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from latent_ebm_text.data.batching import count_words, ordered_batches
 from latent_ebm_text.evaluation.chains import ChainReport, run_chain_report
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.latents import compare_latents
+from latent_ebm_text.evaluation.mode import evaluation_mode
 from latent_ebm_text.streams import stream
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def draw_latents(
     words = np.asarray(dataset["words" if "words" in dataset.column_names else "length"][:max_sentences])
     batches = ordered_batches(lengths, batch_size)
     parts: list[tuple[Tensor, ...]] = []
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         for number, indices in enumerate(progress(batches)):
             rows = dataset[indices]["input_ids"]
             batch = collate([{"input_ids": ids} for ids in rows])
@@ -148,24 +148,13 @@ def generate_texts(
         **kwargs: Options of `generate`.
     """
     texts: list[str] = []
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         for number in tqdm(range(-(-num_samples // batch_size)), desc="generating", disable=not progress):
             size = min(batch_size, num_samples - len(texts))
             generator = stream(seed, "samples", number, device=model.device)
             ids = model.generate(num_samples=size, generator=generator, **kwargs)
             texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
     return texts
-
-
-@contextmanager
-def _evaluation_mode(model: LatentEBMForTextGeneration) -> Iterator[None]:
-    """Dropout off, and afterwards as it was, whatever happens in between."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def report_prior_chains(

@@ -17,6 +17,7 @@ from latent_ebm_text.samplers.langevin import LangevinSampler as LangevinSampler
 from latent_ebm_text.samplers.metropolis import HMCSampler as HMCSampler
 from latent_ebm_text.samplers.metropolis import MALASampler as MALASampler
 from latent_ebm_text.samplers.tempering import ParallelTemperingSampler as ParallelTemperingSampler
+from latent_ebm_text.samplers.watched import watch_chain as watch_chain
 
 SAMPLERS: dict[str, type[Any]] = {
     sampler.name: sampler for sampler in (LangevinSampler, MALASampler, HMCSampler, ParallelTemperingSampler)

@@ -3,13 +3,11 @@
 import argparse
 import dataclasses
 import difflib
-import errno
 import inspect
 import math
 import reprlib
-import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -17,7 +15,8 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from latent_ebm_text.errors import LatentEBMError, UsageError
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import run_recipe as run_recipe
 
 _COMMAND_LINE = "the command line"
 _KIND_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
@@ -53,6 +52,8 @@ def parse_recipe_arguments(
         raise UsageError(_describe_unknown_argument(unknown[0], parser._option_string_actions))
     given = vars(arguments)
     config_file = given.pop("config", default_config)
+    if config_file is not None:
+        config_file = bundled_config(str(config_file)) or config_file
 
     values: dict[str, Any] = {}
     if config_file is not None:
@@ -72,22 +73,17 @@ def parse_recipe_arguments(
         raise UsageError(str(error)) from error
 
 
-def run_recipe(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` and leave the process with its exit code; an error raised on purpose becomes one line on stderr."""
-    try:
-        exit_code = main()
-    except LatentEBMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        exit_code = error.exit_code
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: {error}; make room and run again", file=sys.stderr)
-        exit_code = 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        exit_code = 130  # what shells report for a process ended by SIGINT
-    sys.exit(exit_code)
+def bundled_config(name: str) -> Path | None:
+    """A configuration that comes with the library, such as `quickstart`, by its name; none if there is none."""
+    package = Path(__file__).parents[1]
+    folders = (package / "configs", package.parent / "recipes" / "configs")  # of a wheel, of a checkout
+    found = [folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()]
+    return found[0] if found else None
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a recipe's dataclass, with its default and its line of `--help`."""
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 def require_positive(name: str, value: float) -> None:

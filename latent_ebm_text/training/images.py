@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 
@@ -19,24 +19,35 @@ from latent_ebm_text.data.images import ImageCollator, ImageCorpus, load_image_d
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.image_plots import plot_chain_energies, save_grid, save_reconstructions
 from latent_ebm_text.evaluation.images import chain_strips, evaluate_images, generate_images
+from latent_ebm_text.hub.training import make_pusher
 from latent_ebm_text.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.modeling_image import LatentEBMForImageGeneration
-from latent_ebm_text.training.arguments import LatentArguments, TrainingArguments, _option
-from latent_ebm_text.training.configuration import require_positive
-from latent_ebm_text.training.plots import plot_training
+from latent_ebm_text.streams import stream_seed
+from latent_ebm_text.training.arguments import HubArguments, LatentArguments, TrainingArguments
+from latent_ebm_text.training.configuration import option, require_positive
+from latent_ebm_text.training.record import run_record
+from latent_ebm_text.training.runs import describe_split, run_identity, run_training, write_results
+from latent_ebm_text.training.tracking import make_accelerator, start_tracking
 from latent_ebm_text.training.trainer import TrainingData
+
+#: Name, title and unit of what a finished run shows of each split.
+ESTIMATES = (
+    ("mse", "reconstruction MSE", "per pixel in [-1, 1]"),
+    ("reconstruction_nll", "reconstruction NLL", "nats per image"),
+    ("prior_nll", "prior NLL", "nats per image"),
+)
 
 
 @dataclass
 class ImageModelArguments(LatentArguments):
     """Model and samplers. The defaults are the paper's for SVHN."""
 
-    latent_dim: int = _option(100, "Size of the latent z.")
-    prior_activation: Literal["gelu", "leaky_relu"] = _option("leaky_relu", "Activation of the energy network.")
-    decoder_channels: str = _option("512,256,128", "Maps after the first and every hidden layer of the decoder.")
-    decoder_first_size: int = _option(4, "Height and width after its first layer; every further one doubles them.")
-    pixel_std: float = _option(0.3, "Standard deviation of the Gaussian likelihood, for pixels in [-1, 1].")
-    encoder_hidden_size: int | None = _option(
+    latent_dim: int = option(100, "Size of the latent z.")
+    prior_activation: Literal["gelu", "leaky_relu"] = option("leaky_relu", "Activation of the energy network.")
+    decoder_channels: str = option("512,256,128", "Maps after the first and every hidden layer of the decoder.")
+    decoder_first_size: int = option(4, "Height and width after its first layer; every further one doubles them.")
+    pixel_std: float = option(0.3, "Standard deviation of the Gaussian likelihood, for pixels in [-1, 1].")
+    encoder_hidden_size: int | None = option(
         None, "Maps after the first layer of an encoder that proposes latents (inference amortized or variational)."
     )
 
@@ -63,16 +74,17 @@ class ImageModelArguments(LatentArguments):
 class ImageDataArguments:
     """Data"""
 
-    dataset_name: str = _option(
+    dataset_name: str = option(
         "digits", "`digits` (no download), `mnist`, `svhn`, `cifar10`, `celeba`, a Hub id, a local folder or file."
     )
-    image_column: str | None = _option(None, "Column that holds the images; found by itself where there is one.")
-    label_column: str | None = _option(None, "Column that holds the classes; `label` by default.")
-    image_size: int | None = _option(None, "Height and width that images must have; those of the first by default.")
-    num_channels: int | None = _option(None, "1 for grey, 3 for colour; what the first image has by default.")
-    adapt_images: bool = _option(False, "Crop images to their central square, resize and convert them where needed.")
-    strict: bool = _option(False, "Stop at an image that cannot be read, where it would be skipped and counted.")
-    num_images: int | None = _option(None, "Train on so many images; none for all.")
+    image_column: str | None = option(None, "Column that holds the images; found by itself where there is one.")
+    label_column: str | None = option(None, "Column that holds the classes; `label` by default.")
+    train_split: str | None = option(None, "Split to train on, where it is not the one called train.")
+    image_size: int | None = option(None, "Height and width that images must have; those of the first by default.")
+    num_channels: int | None = option(None, "1 for grey, 3 for colour; what the first image has by default.")
+    adapt_images: bool = option(False, "Crop images to their central square, resize and convert them where needed.")
+    strict: bool = option(False, "Stop at an image that cannot be read, where it would be skipped and counted.")
+    num_images: int | None = option(None, "Train on so many images; none for all.")
 
     def __post_init__(self) -> None:
         for name in ("image_size", "num_images"):
@@ -86,6 +98,7 @@ class ImageDataArguments:
                 self.dataset_name,
                 image_column=self.image_column,
                 label_column=self.label_column,
+                train_split=self.train_split,
                 image_size=self.image_size,
                 num_channels=self.num_channels,
                 adapt=self.adapt_images,
@@ -100,18 +113,41 @@ def training_data(images: Any, collate: ImageCollator, args: TrainingArguments) 
     return TrainingData(images.select_columns("pixels"), batches, collate)
 
 
-def run_identity(model: LatentEBMForImageGeneration, fingerprint: str, args: TrainingArguments) -> dict[str, Any]:
-    """What a checkpoint must share with a run to be resumed by it."""
-    config = model.config.to_dict()
-    for key in ("transformers_version", "architectures", "dtype", "_name_or_path"):
-        config.pop(key, None)
-    return {
-        "data": fingerprint,
-        "seed": args.seed,
-        "train_batch_size": args.train_batch_size,
-        "inference": args.inference,
-        **{f"config.{key}": value for key, value in sorted(config.items())},
-    }
+def train_image_model(
+    data_args: ImageDataArguments, model_args: ImageModelArguments, args: TrainingArguments, hub_args: HubArguments
+) -> int:
+    """What every recipe for images does: reads them, trains a model, evaluates it, prints what came of it, and pushes
+    it where that is wished.
+
+    Returns:
+        The exit code of the recipe: 0, or 128 and the number of the signal that stopped it.
+    """
+    torch.set_float32_matmul_precision(args.matmul_precision)
+    accelerator = make_accelerator(args)
+    pusher = make_pusher(hub_args, args.output_dir, accelerator)
+
+    # Data: decoded, counted, described, so that nobody is mistaken about what was trained on.
+    corpus = data_args.load(accelerator)
+    accelerator.print(corpus.describe())
+    collate = ImageCollator(corpus.image_size, corpus.num_channels)
+
+    # Model: the same initial weights on every process.
+    torch.manual_seed(stream_seed(args.seed, "initial weights"))
+    model = LatentEBMForImageGeneration(model_args.image_config(corpus.image_size, corpus.num_channels))
+    start_tracking(accelerator, args, data_args, model_args)
+    return run_training(
+        model,
+        training_data(corpus.splits["train"], collate, args),
+        args,
+        identity=run_identity(model, args, data=corpus.fingerprint),
+        evaluate=quick_evaluation(corpus.splits["validation"], collate, args, accelerator),
+        finish=partial(finish_image_run, model, corpus, args),
+        describe=describe_results,
+        record=partial(run_record, corpus=corpus, settings=(data_args, model_args, args)),
+        processor=LatentEBMImageProcessor(corpus.image_size, corpus.num_channels),
+        accelerator=accelerator,
+        pusher=pusher,
+    )
 
 
 def quick_evaluation(
@@ -172,47 +208,28 @@ def finish_image_run(
             seed=args.seed,
             progress=partial(tqdm, desc=f"evaluating {split}"),
         )
-    paths = {"model": folder / "model", "metrics": folder / "metrics.jsonl"}
-    paths["samples"] = save_grid(generate_images(model, 64, seed=args.seed), folder / "samples.png", columns=8)
-    rows = corpus.splits["test"][:32]["pixels"]
-    pixels = collate([{"pixels": row} for row in rows])["pixel_values"].to(model.device)
-    paths["reconstructions"] = save_reconstructions(
+    samples = save_grid(generate_images(model, 64, seed=args.seed), folder / "samples.png", columns=8)
+    pixels = next(collate.batches(corpus.splits["test"], 32)).to(model.device)
+    reconstructions = save_reconstructions(
         pixels, model.reconstruct(pixels), folder / "reconstructions.png", columns=min(8, len(pixels))
     )
     strips, energies = chain_strips(model, 8, seed=args.seed)
-    paths["chains"] = save_grid(strips.flatten(0, 1), folder / "chains.png", columns=strips.shape[1])
-    try:
+    chains = save_grid(strips.flatten(0, 1), folder / "chains.png", columns=strips.shape[1])
+
+    def plots() -> dict[str, Path]:
         num_steps = model.prior_sampler.num_steps
-        paths["energies"] = plot_chain_energies(energies, num_steps, folder / "chain_energies.png")
-        paths["plot"] = plot_training(folder / "metrics.jsonl", folder / "training.png")
-    except UsageError as error:
-        results["plot_missing"] = str(error)
-    paths["results"] = folder / "results.json"
-    results["paths"] = {name: str(path) for name, path in paths.items()}
-    paths["results"].write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return results
+        return {"energies": plot_chain_energies(energies, num_steps, folder / "chain_energies.png")}
+
+    return write_results(
+        folder, results, {"samples": samples, "reconstructions": reconstructions, "chains": chains}, plots
+    )
 
 
 def describe_results(results: dict[str, Any]) -> str:
     """The results of a run for people to read."""
     lines = []
     for split, figures in results["splits"].items():
-        for name, title, unit in (
-            ("mse", "reconstruction MSE", "per pixel in [-1, 1]"),
-            ("reconstruction_nll", "reconstruction NLL", "nats per image"),
-            ("prior_nll", "prior NLL", "nats per image"),
-        ):
-            estimate = figures[name]
-            lines.append(
-                f"{split:>10}  {title:<20} {estimate['value']:10.4f} ± {estimate['standard_error']:.4f} {unit} "
-                f"(n = {estimate['n']})"
-            )
-        latents = figures["latents"]
-        lines.append(
-            f"{split:>10}  {latents['active_units']} active units; standard deviation {latents['posterior_std']:.2f} "
-            f"posterior, {latents['prior_std']:.2f} prior ({100 * latents['std_mismatch']:.0f} % apart per "
-            f"dimension); energy gap {latents['energy_gap']:.1f} nats"
-        )
+        lines += describe_split(split, figures, ESTIMATES)
     if "plot_missing" in results:
         lines.append(f"      plot  none: {results['plot_missing']}")
     return "\n".join(lines)

@@ -18,9 +18,10 @@ def load_tokenizer(args: ModelArguments) -> PreTrainedTokenizerBase | None:
     """The tokeniser of a pretrained decoder; none for one from scratch, which leaves it to the corpus."""
     if args.decoder in FROM_SCRATCH:
         return None
-    from latent_ebm_text.decoders.pretrained import load_decoder_tokenizer
+    from latent_ebm_text.decoders.pretrained import load_decoder_tokenizer, split_gguf
 
-    return load_decoder_tokenizer(args.decoder)
+    name, where = split_gguf(args.decoder)
+    return load_decoder_tokenizer(name, **where)
 
 
 def build_model(
@@ -42,8 +43,12 @@ def build_model(
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(config, name, getattr(tokenizer, name))
         return LatentEBMForTextGeneration(config)
+    from latent_ebm_text.decoders.pretrained import split_gguf
+
+    name, where = split_gguf(args.decoder)
     return LatentEBMForTextGeneration.from_decoder_pretrained(
-        args.decoder,
+        name,
+        **where,
         tokenizer=tokenizer,
         max_sentence_length=max_sentence_length,
         dtype="float32" if args.decoder_training == "full" else "auto",  # small steps are lost in bfloat16

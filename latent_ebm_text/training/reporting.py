@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ class MetricsFile:
         path: The file.
         first_step: Step that the run starts from.
         enabled: False on all processes but one.
+        track: Also gets the numbers of every line, as `(figures, step)` with names such as `train/loss`: a tracker.
     """
 
-    def __init__(self, path: Path, *, first_step: int, enabled: bool = True) -> None:
-        self.path, self.enabled = path, enabled
+    def __init__(
+        self, path: Path, *, first_step: int, enabled: bool = True, track: Callable[..., None] | None = None
+    ) -> None:
+        self.path, self.enabled, self.track = path, enabled, track
         if enabled:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = [record for record in read_metrics(path) if self._is_before(record, first_step)]
@@ -39,6 +43,9 @@ class MetricsFile:
         if self.enabled:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+        if self.track is not None:
+            numbers = {f"{kind}/{name}": value for name, value in figures.items() if isinstance(value, int | float)}
+            self.track(numbers, step=step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -55,7 +62,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class RunningMeans:
     """Means of the figures of a step since they were last taken, each step counting with its number of examples.
 
-    Batches hold sentences of similar length, so the figures of one batch alone say little.
+    The figures of one batch alone say little: a batch of text holds sentences of similar length.
     """
 
     def __init__(self, state: dict[str, Any] | None = None) -> None:
@@ -82,7 +89,7 @@ class RunningMeans:
 class Health:
     """Tells in words when the latent is not used, the prior does not match, or the energy runs away."""
 
-    #: Nats by which a latent of the sentence's own must beat a prior draw; below, the latent is called unused.
+    #: Nats by which a latent of the example's own must beat a prior draw; below, the latent is called unused.
     UNUSED_NATS = 1.0
     #: Nats of energy gap beyond which the energy is said to run away.
     RUNAWAY_NATS = 30.0
@@ -110,8 +117,8 @@ class Health:
         told = figures["prior_nll"] - figures["reconstruction_nll"]
         if told < self.UNUSED_NATS:
             found.append(
-                f"the latent is hardly used: it tells {told:.1f} nats about a sentence. Raise likelihood_weight (now "
-                f"{self.likelihood_weight:g}) or set initial_likelihood_weight; more word_dropout helps too"
+                f"the latent is hardly used: it tells {told:.1f} nats about an example. Raise likelihood_weight (now "
+                f"{self.likelihood_weight:g}) or set initial_likelihood_weight"
             )
         gap = sum(self._gaps) / max(len(self._gaps), 1)
         if abs(gap) > self.RUNAWAY_NATS:

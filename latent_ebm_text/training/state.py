@@ -175,5 +175,8 @@ class TrainingState:
                 self.chains.restore(checkpoint.tensors["chains"]["latents"])
             self.accelerator.wait_for_everyone()
         self.metrics = MetricsFile(
-            self.folder / "metrics.jsonl", first_step=self.step, enabled=self.accelerator.is_main_process
+            self.folder / "metrics.jsonl",
+            first_step=self.step,
+            enabled=self.accelerator.is_main_process,
+            track=self.accelerator.log,
         )

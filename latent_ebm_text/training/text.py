@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,19 +18,28 @@ from tokenizers.models import WordLevel
 from latent_ebm_text.data import BucketedBatches, TextCollator, load_text_dataset, tokenize_corpus
 from latent_ebm_text.data.cleaning import column_array, iterate_texts
 from latent_ebm_text.data.text import TextCorpus
-from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.errors import DataError
 from latent_ebm_text.evaluation.text import evaluate_likelihoods, generate_texts, sample_statistics
+from latent_ebm_text.hub.training import make_pusher
 from latent_ebm_text.modeling_text import LatentEBMForTextGeneration
 from latent_ebm_text.streams import stream_seed
 from latent_ebm_text.tokenization import make_tokenizer
-from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from latent_ebm_text.training.arguments import DataArguments, HubArguments, ModelArguments, TrainingArguments
 from latent_ebm_text.training.models import build_model, load_tokenizer
-from latent_ebm_text.training.plots import plot_training
-from latent_ebm_text.training.trainer import TrainingData, train
+from latent_ebm_text.training.record import run_record
+from latent_ebm_text.training.runs import describe_split, run_identity, run_training, write_results
+from latent_ebm_text.training.tracking import make_accelerator, start_tracking
+from latent_ebm_text.training.trainer import TrainingData
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
+
+#: Name, title and unit of what a finished run shows of each split.
+NLLS = (
+    ("reconstruction_nll", "reconstruction NLL", "nats per sentence"),
+    ("prior_nll", "prior NLL", "nats per sentence"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,17 +68,8 @@ class PreparedText:
     def identity(self, model: LatentEBMForTextGeneration, args: TrainingArguments) -> dict[str, Any]:
         """What a checkpoint must share with a run to be resumed by it."""
         words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        config = model.config.to_dict()
-        for key in ("transformers_version", "architectures", "dtype", "_name_or_path"):
-            config.pop(key, None)
-        return {
-            "data": self.corpus.fingerprint,
-            "vocabulary": hashlib.sha256(words.encode()).hexdigest()[:16],
-            "seed": args.seed,
-            "train_batch_size": args.train_batch_size,
-            "inference": args.inference,
-            **{f"config.{key}": value for key, value in sorted(config.items())},
-        }
+        vocabulary = hashlib.sha256(words.encode()).hexdigest()[:16]
+        return run_identity(model, args, data=self.corpus.fingerprint, vocabulary=vocabulary)
 
 
 def prepare_text(
@@ -109,14 +107,18 @@ def prepare_text(
     return PreparedText(corpus, tokenizer, splits, TextCollator(tokenizer.pad_token_id), "\n".join(lines))
 
 
-def train_text_model(data_args: DataArguments, model_args: ModelArguments, args: TrainingArguments) -> int:
-    """What every recipe for text does: prepares a corpus, trains a model, evaluates it, and prints what came of it.
+def train_text_model(
+    data_args: DataArguments, model_args: ModelArguments, args: TrainingArguments, hub_args: HubArguments
+) -> int:
+    """What every recipe for text does: prepares a corpus, trains a model, evaluates it, prints what came of it, and
+    pushes it where that is wished.
 
     Returns:
         The exit code of the recipe: 0, or that of the signal which stopped it.
     """
     torch.set_float32_matmul_precision(args.matmul_precision)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = make_accelerator(args)
+    pusher = make_pusher(hub_args, args.output_dir, accelerator)
 
     # Data: loaded, tokenised, described, so that nobody is mistaken about what was trained on.
     text = prepare_text(data_args, args.seed, accelerator, load_tokenizer(model_args))
@@ -125,37 +127,20 @@ def train_text_model(data_args: DataArguments, model_args: ModelArguments, args:
     # Model: the same initial weights on every process.
     torch.manual_seed(stream_seed(args.seed, "initial weights"))
     model = build_model(model_args, text.tokenizer, data_args.max_length)
-    accelerator.print(f"model: {model.num_parameters():,} parameters, {model.config.latent_dim} latent dimensions")
-
-    # Training: from the newest checkpoint, where there is one.
-    result = train(
+    start_tracking(accelerator, args, data_args, model_args)
+    return run_training(
         model,
         text.training_data(args.train_batch_size, args.seed),
         args,
         identity=text.identity(model, args),
         evaluate=quick_evaluation(text, args, accelerator),
+        finish=partial(finish_text_run, model, text, args),
+        describe=describe_results,
+        record=partial(run_record, corpus=text.corpus, settings=(data_args, model_args, args)),
+        processor=text.tokenizer,
         accelerator=accelerator,
+        pusher=pusher,
     )
-    if result.signal is not None:
-        accelerator.print(f"stopped by signal {result.signal} after step {result.step}; run again to go on")
-        return args.exit_code(result.signal)
-
-    # Evaluation, and everything a reader wants to see.
-    if accelerator.is_main_process:
-        run = {
-            "command": " ".join(sys.argv),
-            "step": result.step,
-            "training_seconds": round(result.seconds, 1),
-            "warnings": result.warnings,
-        }
-        results = finish_text_run(model, text, args, run)
-        accelerator.print(
-            f"\ntrained {result.step} steps in {result.seconds / 60:.1f} min\n{describe_results(results)}\n"
-        )
-        samples = Path(results["paths"]["samples"]).read_text(encoding="utf-8").splitlines()
-        accelerator.print("\n".join(["16 samples, as they came:", *(f"  {sample}" for sample in samples[:16])]))
-        accelerator.print("\n".join(["", *(f"{name:>8}: {path}" for name, path in results["paths"].items())]))
-    return 0
 
 
 def validation_figures(
@@ -208,7 +193,6 @@ def finish_text_run(
     folder = Path(args.output_dir)
     model.save_pretrained(folder / "model")
     text.tokenizer.save_pretrained(folder / "model")
-    run = {**run, "peak_memory_gib": round(_peak_memory_gib(), 2)}
     results: dict[str, Any] = {**run, "data": text.description.splitlines(), "splits": {}}
     for split in ("validation", "test"):
         figures = evaluate_likelihoods(
@@ -231,42 +215,18 @@ def finish_text_run(
     (folder / "samples.txt").write_text(
         "\n".join(" ".join(each.splitlines()) for each in texts) + "\n", encoding="utf-8"
     )
-    paths = {"model": folder / "model", "metrics": folder / "metrics.jsonl", "samples": folder / "samples.txt"}
-    try:
-        paths["plot"] = plot_training(folder / "metrics.jsonl", folder / "training.png")
-    except UsageError as error:
-        results["plot_missing"] = str(error)
-    paths["results"] = folder / "results.json"
-    results["paths"] = {name: str(path) for name, path in paths.items()}
-    paths["results"].write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return results
-
-
-def _peak_memory_gib() -> float:
-    """Most memory this process has held; the system counts it in KiB, on a Mac in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    return write_results(folder, results, {"samples": folder / "samples.txt"})
 
 
 def describe_results(results: dict[str, Any]) -> str:
     """The results of a run for people to read."""
     lines = []
     for split, figures in results["splits"].items():
-        latents = figures["latents"]
-        for name, title in (("reconstruction_nll", "reconstruction NLL"), ("prior_nll", "prior NLL")):
-            estimate = figures[name]
-            lines.append(
-                f"{split:>10}  {title:<20} {estimate['value']:8.2f} ± {estimate['standard_error']:.2f} nats "
-                f"per sentence (n = {estimate['n']})"
-            )
+        lines += describe_split(split, figures, NLLS)
         if "exact_nll" in figures:
             lines.append(
-                f"{split:>10}  {'exact entropy':<20} {figures['exact_nll']:8.2f} nats per sentence, of these rows"
+                f"{split:>10}  {'exact entropy':<20} {figures['exact_nll']:10.2f} nats per sentence, of these rows"
             )
-        lines.append(
-            f"{split:>10}  {latents['active_units']} active units; standard deviation {latents['posterior_std']:.2f} "
-            f"posterior, {latents['prior_std']:.2f} prior ({100 * latents['std_mismatch']:.0f} % apart per "
-            f"dimension); energy gap {latents['energy_gap']:.1f} nats"
-        )
     samples = results["samples"]
     lines.append(
         f"   samples  {100 * samples['unique_rate']:.1f} % unique of {samples['n']}; mean length "
@@ -274,4 +234,5 @@ def describe_results(results: dict[str, Any]) -> str:
     )
     if "plot_missing" in results:
         lines.append(f"      plot  none: {results['plot_missing']}")
-    return "\n".join(lines)
+    texts = Path(results["paths"]["samples"]).read_text(encoding="utf-8").splitlines()
+    return "\n".join([*lines, "", "16 samples, as they came:", *(f"  {text}" for text in texts[:16])])

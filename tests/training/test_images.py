@@ -11,17 +11,18 @@ from accelerate import Accelerator
 from latent_ebm_text import LatentEBMForImageGeneration
 from latent_ebm_text.data.images import ImageCollator, load_image_dataset
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.images import chain_strips
+from latent_ebm_text.evaluation.images import chain_strips, long_run
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.images import (
     ImageModelArguments,
     describe_results,
     finish_image_run,
     quick_evaluation,
-    run_identity,
     training_data,
 )
-from latent_ebm_text.training.trainer import train
+from latent_ebm_text.training.record import run_record
+from latent_ebm_text.training.runs import run_identity
+from latent_ebm_text.training.trainer import TrainingResult, train
 from tests.training.runs import HEALTHY, copy_of, final_tensors, same, stop_at
 
 pytest.importorskip("sklearn", reason="needs scikit-learn")
@@ -51,7 +52,7 @@ def run(corpus, model, args, evaluate=lambda model, step: HEALTHY):
         model,
         training_data(corpus.splits["train"], ImageCollator(8, 1), args),
         args,
-        identity=run_identity(model, corpus.fingerprint, args),
+        identity=run_identity(model, args, data=corpus.fingerprint),
         evaluate=evaluate,
         accelerator=Accelerator(cpu=True),
     )
@@ -77,7 +78,9 @@ def test_a_finished_run_leaves_a_model_figures_and_pictures(corpus, tmp_path):
     args, model = make_args(tmp_path, num_eval_sentences=16), make_model()
     evaluate = quick_evaluation(corpus.splits["validation"], ImageCollator(8, 1), args, Accelerator(cpu=True))
     run(corpus, model, args, evaluate)
-    results = finish_image_run(model, corpus, args, {"step": 12})
+    results = finish_image_run(
+        model, corpus, args, run_record(TrainingResult(12, 1.0), corpus=corpus, settings=(args,))
+    )
 
     assert json.loads((tmp_path / "results.json").read_text())["step"] == 12
     assert all(os.path.exists(path) for path in results["paths"].values())
@@ -91,13 +94,26 @@ def test_a_finished_run_leaves_a_model_figures_and_pictures(corpus, tmp_path):
     expected = 64 * figures["mse"]["value"] / (2 * 0.09) + constant
     assert figures["reconstruction_nll"]["value"] == pytest.approx(expected, rel=1e-4)
     assert "reconstruction MSE" in describe_results(results)
+    assert "| reconstruction MSE | test |" in (tmp_path / "model" / "README.md").read_text()
+    assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == 4
 
 
 def test_strips_show_the_chain():
     model = make_model(prior_num_steps=6)
-    images, energies = chain_strips(model, 2, num_pictures=4, repetitions=3)
-    assert images.shape == (2, 6, 1, 8, 8)  # start, two on the way, the end, two repetitions more
+    images, energies = chain_strips(model, 2, num_pictures=4, multiples=(1, 3))
+    assert images.shape == (2, 5, 1, 8, 8)  # start, two on the way, the end, and after three times as many steps
     assert energies.shape == (19, 2)
+
+
+def test_the_long_run_goes_on_from_the_training_chain():
+    model, real = make_model(prior_num_steps=6), torch.full((5, 1, 8, 8), 0.5)
+    strips, figures = long_run(model, real, num_steps=100, num_chains=3)
+    assert figures["mean_absolute_value"].keys() == {"real images", "6 steps", "102 steps"}
+    assert figures["mean_absolute_value"]["real images"]["value"] == 0.5
+    ends = strips[:, -1].abs().mean()
+    assert figures["mean_absolute_value"]["102 steps"]["value"] == pytest.approx(float(ends), rel=1e-5)
+    assert figures["energy"].keys() == {"6 steps", "102 steps"}
+    assert torch.equal(strips[:, :8], chain_strips(model, 3)[0][:, :8])
 
 
 def test_channels_that_are_no_numbers():

@@ -159,7 +159,7 @@ def test_a_step_that_is_not_finite_changes_no_weight(make_model, make_args, run,
             return parts
         if broken == "loss":
             return dataclasses.replace(
-                parts, loss=parts.loss * math.nan, reconstruction=parts.reconstruction * math.nan
+                parts, loss=parts.loss * math.nan, reconstruction_loss=parts.reconstruction_loss * math.nan
             )
         model.decoder.output.bias.register_hook(lambda gradient: gradient * math.inf)
         return parts

@@ -1,0 +1,38 @@
+"""Score sentences by how anomalous they are under a trained model, the most anomalous first.
+
+    python examples/score_sentences.py runs/quickstart/model sentences.txt
+    printf 'the bank rose\\nrose the bank the\\n' | python examples/score_sentences.py runs/quickstart/model -
+
+The score is `-log p(x)` per token, by importance weights; behind it the standard error of `-log p(x)`, in nats.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from latent_ebm_text import LatentEBMForTextGeneration
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder of a model saved with its tokenizer, or a Hub id")
+    parser.add_argument("sentences", help="a file with a sentence per line, or - for standard input")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws behind the estimates (default 0)")
+    options = parser.parse_args()
+
+    text = sys.stdin.read() if options.sentences == "-" else Path(options.sentences).read_text(encoding="utf-8")
+    sentences = [line.strip() for line in text.splitlines() if line.strip()]
+    if not sentences:
+        parser.error(f"{options.sentences} holds no sentence")
+    model = LatentEBMForTextGeneration.from_pretrained(options.model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    scores = model.score(sentences, tokenizer=tokenizer, seed=options.seed)
+    per_token = scores.get("nll_per_token")
+    for index in per_token.argsort(descending=True).tolist():
+        print(f"{per_token[index]:7.3f}  ± {scores.nll_standard_error[index]:.2f}  {sentences[index]}")
+
+
+if __name__ == "__main__":
+    main()

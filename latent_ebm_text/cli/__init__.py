@@ -1,0 +1,1 @@
+"""The command line: `latent-ebm train | generate | evaluate | score | interpolate | push | verify | doctor`."""

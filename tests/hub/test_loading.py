@@ -1,0 +1,115 @@
+"""Finding a model by what a user types, and what is wrong where there is none."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from latent_ebm_text import LatentEBMForTextGeneration
+from latent_ebm_text.errors import DataError, HubError, UsageError
+from latent_ebm_text.hub import find_model, load_text_model, push_run
+from tests.hub_server import HubServer
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def model(trained: Path, tmp_path: Path) -> Path:
+    """A model's folder of one's own."""
+    return Path(shutil.copytree(trained / "model", tmp_path / "model"))
+
+
+def test_the_folder_of_a_run_stands_for_its_model(trained: Path) -> None:
+    assert find_model(trained) == find_model(trained / "model") == trained / "model"
+
+
+def test_what_is_no_model(trained: Path, model: Path) -> None:
+    with pytest.raises(UsageError, match="there is no folder ./nowhere; check the path"):
+        find_model("./nowhere")
+    with pytest.raises(UsageError, match="is a file; give the folder of a model"):
+        find_model(trained / "results.json")
+    with pytest.raises(UsageError, match="holds no model: there is no config.json"):
+        find_model(trained / "checkpoints")
+    with pytest.raises(UsageError, match="revision 'v1' is for models on the Hub"):
+        find_model(model, "v1")
+    edit_config(model, model_type="gpt2")
+    with pytest.raises(UsageError, match="holds a model of type 'gpt2', which is none of this library's"):
+        load_text_model(model)
+    edit_config(model, model_type="latent_ebm_image")
+    with pytest.raises(UsageError, match="is a model of images; this needs one of text"):
+        load_text_model(model)
+
+
+def test_a_run_that_has_not_ended_has_no_model_yet(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(UsageError, match=r"has no model yet: its training has not ended. Run the same command again"):
+        load_text_model(tmp_path)
+
+
+def test_damaged_files_are_named(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(DataError, match=f"the model in {model} is incomplete or damaged"):
+        load_text_model(model)
+    weights.unlink()
+    with pytest.raises(DataError, match="is incomplete or damaged"):
+        load_text_model(model)
+    (model / "config.json").write_text("{")
+    with pytest.raises(DataError, match=r"config.json cannot be read"):
+        load_text_model(model)
+
+
+def test_a_model_of_a_newer_version(model: Path) -> None:
+    assert json.loads((model / "config.json").read_text())["latent_ebm_text_version"]
+    edit_config(model, latent_ebm_text_version="99.0")
+    assert load_text_model(model), "what can be read is read"
+    edit_config(model, wormholes=3)
+    message = (
+        r"was written by latent_ebm_text 99.0, and .* does not know its setting 'wormholes': pip install --upgrade"
+    )
+    with pytest.raises(UsageError, match=message):
+        load_text_model(model)
+    with pytest.raises(UsageError, match=message):
+        LatentEBMForTextGeneration.from_pretrained(model)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, too small for a model."""
+    (folder := tmp_path / "disk").mkdir()
+    try:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(folder)], check=True, capture_output=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small file system cannot be mounted here: {error}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.filterwarnings("ignore:Not enough free disk space")  # of huggingface_hub, which then tries all the same
+def test_a_full_disk_while_downloading(
+    hub: HubServer, trained: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_run(trained)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(small_disk))
+    with pytest.raises(HubError, match=r"the disk is full \(.* MiB free in .*; make room .* and run it again"):
+        load_text_model("me/tiny")
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    assert load_text_model("me/tiny")[0].num_parameters() > 0, "with room it goes on"
+
+
+def test_a_download_that_breaks_off_is_told_and_goes_on(hub: HubServer, trained: Path) -> None:
+    push_run(trained)
+    hub.fail("GET", "/resolve/.*/model.safetensors", 404)
+    with pytest.raises(HubError, match="me/tiny is no folder, and loading it from the Hub: the Hub answered 404"):
+        load_text_model("me/tiny")
+    hub.recover()
+    assert load_text_model("me/tiny")[0].num_parameters() > 0

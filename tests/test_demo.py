@@ -1,0 +1,288 @@
+"""The demo: what it computes, and every tab in a real browser."""
+
+import importlib.util
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.streams import stream
+from tests.helpers import tiny_model
+
+DEMO = Path(__file__).parents[1] / "examples/demo"
+SENTENCE = "the bank recovers in london"
+
+
+def load_views() -> Any:
+    specification = importlib.util.spec_from_file_location("views", DEMO / "views.py")
+    assert specification is not None
+    assert specification.loader is not None
+    views = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(views)
+    return views
+
+
+@pytest.fixture(scope="module")
+def text(quickstart_folder: Path) -> Any:
+    return load_views().TextViews(str(quickstart_folder / "runs/quickstart/model"))
+
+
+@pytest.fixture(scope="module")
+def images(quickstart_folder: Path) -> Any:
+    return load_views().ImageViews(str(quickstart_folder / "runs/quickstart-images/model"))
+
+
+# -------- what is computed
+
+
+def test_samples_follow_their_settings(text: Any) -> None:
+    table = text.sample(6, 5, 1.0, 1.0, 0)
+    assert len(table) == 6
+    assert table["energy"].is_monotonic_increasing
+    assert table.equals(text.sample(6, 5, 1.0, 1.0, 0))
+    for other in (text.sample(6, 5, 1.0, 1.0, 1), text.sample(6, 5, 0.1, 1.0, 0), text.sample(6, 5, 1.0, 0.05, 0)):
+        assert list(other["sentence"]) != list(table["sentence"])
+    assert list(text.sample(6, 30, 1.0, 1.0, 0)["energy"]) != list(table["energy"])
+
+
+def test_a_chain_is_the_models_own(text: Any) -> None:
+    """It starts and ends where the sampler's own chain does."""
+    chain = text.chain("", text.num_steps, 3)
+    assert list(chain["step"]) == list(range(text.num_steps + 1))
+    generator = stream(3, "demo: chain")
+    start = text.model.sample_reference(1, generator)
+    end = text.model.sample_prior(1, initial_latents=start, generator=generator).latents
+    assert chain["energy"].iloc[0] == pytest.approx(text.model.prior.energy(start).item())
+    assert chain["energy"].iloc[-1] == pytest.approx(text.model.prior.energy(end).item())
+
+
+def test_the_chain_of_a_sentence_is_that_of_its_posterior(text: Any) -> None:
+    num_steps = text.model.posterior_sampler.num_steps
+    energies = text.chain(SENTENCE, num_steps, 3)["energy"]
+    inputs = dict(text.tokenizer([SENTENCE], return_tensors="pt"))
+    posterior = text.model.posterior({name: inputs[name] for name in ("input_ids", "attention_mask")})
+    generator = stream(3, "demo: chain")
+    start = text.model.sample_reference(1, generator)
+    end = text.model.posterior_sampler.sample(start, posterior, generator=generator).latents
+    assert energies.iloc[0] == pytest.approx(-posterior(start).item(), rel=1e-4)
+    assert energies.iloc[-1] == pytest.approx(-posterior(end).item(), rel=1e-4)
+    assert not text.chain("the storm hit paris", num_steps, 3)["energy"].equals(energies)
+
+
+def test_a_path_has_its_ends_and_its_number_of_points(text: Any) -> None:
+    path = text.path(SENTENCE, "rain will fall", 5, "linear", 0)
+    assert list(path["position"]) == [0, 0.25, 0.5, 0.75, 1]
+    back = text.path(SENTENCE, SENTENCE, 5, "linear", 0)
+    assert len(back) == 5
+
+
+def test_the_map_is_centred_and_holds_what_was_typed(text: Any) -> None:
+    table = text.map(50, f"{SENTENCE}\n\nrain will fall", 0)
+    drawn = table[table["kind"] == "prior draw"]
+    assert len(drawn) == 50
+    assert list(table["sentence"][table["kind"] == "typed"]) == [SENTENCE, "rain will fall"]
+    assert drawn["x"].mean() == pytest.approx(0, abs=1e-4)
+    assert drawn["x"].std() >= drawn["y"].std()  # the first direction is that of the largest variance
+
+
+def test_anomaly_scores_agree_with_the_model(text: Any) -> None:
+    words, table = text.anomaly(SENTENCE, 0)
+    expected = text.model.score([SENTENCE], tokenizer=text.tokenizer, seed=0)
+    shown = dict(zip(table["score"], table["this sentence"], strict=True))
+    assert shown["nll"] == pytest.approx(expected.nll.item(), abs=0.01)
+    assert f"{expected.nll.item():.2f} ±" in words
+    assert "of 50 sentences" in words
+
+
+def test_images(images: Any) -> None:
+    pictures = images.sample(3, 5, 0)
+    assert [picture.size for picture in pictures] == [(128, 128)] * 3
+    strip, energies = images.chain(20, 0, num_pictures=5)
+    assert [caption.split(",")[0] for _, caption in strip] == [f"step {step}" for step in (0, 5, 10, 15, 20)]
+    assert len(energies) == 21
+
+
+def test_what_cannot_be_is_said(text: Any, quickstart_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="type a sentence first"):
+        text.path(" ", SENTENCE, 5, "linear", 0)
+    with pytest.raises(UsageError, match="at most 200 words here, this one has 201"):
+        text.anomaly("the " * 201, 0)
+    with pytest.raises(UsageError, match="there is no folder"):
+        load_views().TextViews(str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="no model of images"):
+        load_views().ImageViews(str(quickstart_folder / "runs/quickstart"))
+    tiny_model(latent_dim=0, prior_type="gaussian").save_pretrained(tmp_path)
+    text.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="without a latent"):
+        load_views().TextViews(str(tmp_path))
+
+
+@pytest.mark.parametrize(("arguments", "missing", "message"), [
+    (["--model", "./nowhere"], "gradio", "the demo needs gradio: pip install 'latent-ebm-text[demo]'"),
+    (["--model", "./nowhere"], None, "there is no folder ./nowhere"),
+])  # fmt: skip
+def test_the_command_says_what_is_missing(
+    arguments: list[str], missing: str | None, message: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(DEMO)
+    monkeypatch.setattr(sys, "argv", ["app.py", *arguments])
+    monkeypatch.delitem(sys.modules, "page", raising=False)
+    if missing is None:
+        monkeypatch.setitem(sys.modules, "page", object())
+    else:
+        monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(DEMO / "app.py"), run_name="__main__")
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# -------- in a browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_a_browser = pytest.mark.skipif(
+    CHROMIUM is None or any(importlib.util.find_spec(name) is None for name in ("gradio", "playwright")),
+    reason="needs Chromium, and the packages gradio and playwright",
+)
+
+
+@pytest.fixture(scope="module")
+def address(quickstart_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The demo as a process of its own, on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("demo") / "log.txt"
+    runs = quickstart_folder / "runs"
+    command = [
+        sys.executable, str(DEMO / "app.py"), "--port", str(port), "--model", str(runs / "quickstart/model"),
+        "--image_model", str(runs / "quickstart-images/model"),
+    ]  # fmt: skip
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 120
+        while "Running on local URL" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture
+def page(address: str, tmp_path: Path) -> Iterator[Any]:
+    """The demo's page in a browser of its own, which remembers what it asked the network for; a screenshot is kept."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            str(tmp_path / "profile"), executable_path=CHROMIUM, headless=True,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+            viewport={"width": 1280, "height": 1100},
+        )  # fmt: skip
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        page.get_by_role("tab", name="Sample").wait_for()
+        yield page
+        page.screenshot(path=str(tmp_path / "page.png"))
+        assert "Traceback" not in page.content()
+        context.close()
+    assert asked
+    assert {url for url in asked if not url.startswith((address, "data:", "blob:"))} == set()
+
+
+def open_tab(page: Any, name: str) -> Any:
+    page.get_by_role("tab", name=name, exact=True).click()
+    return page.locator('div[role="tabpanel"]:visible')
+
+
+def rows(panel: Any, at_least: int) -> list[str]:
+    """The visible rows of the panel's first table, once there are so many."""
+    body = panel.get_by_role("row").filter(has=panel.page.get_by_role("gridcell"))
+    body.nth(at_least - 1).wait_for()
+    return [row for row in body.all_inner_texts() if row.strip()]
+
+
+@pytest.mark.slow
+@needs_a_browser
+class TestInABrowser:
+    def test_sample(self, page: Any) -> None:
+        panel = open_tab(page, "Sample")
+        panel.get_by_role("button", name="Sample").click()
+        first = rows(panel, 8)
+        panel.get_by_label("number input for seed").fill("7")
+        panel.get_by_label("number input for seed").press("Enter")
+        panel.get_by_role("button", name="Sample").click()
+        page.wait_for_timeout(3000)
+        assert rows(panel, 8) != first
+
+    def test_chain(self, page: Any) -> None:
+        panel = open_tab(page, "Chain")
+        panel.get_by_label("sentence (empty: the prior's chain)").fill(SENTENCE)
+        panel.get_by_role("button", name="Run the chain").click()
+        assert len(rows(panel, 5)) >= 5
+        panel.locator("canvas, svg.marks").first.wait_for()
+
+    def test_interpolate(self, page: Any) -> None:
+        panel = open_tab(page, "Interpolate")
+        panel.get_by_label("from", exact=True).fill(SENTENCE)
+        panel.get_by_label("to", exact=True).fill("rain will fall in paris")
+        panel.get_by_label("low_energy").check()
+        panel.get_by_role("button", name="Interpolate").click()
+        assert len(rows(panel, 8)) == 8
+        panel.locator("canvas, svg.marks").first.wait_for()
+
+    def test_map_with_hover(self, page: Any) -> None:
+        panel = open_tab(page, "Map")
+        panel.get_by_label("your sentences, one a line (may be empty)").fill(SENTENCE)
+        panel.get_by_role("button", name="Draw the map").click()
+        plot = panel.locator("canvas, svg.marks").first
+        plot.wait_for()
+        page.wait_for_timeout(1000)
+        box, tip = plot.bounding_box(), page.locator("#vg-tooltip-element.visible")
+        for step in range(400):  # across the middle, until something is hit
+            page.mouse.move(box["x"] + box["width"] * (0.3 + 0.001 * step), box["y"] + box["height"] * 0.5)
+            if tip.count():
+                break
+        assert "sentence" in tip.inner_text()
+        assert "energy" in tip.inner_text()
+
+    def test_anomaly(self, page: Any) -> None:
+        panel = open_tab(page, "Anomaly")
+        panel.get_by_label("sentence", exact=True).fill(SENTENCE)
+        panel.get_by_role("button", name="Score").click()
+        page.wait_for_function(
+            "[...document.querySelectorAll('textarea')].some(e => e.value.includes('more surprising'))"
+        )
+        assert any("nll_per_token" in row for row in rows(panel, 5))
+
+    def test_images(self, page: Any) -> None:
+        panel = open_tab(page, "Images")
+        panel.get_by_role("button", name="Sample images").click()
+        panel.locator("img").nth(15).wait_for()
+        panel.get_by_role("button", name="Run an image chain").click()
+        panel.get_by_text("step 0,").first.wait_for()
+        panel.locator("canvas, svg.marks").first.wait_for()
+
+    def test_an_error_is_a_message(self, page: Any) -> None:
+        panel = open_tab(page, "Interpolate")
+        panel.get_by_role("button", name="Interpolate").click()
+        message = page.locator(".toast-body")
+        message.wait_for()
+        assert "type a sentence first" in message.inner_text()

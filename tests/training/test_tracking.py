@@ -1,0 +1,65 @@
+"""Trackers get what `metrics.jsonl` gets; a run's page holds all of it."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.tracking import PROJECT, make_accelerator
+from tests.tiny_runs import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tracked"
+    assert train(folder, {"report_to": "tensorboard", "eval_every": 7}) == 0
+    return folder
+
+
+def test_tensorboard_has_the_numbers_of_the_metrics_file(run: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = {path.parent for path in (run / PROJECT).glob("events.*")}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for kind, name in (("train", "reconstruction_nll"), ("validation", "prior_nll")):
+        written = [(record["step"], record[name]) for record in records if record["kind"] == kind]
+        tracked = [(event.step, event.value) for event in events.Scalars(f"{kind}/{name}")]
+        assert written
+        assert tracked == [(step, pytest.approx(value, rel=1e-5)) for step, value in written]
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_other_trackers_run_without_a_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    assert train(tmp_path / "run", {"report_to": name}) == 0
+    folder, pattern = (tmp_path / "run" / "wandb", "offline-run-*") if name == "wandb" else (tmp_path / "trackio", "*")
+    assert list(folder.glob(pattern))
+
+
+def test_a_tracker_that_cannot_be_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"report_to holds 'mlflow'; known trackers: trackio, tensorboard, wandb"):
+        make_accelerator(TrainingArguments(report_to="mlflow"))
+    monkeypatch.setattr("latent_ebm_text.training.tracking.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"wandb is not installed: pip install 'latent-ebm-text\[wandb\]'"):
+        make_accelerator(TrainingArguments(report_to="wandb"))
+
+
+def test_the_page_of_a_run_needs_no_other_file(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    results = json.loads((run / "results.json").read_text())
+    for split in ("validation", "test"):
+        assert f"{results['splits'][split]['prior_nll']['value']:.5g}" in page
+    assert page.count("src=") == page.count("data:image/png;base64,") == 1
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    samples = (run / "samples.txt").read_text().splitlines()
+    assert all(sample in page.replace("&#39;", "'").replace("&lt;", "<").replace("&gt;", ">") for sample in samples)
+    assert "num_epochs: 2" in page
