@@ -112,7 +112,7 @@ class Health:
         self._gaps = [*self._gaps, record["energy_gap"]][-5:]
 
     def judge(self, figures: dict[str, float]) -> list[str]:
-        """Warnings after an evaluation, each with the setting to change."""
+        """New warnings after an evaluation, each with the setting to change."""
         found = []
         told = figures["prior_nll"] - figures["reconstruction_nll"]
         if told < self.UNUSED_NATS:
@@ -132,9 +132,5 @@ class Health:
                 f"{100 * figures['std_mismatch']:.0f} %. Raise prior_learning_rate or prior_num_steps, or lower "
                 "likelihood_weight"
             )
+        self.warnings += [warning for warning in found if warning not in self.warnings]  # or a resumed run repeats it
         return found
-
-    def note(self, warning: str) -> None:
-        """Keeps a warning for the end of the run, once: a resumed run may come by the same evaluation again."""
-        if warning not in self.warnings:
-            self.warnings.append(warning)

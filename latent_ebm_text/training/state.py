@@ -116,7 +116,6 @@ class TrainingState:
         """Writes the figures of an evaluation at this step, and warns of what looks wrong."""
         self.metrics.write("validation", self.step, {**figures, "seconds": self.seconds})
         for warning in self.health.judge(figures) if self.model.config.latent_dim else ():
-            self.health.note(f"step {self.step}: {warning}")
             self.accelerator.print(f"step {self.step}: {warning}")
 
     def roll_back(self, reason: str) -> None:
@@ -128,7 +127,7 @@ class TrainingState:
             f"{reason}. Went back to step {self.step}; from there on with learning rates {2**rollbacks} times smaller "
             f"(time {rollbacks} of at most {self.args.max_rollbacks})"
         )
-        self.health.note(note)
+        self.health.warnings.append(note)
         self.metrics.write("rollback", self.step, {"reason": reason, "rollbacks": rollbacks})
         self.accelerator.print(note)
 
