@@ -38,7 +38,7 @@ test: lint types  ## Lint, check types and run the fast tests: what CI runs
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 test-slow: setup  ## Run the slow tests (those on real corpora need LATENT_EBM_DATA)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow --numprocesses auto $(ARGS)
 
 lint: setup  ## Check style and formatting, change nothing
 	$(BIN)/ruff check .

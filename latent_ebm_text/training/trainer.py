@@ -143,7 +143,6 @@ def train(
 
                 # 2. One loss whose gradient is the learning gradient of both parts (eq. 6 and 7).
                 with failing_together(accelerator):
-                    torch.manual_seed(stream_seed(args.seed, "dropout", step, accelerator.process_index))
                     output = wrapped(
                         **share.inputs,
                         latents=share.latents,
@@ -227,6 +226,8 @@ def _draw(state: TrainingState, data: TrainingData) -> _Share:
     """The examples of this process in the batch of this step, their posterior draws z+, and as many prior draws z-."""
     model, args, step, accelerator = state.model, state.args, state.step, state.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
+    # What the model draws from torch's global stream from here on: words that stand for others, dropout, proposals.
+    torch.manual_seed(stream_seed(args.seed, "dropout", step, rank))
     batch = data.batches.at(step)
     rows = torch.arange(rank, len(batch), world)
     part = len(rows) * world / len(batch)

@@ -33,7 +33,8 @@ def kill_often(start, run, randomness):
 def assert_kills_change_nothing(start, finish, folder, modality, inference, seed=0):
     training = {**LONG, "inference": inference, "averaging_start": 0.5}
     straight, killed = (
-        Run(folder / name / "run", modality, MODES[inference], training) for name in ("straight", "killed")
+        Run(folder / name / "run", modality, MODES[inference], training, pause=0.005)
+        for name in ("straight", "killed")
     )
     assert finish(straight) == 0, log(straight)
     kill_often(start, killed, random.Random(seed))

@@ -48,6 +48,7 @@ class Run:
             `save`. A file of this name beside the folder says when it has begun.
         diverge: Whether the posterior chains of the last process diverge, `once`, at its fourth step, or `always` from
             then on.
+        pause: Seconds that every read takes: whoever is to kill the process on a busy machine gets a turn.
         stop_after: The process sends itself SIGTERM after so many steps.
         kill_at: The process kills itself at this file operation of the checkpoint of step 4.
         rank: Of `world` processes.
@@ -61,6 +62,7 @@ class Run:
     training: dict[str, Any] = field(default_factory=dict)
     linger: str | None = None
     diverge: str | None = None
+    pause: float = 0.0
     stop_after: int | None = None
     kill_at: int | None = None
     rank: int = 0
@@ -149,6 +151,8 @@ def _disturbed(run: Run, model: Any, data: TrainingData) -> TrainingData:
             calls[phase] += 1
             if run.linger == phase and calls[phase] == 4:
                 _linger(run, model)
+            if phase == "data":
+                time.sleep(run.pause)
             if phase == "data" and calls[phase] - 1 == run.stop_after:
                 os.kill(os.getpid(), signal.SIGTERM)
             if phase == "posterior" and run.rank == run.world - 1 and is_time[run.diverge](calls[phase]):

@@ -400,7 +400,7 @@ def test_a_kill_spoils_nothing(tmp_path, mode):
     root = Path(checkpointing.__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}  # forked children: no thread pools
     result = subprocess.run(
-        [sys.executable, __file__, mode, tmp_path], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, __file__, mode, tmp_path], env=environment, capture_output=True, text=True, timeout=280
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("done\n")
@@ -442,7 +442,9 @@ def kill_at_random(folder: Path) -> None:
     random.seed(0)
     confirmed_by = folder.parent / "confirmed"
     confirmed_by.write_text("0")
-    for _ in range(20):
+    kills = 0
+    while kills < 20 or int(confirmed_by.read_text()) <= 20:  # on a busy machine many kills come before the first save
+        kills += 1
         first = int(confirmed_by.read_text()) + 1
 
         def write_for_ever(first: int = first) -> None:
@@ -455,7 +457,6 @@ def kill_at_random(folder: Path) -> None:
         confirmed = int(confirmed_by.read_text())
         latest = load_latest_of_complete_ones(folder)
         assert (latest.step if latest else 0) in (confirmed, confirmed + 1)
-    assert int(confirmed_by.read_text()) > 20
 
 
 def kill_at_every_file_operation(folder: Path) -> None:
