@@ -188,7 +188,9 @@ def _store_streams(
     from latent_ebm_text.data.streaming import store_stream
 
     missing = 3 - len(streams)
-    limit = None if num_sentences is None else -(-20 * num_sentences // (20 - missing)) + missing
+    limit = None
+    if num_sentences is not None:  # and what `cut_missing_splits` will take
+        limit = max(num_sentences + 2 * missing, -(-20 * num_sentences // (20 - missing)) + missing)
     stored = {}
     for split, stream in streams.items():
         most = limit if split == "train" else None
