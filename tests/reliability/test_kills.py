@@ -3,6 +3,7 @@
 import random
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.reliability.processes import assert_same_outcome, log, newest, send, 
 from tests.reliability.worker import Run
 
 KILLS = 20
+PAUSE = 0.1  # seconds that every read takes of a run that is killed, or it could end before it is this process's turn
 SIGNALS = [signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 LONG = {"num_epochs": 20.0}  # 120 steps
 MODES = {
@@ -26,18 +28,17 @@ def kill_often(start, run, randomness):
     for _ in range(KILLS):
         process, goal = start(run), steps_done(run.folder) + randomness.randint(0, 3)
         wait_for(lambda goal=goal: steps_done(run.folder) >= goal, process)
-        time.sleep(randomness.uniform(0.0, 0.02))
+        time.sleep(randomness.uniform(0.0, PAUSE + 0.02))
         assert send(process, randomness.choice(SIGNALS)) != 0, "it ended before it was stopped so often"
 
 
 def assert_kills_change_nothing(start, finish, folder, modality, inference, seed=0):
     training = {**LONG, "inference": inference, "averaging_start": 0.5}
     straight, killed = (
-        Run(folder / name / "run", modality, MODES[inference], training, pause=0.005)
-        for name in ("straight", "killed")
+        Run(folder / name / "run", modality, MODES[inference], training) for name in ("straight", "killed")
     )
     assert finish(straight) == 0, log(straight)
-    kill_often(start, killed, random.Random(seed))
+    kill_often(start, replace(killed, pause=PAUSE), random.Random(seed))
     assert finish(killed) == 0, log(killed)
     assert_same_outcome(killed.folder, straight.folder)
     if inference == "persistent":
