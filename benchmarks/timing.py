@@ -65,11 +65,15 @@ class Disagreement(Exception):
 
 
 def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Largest difference of any entry, relative to the largest entry of its tensor; infinite for other shapes."""
+    """Largest norm of a difference, relative to that of its tensor; infinite for other shapes.
+
+    Not of single entries: where a chain's rounding turns one unit of a piecewise linear network on or off, one entry of a
+    gradient changes by its share of one example.
+    """
     if [value.shape for value in ours] != [value.shape for value in theirs]:
         return float("inf")
     pairs = zip(ours, theirs, strict=True)
-    differences = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in pairs]
+    differences = [float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in pairs]
     return max(d if math.isfinite(d) else float("inf") for d in differences)
 
 
