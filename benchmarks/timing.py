@@ -67,8 +67,8 @@ class Disagreement(Exception):
 def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """Largest norm of a difference, relative to that of its tensor; infinite for other shapes.
 
-    Not of single entries: where a chain's rounding turns one unit of a piecewise linear network on or off, one entry of
-    a gradient changes by its share of one example.
+    Not of single entries: where a chain's rounding turns one unit of a piecewise linear network on or off, one entry
+    of a gradient changes by its share of one example.
     """
     if [value.shape for value in ours] != [value.shape for value in theirs]:
         return float("inf")
