@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parent.parent
+MADE = ("runs", "build")  # by trainings and by the site, not written
 
 CODE_BLOCK = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?^ {0,3}\1[`~]*[ \t]*$", re.MULTILINE | re.DOTALL)
 CODE_SPAN = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
@@ -67,9 +68,13 @@ def broken_links(path: Path) -> list[str]:
 
 
 def markdown_files(places: list[Path]) -> list[Path]:
-    """All Markdown files at or below `places`; hidden folders are left out."""
+    """All Markdown files at or below `places`; hidden folders and those of runs and builds are left out."""
     files = {file for place in places for file in ([place] if place.is_file() else place.rglob("*.md"))}
-    return sorted(file for file in files if not any(name.startswith(".") for name in file.relative_to(ROOT).parts))
+    return sorted(
+        file
+        for file in files
+        if not any(name in MADE or name.startswith(".") for name in file.relative_to(ROOT).parts)
+    )
 
 
 def main() -> int:
