@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from latent_ebm_text.decoders.softmax import CandidateWords
 from latent_ebm_text.samplers.base import ScoredLogDensity
 
 if TYPE_CHECKING:
@@ -46,12 +47,32 @@ class TextDecoder(LatentDecoder):
     `inputs` are everywhere a dictionary with `input_ids` of shape `(batch, length)`, from the beginning-of-sentence
     token to the end-of-sentence token and padded on the right, and `attention_mask` of the same shape. Every token
     but the first is predicted; padding never changes a number.
+
+    Attributes:
+        frequent_words: In training mode, the softmax is taken over the first so many ids, the words to be predicted
+            and `drawn_words` of the others; zero for all.
+        drawn_words: See `frequent_words`.
     """
+
+    frequent_words: int
+    drawn_words: int
+
+    def candidates(self, targets: Tensor) -> CandidateWords | None:
+        """In training mode, the words that the softmax is taken over, if these are not all; targets `(rows,)`."""
+        if not self.training or self.frequent_words == 0:
+            return None
+        frequent = torch.arange(self.frequent_words, device=targets.device)
+        return CandidateWords.draw(targets, frequent, self.vocab_size, self.drawn_words, None)
 
     @property
     def word_embedding(self) -> nn.Module:
         """The layer that maps ids to vectors."""
         raise NotImplementedError
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of words."""
+        return len(self.word_embedding.get_parameter("weight"))
 
     def make_cache(self, implementation: str | None = None) -> WordCache:
         """What generation carries from word to word.

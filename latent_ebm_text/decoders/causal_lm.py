@@ -13,7 +13,6 @@ from latent_ebm_text.decoders.base import FrozenLikelihood, TextDecoder, WordCac
 from latent_ebm_text.decoders.injection import Injection, LatentInjection, added_to_inputs
 from latent_ebm_text.decoders.language_model import add_adapters, has_plain_head, list_of_layers, std_of_embeddings
 from latent_ebm_text.decoders.softmax import (
-    CandidateWords,
     FrozenSoftmaxOutput,
     chunked_log_prob,
     fill_rows,
@@ -119,11 +118,6 @@ class CausalLMDecoder(TextDecoder):
         """The layer that maps ids to vectors."""
         embedding: nn.Module = self.lm.get_input_embeddings()
         return embedding
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of words."""
-        return len(self.word_embedding.get_parameter("weight"))
 
     @property
     def latent_dtype(self) -> torch.dtype:
@@ -241,13 +235,6 @@ class CausalLMDecoder(TextDecoder):
         else:
             values = pick_log_prob(features, targets)
         return sum_words(values, predicted)
-
-    def candidates(self, targets: Tensor) -> CandidateWords | None:
-        """In training mode, the words that the softmax is taken over, if these are not all; targets `(rows,)`."""
-        if not self.training or self.frequent_words == 0:
-            return None
-        frequent = torch.arange(self.frequent_words, device=targets.device)
-        return CandidateWords.draw(targets, frequent, self.vocab_size, self.drawn_words, None)
 
     def likelihood(self, inputs: dict[str, Tensor]) -> CausalLMLikelihood:
         """`log p(x | z)` as a function of z alone, see [`CausalLMLikelihood`]."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from latent_ebm_text.decoders.base import FrozenLikelihood, TextDecoder, WordCache, predicted_mask
 from latent_ebm_text.decoders.frozen import FrozenLinear
-from latent_ebm_text.decoders.softmax import CandidateWords, SoftmaxOutput
+from latent_ebm_text.decoders.softmax import SoftmaxOutput
 from latent_ebm_text.dropout import drop_features, drop_words
 from latent_ebm_text.errors import UsageError
 
@@ -149,13 +149,6 @@ class LSTMDecoder(TextDecoder):
         values = self.output.log_prob(hidden[rows], targets, self._tied_weight(), self.candidates(targets))
         per_token = torch.zeros(rows.shape, dtype=values.dtype, device=values.device).masked_scatter(rows, values)
         return per_token.sum(dim=0)
-
-    def candidates(self, targets: Tensor) -> CandidateWords | None:
-        """In training mode, the words that the softmax is taken over, if these are not all; targets `(rows,)`."""
-        if not self.training or self.frequent_words == 0:
-            return None
-        frequent = torch.arange(self.frequent_words, device=targets.device)
-        return CandidateWords.draw(targets, frequent, self.embedding.num_embeddings, self.drawn_words, None)
 
     def likelihood(self, inputs: dict[str, Tensor]) -> LSTMLikelihood:
         """`log p(x | z)` as a function of z alone, see [`LSTMLikelihood`]."""
