@@ -1,13 +1,13 @@
 """Generative models whose latent vector has a learned energy-based prior.
 
 The public names are imported when they are first used, so that `import latent_ebm_text` costs next to nothing.
-Importing `LatentEBMForTextGeneration` or `LatentEBMForImageGeneration` registers it with the Auto classes of
-transformers.
+The models are known to the Auto classes of transformers, see `registration.py`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from latent_ebm_text.registration import register_with_transformers
 from latent_ebm_text.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -48,3 +48,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register_with_transformers()

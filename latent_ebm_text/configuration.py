@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from packaging.version import Version
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.samplers import sampler_from_dict
@@ -262,3 +262,7 @@ class LatentEBMImageConfig(LatentEBMConfig):
             raise UsageError(f"num_channels must be 1 (grey) or 3 (colour), got {self.num_channels}")
         if not self.decoder_channels or min(self.decoder_channels) < 1:
             raise UsageError(f"decoder_channels must be positive integers, one a layer, got {self.decoder_channels}")
+
+
+for _config in (LatentEBMTextConfig, LatentEBMImageConfig):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)

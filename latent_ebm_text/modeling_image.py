@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -265,5 +265,4 @@ class LatentEBMForImageGeneration(LatentEBMPreTrainedModel):
         return {"pixel_values": pixel_values.to(self.device, self.dtype)}
 
 
-AutoConfig.register(LatentEBMImageConfig.model_type, LatentEBMImageConfig, exist_ok=True)
 AutoModel.register(LatentEBMImageConfig, LatentEBMForImageGeneration, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.utils import ModelOutput
@@ -441,5 +441,4 @@ class _word_stream:
         self._fork.__exit__(*exception)
 
 
-AutoConfig.register(LatentEBMTextConfig.model_type, LatentEBMTextConfig, exist_ok=True)
 AutoModelForCausalLM.register(LatentEBMTextConfig, LatentEBMForTextGeneration, exist_ok=True)
