@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_ebm_text.decoders.frozen import FrozenLinear
-from latent_ebm_text.decoders.softmax import ROW_MULTIPLE
+from latent_ebm_text.decoders.softmax import SIZE_MULTIPLE
 from latent_ebm_text.errors import UsageError
 
 #: Rows of logits computed at a time: few enough to stay in the cache between the product, the softmax and the draw.
@@ -118,7 +118,7 @@ class SentenceGenerator:
                 going_on = len(ended) - int(ended.sum())
                 if going_on == 0:
                     break
-                computed = -(-going_on // ROW_MULTIPLE) * ROW_MULTIPLE
+                computed = -(-going_on // SIZE_MULTIPLE) * SIZE_MULTIPLE
                 if computed < len(rows):
                     kept = ended.int().argsort(stable=True)[:computed]  # those that go on come first
                     rows, words, ended = (values[kept] for values in (rows, words, ended))

@@ -19,9 +19,9 @@ from latent_ebm_text.decoders.frozen import FrozenLinear
 
 #: Rows of logits computed at a time.
 CHUNK_ROWS = 256
-#: Rows are filled up to a multiple of this. A CPU kernel is generated, and kept, for every shape that is met: without
-#: it every batch brings new ones, which costs time and, over an epoch, gigabytes.
-ROW_MULTIPLE = 64
+#: Rows and candidate words are filled up to a multiple of this. A CPU kernel is generated, and kept, for every shape
+#: that is met: without it every batch brings new ones, which costs time and, over an epoch, gigabytes.
+SIZE_MULTIPLE = 64
 
 #: Of features, weight and bias.
 Gradients = tuple[Tensor, Tensor | None, Tensor | None]
@@ -32,9 +32,9 @@ class CandidateWords:
     """Some words in place of the whole vocabulary, for an unbiased estimate of the softmax's normaliser.
 
     Attributes:
-        words: `(candidates,)`, ids; every target is among them.
-        log_weights: `(candidates,)`, zero for a word that stands for itself, and for one that was drawn at random the
-            log of how many words it stands for.
+        words: `(candidates,)`, ids; every target is among them. The last may be filling.
+        log_weights: `(candidates,)`, zero for a word that stands for itself, for one that was drawn at random the log
+            of how many words it stands for, and minus infinity for filling.
         places: `(vocab_size,)`, where each word is among the candidates; -1 for one that is not.
     """
 
@@ -69,7 +69,8 @@ class CandidateWords:
             log_weights[len(kept) :] = math.log(len(others) / len(drawn))
         places = torch.full((vocab_size,), -1, device=targets.device)
         places[words] = torch.arange(len(words), device=targets.device)
-        return cls(words, log_weights, places)
+        filling = (0, -len(words) % SIZE_MULTIPLE)
+        return cls(nn.functional.pad(words, filling), nn.functional.pad(log_weights, filling, value=-math.inf), places)
 
 
 class SoftmaxOutput(nn.Module):
@@ -304,8 +305,8 @@ def _chunks(num_rows: int) -> Iterator[slice]:
 
 
 def fill_rows(hidden: Tensor) -> Tensor:
-    """`(rows, hidden_size)` with zero rows added up to a multiple of [`ROW_MULTIPLE`]."""
-    return nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % ROW_MULTIPLE))
+    """`(rows, hidden_size)` with zero rows added up to a multiple of [`SIZE_MULTIPLE`]."""
+    return nn.functional.pad(hidden, (0, 0, 0, -len(hidden) % SIZE_MULTIPLE))
 
 
 def pick_log_prob(logits: Tensor, targets: Tensor) -> Tensor:

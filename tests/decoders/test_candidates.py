@@ -32,12 +32,19 @@ def test_candidates_are_the_frequent_words_the_targets_and_some_others_each_once
     _, _, targets = layer()
     found = draw(targets, 12)
     kept = set(range(10)) | set(targets.tolist())
-    assert len(set(found.words.tolist())) == len(found.words) == len(kept) + 12
-    assert set(found.words[found.log_weights == 0].tolist()) == kept
-    drawn = found.log_weights[found.log_weights > 0]
+    is_filling = found.log_weights == -math.inf
+    words, log_weights = found.words[~is_filling], found.log_weights[~is_filling]
+    assert len(set(words.tolist())) == len(words) == len(kept) + 12
+    assert set(words[log_weights == 0].tolist()) == kept
+    drawn = log_weights[log_weights > 0]
     assert drawn.tolist() == pytest.approx([math.log((VOCAB_SIZE - len(kept)) / 12)] * 12)
-    assert torch.equal(found.words[found.places[found.words]], found.words)
-    assert (found.places >= 0).sum() == len(found.words)
+    assert torch.equal(found.words[found.places[words]], words)
+    assert (found.places >= 0).sum() == len(words)
+
+
+def test_there_are_few_numbers_of_candidates_so_that_kernels_are_used_again() -> None:
+    numbers = {len(draw(torch.arange(10, 10 + kept), 12).words) for kept in range(1, 30)}
+    assert numbers == {64}
 
 
 def test_with_every_word_drawn_nothing_changes() -> None:
