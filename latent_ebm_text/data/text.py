@@ -38,8 +38,8 @@ class TextCorpus:
     splits: train, validation and test, each with a string column `text` (stripped, never blank); other columns kept.
     name: what the data is, e.g. "ptb (ptb-text-only/ptb_text_only @ refs/convert/parquet)".
     rows, blank_lines_skipped: counts per split (skipped lines under the split they were found in).
-    fingerprint: first 16 hex digits of the SHA-256 over the texts of all splits; equal texts give equal fingerprints,
-        whatever file or hub they came from.
+    fingerprint: first 16 hex digits of the SHA-256 over the texts of all splits, test before it is shortened; equal
+        texts give equal fingerprints, whatever file or hub they came from.
     notes: what was done to the data beyond reading it, one sentence each.
     """
 
@@ -67,6 +67,7 @@ def load_text_dataset(
     revision: str | None = None,
     train_split: str | None = None,
     num_sentences: int | None = None,
+    num_test_sentences: int | None = None,
     streaming: bool = False,
     num_proc: int = 1,
     seed: int = 0,
@@ -84,6 +85,8 @@ def load_text_dataset(
     train_split: the split to train on, of a source that has no train split or should not be trained on it.
     num_sentences: size of the train split. The grammar generates that many (default 8,000); of other sources the
         first `num_sentences` train rows are used (all, if there are fewer).
+    num_test_sentences: the first so many rows of the test split are kept (all, if there are fewer). The fingerprint is
+        that of the whole split.
     streaming: read the rows one after the other, no more of train than `num_sentences` needs, and keep their texts
         alone on disk: for a set that is larger than one wants to download. Refused for sets that are made here.
     num_proc: processes that prepare a large corpus.
@@ -92,8 +95,9 @@ def load_text_dataset(
     Raises `UsageError` (a path, name, column, split or option that cannot be right) and `DataError` (data that was
     found but is empty, not UTF-8 or unreadable; an unreachable Hub).
     """
-    if num_sentences is not None and num_sentences < 1:
-        raise UsageError(f"num_sentences is {num_sentences}; it must be at least 1 (or left out for all of them).")
+    for option, size in (("num_sentences", num_sentences), ("num_test_sentences", num_test_sentences)):
+        if size is not None and size < 1:
+            raise UsageError(f"{option} is {size}; it must be at least 1 (or left out for all of them).")
     path = Path(name_or_path).expanduser()
     is_local = name_or_path not in ("ptb", "snli", "yahoo") and path.exists()
     if revision is not None and (name_or_path == "grammar" or is_local):
@@ -124,18 +128,19 @@ def load_text_dataset(
     if streaming:
         splits = _store_streams(splits, name, text_column, num_sentences, [identity, chosen], notes)
         text_column = None
-    return _assemble(splits, name, text_column, num_sentences, notes, num_proc)
+    sizes = {"train": num_sentences, "test": num_test_sentences}
+    return _assemble(splits, name, text_column, sizes, notes, num_proc)
 
 
 def _assemble(
     raw: dict[str, Dataset],
     name: str,
     text_column: str | None,
-    num_sentences: int | None,
+    sizes: dict[str, int | None],
     notes: list[str],
     num_proc: int,
 ) -> TextCorpus:
-    """Clean every split, cut off those that are missing, shorten train, and count."""
+    """Clean every split, cut off those that are missing, shorten those with a size, and count."""
     from datasets import DatasetDict
 
     cleaned, blank = {}, {}
@@ -145,18 +150,26 @@ def _assemble(
         with naming(f"{origin} cannot be read as text"):
             cleaned[split], blank[split] = clean(dataset, column, origin, num_proc)
     splits = cut_missing_splits(cleaned, name, notes)
-    available = len(splits["train"])
-    if num_sentences is not None and num_sentences < available:
-        splits["train"] = splits["train"].select(range(num_sentences))
-        notes.append(f"train is the first {num_sentences:,} of {available:,} sentences")
+    splits = _shorten(splits, "train", sizes["train"], notes)
+    identity = fingerprint(splits)
+    splits = _shorten(splits, "test", sizes["test"], notes)
     return TextCorpus(
         splits=DatasetDict(splits),
         name=name,
         rows={split: len(dataset) for split, dataset in splits.items()},
         blank_lines_skipped=blank,
-        fingerprint=fingerprint(splits),
+        fingerprint=identity,
         notes=tuple(notes),
     )
+
+
+def _shorten(splits: dict[str, Dataset], split: str, size: int | None, notes: list[str]) -> dict[str, Dataset]:
+    """The splits with the first `size` rows of one of them, and a note where that leaves some out."""
+    available = len(splits[split])
+    if size is None or size >= available:
+        return splits
+    notes.append(f"{split} is the first {size:,} of {available:,} sentences")
+    return {**splits, split: splits[split].select(range(size))}
 
 
 def _generate_grammar(num_train: int, seed: int) -> dict[str, Dataset]:

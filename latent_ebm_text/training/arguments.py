@@ -164,6 +164,7 @@ class DataArguments:
     dataset_revision: str | None = option(None, "Revision of a Hub data set.")
     train_split: str | None = option(None, "Split to train on, where it is not the one called train.")
     num_sentences: int | None = option(None, "Train on so many sentences; none for all.")
+    num_test_sentences: int | None = option(None, "Test on so many sentences; none for all.")
     streaming: bool = option(
         False,
         "Read the rows one after the other, no more than num_sentences needs, and keep only their texts on disk.",
@@ -178,7 +179,7 @@ class DataArguments:
     max_length: int = option(100, "Most tokens of a sentence, its end counted; longer ones are truncated and counted.")
 
     def __post_init__(self) -> None:
-        for name in ("num_sentences", "num_proc", "vocab_size", "max_length"):
+        for name in ("num_sentences", "num_test_sentences", "num_proc", "vocab_size", "max_length"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
 

@@ -84,6 +84,7 @@ def prepare_text(
             revision=args.dataset_revision,
             train_split=args.train_split,
             num_sentences=args.num_sentences,
+            num_test_sentences=args.num_test_sentences,
             streaming=args.streaming,
             num_proc=args.num_proc,
             seed=seed,

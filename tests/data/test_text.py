@@ -163,6 +163,15 @@ def test_num_sentences_shortens_train_only(tmp_path: Path) -> None:
     assert load_text_dataset(str(file), num_sentences=10_000).rows["train"] == 90
 
 
+def test_num_test_sentences_shortens_test_only_and_leaves_the_fingerprint(tmp_path: Path) -> None:
+    file = write(tmp_path, corpus_txt=LINES) / "corpus.txt"
+    whole, short = load_text_dataset(str(file)), load_text_dataset(str(file), num_test_sentences=3)
+    assert texts(short) == {**texts(whole), "test": texts(whole)["test"][:3]}
+    assert short.fingerprint == whole.fingerprint
+    assert short.rows["test"] == 3
+    assert "test is the first 3 of 5 sentences" in short.describe()
+
+
 def test_grammar_is_generated_from_its_seed() -> None:
     corpus = load_text_dataset("grammar", num_sentences=50, seed=3)
     assert corpus.rows == {"train": 50, "validation": 1000, "test": 1000}
@@ -445,6 +454,8 @@ def test_wrong_column(tmp_path: Path, text_column: str | None, message: str) -> 
 def test_options_that_cannot_be_right(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="num_sentences is 0"):
         load_text_dataset("grammar", num_sentences=0)
+    with pytest.raises(UsageError, match="num_test_sentences is -1"):
+        load_text_dataset("grammar", num_test_sentences=-1)
     for name in ("grammar", str(write(tmp_path, train_txt=LINES))):
         with pytest.raises(UsageError, match="revision='main' is for Hub data sets"):
             load_text_dataset(name, revision="main")
