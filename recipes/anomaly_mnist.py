@@ -5,7 +5,9 @@
     accelerate launch recipes/anomaly_mnist.py --dataset_name digits --config recipes/configs/anomaly_digits.yaml
 
 For every class held out a model is trained on 80 % of the other classes. It then scores the rest of them together with
-the class held out; the figure is the area under the precision-recall curve. The last weights are the ones that score:
+the class held out. The figure is the area under the precision-recall curve (AUPRC), which depends on how many of the
+scored images are anomalies: it is given for those there are, about 36 %, and as if they were as frequent as their
+class is among all images, about 10 %. The AUROC does not depend on it. The last weights are the ones that score:
 nothing is selected on the images that are scored. Models, with the same decoder and encoder: `energy`; `vae`, with a
 Gaussian prior; `gaussian`, the same with chains from the encoder's proposal in training. Run it again and it goes on
 where it was.
@@ -25,7 +27,7 @@ from accelerate.utils import tqdm
 from latent_ebm_text import LatentEBMForImageGeneration
 from latent_ebm_text.data.images import ImageCollator
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.anomaly import auprc
+from latent_ebm_text.evaluation.anomaly import auprc, auroc
 from latent_ebm_text.evaluation.image_anomaly import SCORES, anomaly_scores, held_out_split, image_labels
 from latent_ebm_text.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.streams import stream_seed
@@ -45,6 +47,19 @@ MODELS = {
     "energy": ({}, {}),
     "vae": ({"prior_type": "gaussian"}, {"inference": "variational"}),
     "gaussian": ({"prior_type": "gaussian"}, {"inference": "amortized"}),
+}
+
+
+#: By model and class held out, for every seed: a figure for each score.
+Figures = dict[str, dict[int, list[dict[str, float]]]]
+#: Title and function of whether an image is an anomaly, its score, and the share of its class among all images.
+METRICS = {
+    "auprc": ("AUPRC", lambda kinds, scores, share: auprc(kinds, scores)),
+    "auprc_natural": (
+        "AUPRC, anomalies as frequent as their class",
+        lambda kinds, scores, share: auprc(kinds, scores, share=share),
+    ),
+    "auroc": ("AUROC", lambda kinds, scores, share: auroc(kinds, scores)),
 }
 
 
@@ -80,7 +95,7 @@ def main() -> int:
     collate = ImageCollator(corpus.image_size, corpus.num_channels)
     accelerator.print(corpus.describe())
 
-    figures: dict[str, dict[int, list[dict[str, float]]]] = {}
+    figures: dict[str, Figures] = {metric: {} for metric in METRICS}
     for name in task.models.split(","):
         for held_out in map(int, task.held_out.split(",")):
             for seed in map(int, task.seeds.split(",")):
@@ -128,20 +143,23 @@ def main() -> int:
                         progress=partial(tqdm, desc="scoring"),
                     )
                     is_anomaly = labels[test] == held_out
-                    areas = {score: auprc(is_anomaly, values) for score, values in scores.items()}
-                    print("AUPRC: " + ", ".join(f"{value:.3f} by {score}" for score, value in areas.items()))
-                    figures.setdefault(name, {}).setdefault(held_out, []).append(areas)
+                    natural = float((labels == held_out).mean())
+                    for metric, (title, area) in METRICS.items():
+                        areas = {score: area(is_anomaly, values, natural) for score, values in scores.items()}
+                        print(f"{title}: {', '.join(f'{value:.3f} by {score}' for score, value in areas.items())}")
+                        figures[metric].setdefault(name, {}).setdefault(held_out, []).append(areas)
     if accelerator.is_main_process:
-        report = {"command": " ".join(sys.argv), "data": corpus.describe(), "scores": SCORES, "auprc": figures}
+        report = {"command": " ".join(sys.argv), "data": corpus.describe(), "scores": SCORES, **figures}
         (Path(args.output_dir) / "anomaly.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        print(f"\n{table(figures)}")
+        for metric, (title, _) in METRICS.items():
+            print(f"\n{table(figures[metric], title)}")
     return 0
 
 
-def table(figures: dict[str, dict[int, list[dict[str, float]]]]) -> str:
-    """AUPRC, mean ± standard deviation over seeds; a row for each model and score, a column for each class."""
+def table(figures: Figures, title: str) -> str:
+    """Mean ± standard deviation over seeds; a row for each model and score, a column for each class."""
     classes = list(next(iter(figures.values())))
-    lines = [f"| AUPRC | {' | '.join(map(str, classes))} |", "|---" * (len(classes) + 1) + "|"]
+    lines = [f"| {title} | {' | '.join(map(str, classes))} |", "|---" * (len(classes) + 1) + "|"]
     for name, by_class in figures.items():
         for score in filter(next(iter(by_class.values()))[0].__contains__, SCORES):
             cells = []

@@ -93,8 +93,9 @@ def test_the_anomaly_table(tmp_path):
     done = run("anomaly_mnist.py", tmp_path, **TINY, **options)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "anomaly.json").read_text())
-    assert report["auprc"].keys() == {"energy", "gaussian", "vae"}
-    assert all(len(runs) == 2 for by_class in report["auprc"].values() for runs in by_class.values())
+    for metric in ("auprc", "auprc_natural", "auroc"):
+        assert report[metric].keys() == {"energy", "gaussian", "vae"}
+        assert all(len(runs) == 2 for by_class in report[metric].values() for runs in by_class.values())
     assert report["scores"].keys() == {"joint", "proposal", "mode", "reconstruction", "unexplained"}
     assert all(f"| {model}, {score} |" in done.stdout for model in report["auprc"] for score in report["scores"])
 

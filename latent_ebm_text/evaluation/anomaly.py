@@ -26,20 +26,23 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     return _auroc(*_checked(labels, scores))
 
 
-def auprc(labels: ArrayLike, scores: ArrayLike) -> float:
+def auprc(labels: ArrayLike, scores: ArrayLike, *, share: float | None = None) -> float:
     """Area under the precision-recall curve as average precision: anomalies are the positives.
 
     The sum of precision times rise of recall over thresholds, without interpolation; data of one score are above the
-    threshold together. A random score has the share of anomalies.
+    threshold together. A random score has the share of anomalies: areas compare between equal shares alone.
 
     Args:
         labels: `(n,)`, 1 for anomalies, 0 for others.
         scores: `(n,)`, higher for the more anomalous.
+        share: What share of the data anomalies are taken to be, each weighing accordingly; their own by default.
 
     Raises:
-        UsageError: As `auroc`.
+        UsageError: As `auroc`, or if the share is not between 0 and 1.
     """
-    return _auprc(*_checked(labels, scores))
+    if share is not None and not 0 < share < 1:
+        raise UsageError(f"share must lie between 0 and 1, got {share}")
+    return _auprc(*_checked(labels, scores), share)
 
 
 def detection_figures(
@@ -89,10 +92,13 @@ def _auroc(kinds: NDArray[np.bool_], scores: Floats) -> float:
     return float(above / (positives * (len(kinds) - positives)))
 
 
-def _auprc(kinds: NDArray[np.bool_], scores: Floats) -> float:
+def _auprc(kinds: NDArray[np.bool_], scores: Floats, share: float | None = None) -> float:
     order = np.argsort(-scores, kind="stable")
-    found, last = np.cumsum(kinds[order]), np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    precision, recall = found[last] / (last + 1), found[last] / found[-1]
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    found = np.cumsum(kinds[order])[last]
+    false_alarms = last + 1 - found
+    weight = 1.0 if share is None else share / (1 - share) * (~kinds).sum() / kinds.sum()
+    precision, recall = weight * found / (weight * found + false_alarms), found / kinds.sum()
     return float((np.diff(recall, prepend=0.0) * precision).sum())
 
 

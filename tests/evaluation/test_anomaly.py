@@ -28,6 +28,22 @@ def test_areas_are_those_of_scikit_learn() -> None:
         assert auprc(labels, scores) == pytest.approx(metrics.average_precision_score(labels, scores))
 
 
+def test_the_share_of_anomalies_can_be_set() -> None:
+    """As if there were more or fewer of the same anomalies."""
+    rng = np.random.default_rng(0)
+    ordinary, anomalies = rng.normal(size=300), rng.normal(1.0, size=300)
+    labels, scores = [0] * 300 + [1] * 300, np.concatenate([ordinary, anomalies])
+    for copies in (2, 5):
+        more = auprc([0] * 300 + [1] * 300 * copies, np.concatenate([ordinary, *[anomalies] * copies]))
+        assert auprc(labels, scores, share=copies / (copies + 1)) == pytest.approx(more)
+    assert auprc(labels, scores, share=0.5) == pytest.approx(auprc(labels, scores))
+    # Every anomaly after every other datum, the worst there is: 1 - (1 - p) / p * log(1 / (1 - p)) for many data.
+    worst = auprc([0] * 4000 + [1] * 4000, np.arange(8000.0)[::-1], share=0.1)
+    assert worst == pytest.approx(1 - 9 * np.log(1 / 0.9), abs=1e-3)
+    with pytest.raises(UsageError, match="share must lie between 0 and 1, got 1"):
+        auprc(labels, scores, share=1)
+
+
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     """Gaussians one apart: the AUROC is Phi(1 / sqrt 2) = 0.7602."""
     rng, held = np.random.default_rng(0), 0
