@@ -50,6 +50,8 @@ MODELS = {
 }
 
 
+#: Training images, at most, by which scores are calibrated.
+CALIBRATION_IMAGES = 5000
 #: By model and class held out, for every seed: a figure for each score.
 Figures = dict[str, dict[int, list[dict[str, float]]]]
 #: Title and function of whether an image is an anomaly, its score, and the share of its class among all images.
@@ -140,6 +142,7 @@ def main() -> int:
                         mode_steps=task.mode_steps,
                         batch_size=args.eval_batch_size,
                         seed=seed,
+                        training_images=images.select(training[:: -(-len(training) // CALIBRATION_IMAGES)]),
                         progress=partial(tqdm, desc="scoring"),
                     )
                     is_anomaly = labels[test] == held_out

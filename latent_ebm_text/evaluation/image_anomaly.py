@@ -33,6 +33,9 @@ SCORES = {
     "mode": "-log p(x, z) at the most probable of several latents, each found by noiseless steps from such an end",
     "reconstruction": "squared error per pixel at the latent of the last of these",
     "unexplained": "the same as a part of the squared distance from the model's mean image, whatever ink an image has",
+    "prior_energy": "E(z) of the same latent",
+    "calibrated": "the larger of prior energy and squared error, each in standard deviations above the mean of "
+    "training images: what either of them finds",
 }
 
 
@@ -87,6 +90,7 @@ def anomaly_scores(
     mode_steps: int = 50,
     batch_size: int = 256,
     seed: int = 0,
+    training_images: Any = None,
     progress: Callable[[range], Any] = iter,
 ) -> dict[str, Tensor]:
     """The scores of [`SCORES`] that there are, `(n,)` each; higher for the more anomalous.
@@ -99,6 +103,7 @@ def anomaly_scores(
         mode_steps: Noiseless steps, of the size of the posterior sampler's last, that each of them takes.
         batch_size: Images a batch.
         seed: Of the chains.
+        training_images: Rows with `pixels` that the model was trained on, a few thousand, for the calibrated score.
         progress: Wraps the range of batch starts, to show progress.
 
     Raises:
@@ -121,12 +126,18 @@ def anomaly_scores(
             if num_chains > 0:
                 last = _most_probable(model, pixels, draws, mode_steps)
                 found["mode"] = -last.log_joint
-            found["reconstruction"] = last.reconstruction
+            found["reconstruction"], found["prior_energy"] = last.reconstruction, last.prior_energy
             distance = (pixels - mean_image).square().flatten(1).mean(dim=1)
             found["unexplained"] = last.reconstruction / distance.clamp(min=1e-6)  # an image that is the mean image
             for name, score in found.items():
                 parts.setdefault(name, []).append(score.cpu())
-    return {name: torch.cat(scores) for name, scores in parts.items()}
+    scores = {name: torch.cat(each) for name, each in parts.items()}
+    if training_images is not None:
+        options = {"num_chains": num_chains, "mode_steps": mode_steps, "batch_size": batch_size, "seed": seed}
+        usual = anomaly_scores(model, training_images, collate, **options, progress=progress)
+        both = [(scores[name], usual[name]) for name in ("prior_energy", "reconstruction")]
+        scores["calibrated"] = torch.stack([(score - own.mean()) / own.std() for score, own in both]).amax(dim=0)
+    return scores
 
 
 def _most_probable(

@@ -52,9 +52,9 @@ def test_what_the_model_cannot_make_is_anomalous(encoder):
 
     scores = anomaly_scores(model, Rows(), ImageCollator(8, 1), num_chains=2, mode_steps=20, batch_size=5)
 
-    assert scores.keys() == SCORES.keys() - ({"proposal"} if encoder is None else set())
+    assert scores.keys() == SCORES.keys() - {"calibrated"} - ({"proposal"} if encoder is None else set())
     for name, values in scores.items():
-        assert name == "unexplained" or float(values[:6].max()) < float(values[6:].min())
+        assert name in ("unexplained", "prior_energy") or float(values[:6].max()) < float(values[6:].min())
     # The most probable latent is at least as probable as a draw that was climbed from.
     assert bool((scores["mode"] <= scores["joint"] + 1e-3).all())
 
@@ -67,8 +67,7 @@ def test_the_proposal_scores_without_a_chain():
     model, pixels = LatentEBMForImageGeneration(config), np.arange(128, dtype=np.uint8)
     rows = Dataset.from_dict({"pixels": [pixels[:64].tobytes(), pixels[64:].tobytes()]})
     scores = anomaly_scores(model, rows, ImageCollator(8, 1), num_chains=0)
-    assert scores.keys() == {"joint", "proposal", "reconstruction", "unexplained"}
-
+    assert scores.keys() == {"joint", "proposal", "reconstruction", "prior_energy", "unexplained"}
     images = ImageCollator(8, 1)(list(rows))["pixel_values"]
     mean = model.encoder.propose({"pixel_values": images}).mean
     expected = model.prior.energy(mean) - model.log_prob(images, latents=mean)
@@ -78,3 +77,26 @@ def test_the_proposal_scores_without_a_chain():
     model.encoder = None
     with pytest.raises(UsageError, match="without an encoder needs num_chains of 1 or more"):
         anomaly_scores(model, rows, ImageCollator(8, 1), num_chains=0)
+
+
+def test_the_calibrated_score_is_the_larger_of_energy_and_error_in_standard_deviations():
+    torch.manual_seed(0)
+    config = LatentEBMImageConfig(
+        latent_dim=2, image_size=8, num_channels=1, decoder_channels=[8, 8], prior_hidden_size=8, encoder_hidden_size=4
+    )
+    model, rng = LatentEBMForImageGeneration(config), np.random.default_rng(0)
+
+    def rows(number):
+        pixels = rng.integers(256, size=(number, 64), dtype=np.uint8)
+        return Dataset.from_dict({"pixels": [image.tobytes() for image in pixels]})
+
+    training, test = rows(40), rows(10)
+    usual, scores = (
+        anomaly_scores(model, images, ImageCollator(8, 1), num_chains=0, training_images=training)
+        for images in (training, test)
+    )
+    standardised = torch.stack(
+        [(scores[name] - usual[name].mean()) / usual[name].std() for name in ("prior_energy", "reconstruction")]
+    )
+    torch.testing.assert_close(scores["calibrated"], standardised.amax(dim=0))
+    assert 0 < float(usual["calibrated"].mean()) < 1.5
