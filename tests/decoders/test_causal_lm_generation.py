@@ -119,7 +119,7 @@ def test_leaving_out_what_ended_changes_nothing(model: Model, monkeypatch: pytes
     choice = WordChoice(bos_token_id=BOS, eos_token_ids=(EOS, 9, 11), pad_token_id=PAD, max_new_tokens=12)
     sentences, drawn = CausalLMGenerator(model.decoder, choice), []
     for multiple in (10**6, 1, 16):  # the first one keeps all to the end
-        monkeypatch.setattr(generation, "ROW_MULTIPLE", multiple)
+        monkeypatch.setattr(generation, "SIZE_MULTIPLE", multiple)
         drawn.append(sentences.generate(draws(100), seeded(4)))
     assert len({int((row == PAD).sum()) for row in drawn[0]}) > 3, "sentences end at several places"
     assert torch.equal(drawn[0], drawn[1])

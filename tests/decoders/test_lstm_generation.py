@@ -132,7 +132,7 @@ def test_leaving_out_what_ended_changes_nothing(
     sentences = generator_of(model, do_sample=do_sample, min_new_tokens=min_new_tokens, max_new_tokens=30)
     drawn = []
     for multiple, steps_per_look in ((10**6, 1), (1, 1), (64, 1), (16, 7)):  # the first one keeps all to the end
-        monkeypatch.setattr(generation, "ROW_MULTIPLE", multiple)
+        monkeypatch.setattr(generation, "SIZE_MULTIPLE", multiple)
         monkeypatch.setitem(generation.STEPS_PER_LOOK, "cpu", steps_per_look)
         drawn.append(sentences.generate(latents, seeded(4)))
     lengths = (drawn[0] == EOS).int().argmax(dim=1)
