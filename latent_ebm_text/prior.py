@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,8 +14,6 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.streams import normal_
 
 LEAKY_RELU_SLOPE = 0.2
-#: Rows that the closed-form score takes at a time on a CPU: the features of so many stay in its cache between layers.
-BLOCK_ROWS = 512
 
 
 def _gelu(x: Tensor, out: Tensor) -> Tensor:
@@ -207,22 +205,16 @@ class FrozenEnergyPrior:
     @torch.no_grad()
     def score(self, latents: Tensor) -> Tensor:
         """The score; `(batch, latent_dim)` to the same shape."""
-        score = torch.empty_like(latents)
-        for block, out in _blocks(latents, score):
-            self._run_forward(block)
-            self._run_backward(block, out)
-        return score
+        self._run_forward(latents)
+        return self._run_backward(latents)
 
     @torch.no_grad()
     def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """`-E(z)` of shape `(batch,)` and its score of shape `(batch, latent_dim)`."""
-        value, score = latents.new_empty(len(latents)), torch.empty_like(latents)
-        for block, out, value_out in _blocks(latents, score, value):
-            self._run_forward(block)
-            features = self._activation.forward(self._preactivations[-1], self._scratch)
-            value_out.copy_(self._prior.out(features).squeeze(-1)).sub_(block.square().sum(dim=-1), alpha=0.5)
-            self._run_backward(block, out)
-        return value, score
+        self._run_forward(latents)
+        features = self._activation.forward(self._preactivations[-1], self._scratch)
+        tilt: Tensor = self._prior.out(features).squeeze(-1)
+        return tilt - 0.5 * latents.square().sum(dim=-1), self._run_backward(latents)
 
     def _run_forward(self, latents: Tensor) -> None:
         """Fills the pre-activations of every layer."""
@@ -234,8 +226,8 @@ class FrozenEnergyPrior:
                 features = self._activation.forward(self._preactivations[depth - 1], self._scratch)
             torch.addmm(self._biases[depth], features, self._forward_weights[depth], out=preactivation)
 
-    def _run_backward(self, latents: Tensor, score: Tensor) -> None:
-        """Fills `score`; overwrites each pre-activation by the gradient of f in it."""
+    def _run_backward(self, latents: Tensor) -> Tensor:
+        """The score; overwrites each pre-activation by the gradient of f in it."""
         gradient = self._ones
         for depth in range(len(self._biases) - 1, 0, -1):
             preactivation = self._preactivations[depth]
@@ -243,11 +235,5 @@ class FrozenEnergyPrior:
             gradient = torch.mm(preactivation, self._backward_weights[depth], out=self._scratch)
         first = self._preactivations[0]
         self._activation.backward(gradient, first, first)
-        torch.addmm(latents, first, self._backward_weights[0], beta=-1, out=score)
-
-
-def _blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """The tensors in blocks of rows that suit the cache, where there is one to suit."""
-    if tensors[0].device.type != "cpu" or len(tensors[0]) <= BLOCK_ROWS:
-        return [tensors]
-    return zip(*(tensor.split(BLOCK_ROWS) for tensor in tensors), strict=True)
+        # into `out`, as all products here: so that autocast leaves the precision of the chain alone
+        return torch.addmm(latents, first, self._backward_weights[0], beta=-1, out=torch.empty_like(latents))
