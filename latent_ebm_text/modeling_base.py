@@ -332,11 +332,16 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         return self.prior.sample_reference(num_samples, generator, like=like)
 
     def check_latents(self, latents: Tensor, batch: int | None = None) -> Tensor:
-        """Latents on the model's device, or a `UsageError` that names the wrong shape or the values not finite."""
+        """Latents on the model's device, or a `UsageError` that names the wrong shape or the values without a density."""
         expected = self.config.latent_dim
         if latents.dim() != 2 or latents.shape[1] != expected or (batch is not None and len(latents) != batch):
             wanted = f"({'batch' if batch is None else batch}, {expected})"
             raise UsageError(f"latents must have shape {wanted}, got {tuple(latents.shape)}")
         if not bool(torch.isfinite(latents).all()):
             raise UsageError("latents contain values that are not finite (nan or inf)")
-        return latents.to(self.device, self.decoder.latent_dtype)
+        latents = latents.to(self.device, self.decoder.latent_dtype)
+        if not bool(latents.float().square().sum(dim=-1).isfinite().all()):
+            raise UsageError(
+                "latents contain values so large that their energy is infinite; latents of the prior are a few units long"
+            )
+        return latents

@@ -261,6 +261,19 @@ class TrainingArguments:
             require_in_interval(name, getattr(self, name), 0.0, float("inf"))
         require_in_interval("usr1_exit_code", self.usr1_exit_code, 0, 255)
 
+    def require_encoder(self, has_encoder: bool) -> None:
+        """Raises a `UsageError` where the inference needs an encoder and there is none, or the other way round."""
+        if has_encoder == (self.inference in ("amortized", "variational")):
+            return
+        change = (
+            "set encoder_hidden_size to none, or inference to amortized or variational"
+            if has_encoder
+            else "set encoder_hidden_size, 256 for example, or inference to short_run or persistent"
+        )
+        raise UsageError(
+            f"inference {self.inference!r} and {'an' if has_encoder else 'no'} encoder do not go together: {change}"
+        )
+
     def exit_code(self, signal_number: int) -> int:
         """The exit code of a recipe that a signal has stopped: what shells report, but for SIGUSR1."""
         return self.usr1_exit_code if signal_number == signal.SIGUSR1 else 128 + signal_number

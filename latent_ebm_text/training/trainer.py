@@ -114,10 +114,7 @@ def train(
         UsageError: If `args.output_dir` cannot be a folder.
     """
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
-    if (args.inference in ("amortized", "variational")) != (model.encoder is not None):
-        raise UsageError(
-            "inference 'amortized' or 'variational' and encoder_hidden_size go together: set both or neither"
-        )
+    args.require_encoder(model.encoder is not None)
     optimizer = build_optimizer(model, args)
     state = TrainingState(model, optimizer, args, identity, len(data.batches.lengths), accelerator)
     wrapped, optimizer = accelerator.prepare(model, optimizer)

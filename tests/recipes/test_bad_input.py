@@ -27,6 +27,14 @@ from tests.recipes.commands import SENTENCES, assert_refused, write_corpus, writ
         ({"likelihood_weight": 0}, ["likelihood_weight must be positive"]),
         ({"energy_penalty": -1}, ["energy_penalty must be zero or positive"]),
         ({"dropout": 1.5}, ["dropout must lie in [0, 1), got 1.5"]),
+        (
+            {"inference": "variational"},
+            ["inference 'variational' and no encoder do not go together: set encoder_hidden_size"],
+        ),
+        (
+            {"inference": "persistent", "encoder_hidden_size": 8},
+            ["inference 'persistent' and an encoder do not go together: set encoder_hidden_size to none"],
+        ),
         ({"num_epochs": 0}, ["num_epochs must be positive and finite"]),
         ({"num_epochs": "inf"}, ["num_epochs must be positive and finite"]),
         ({"train_batch_size": -4}, ["train_batch_size must be positive"]),

@@ -87,7 +87,7 @@ def test_torchrun_ends_all_when_one_dies_and_the_run_resumes(tmp_path):
         "num_eval_sentences": 32, "num_eval_samples": 20, "output_dir": tmp_path / "run",
     }  # fmt: skip
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
         str(ROOT / "recipes" / "train_text.py"),
         *(f"--{name}={value}" for name, value in settings.items()),
     ]

@@ -69,7 +69,7 @@ def test_baselines_learn_in_the_same_loop(make_model, make_args, run, tmp_path, 
     [({}, "variational"), ({}, "amortized"), ({"prior_type": "gaussian", "encoder_hidden_size": 8}, "short_run")],
 )
 def test_an_encoder_and_variational_inference_go_together(make_model, make_args, run, tmp_path, settings, inference):
-    with pytest.raises(UsageError, match="go together"):
+    with pytest.raises(UsageError, match="do not go together: set encoder_hidden_size"):
         run(make_model(**settings), make_args(inference=inference))
     assert not (tmp_path / "run").exists(), "refused before anything is written"
 
