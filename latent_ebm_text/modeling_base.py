@@ -332,7 +332,7 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         return self.prior.sample_reference(num_samples, generator, like=like)
 
     def check_latents(self, latents: Tensor, batch: int | None = None) -> Tensor:
-        """Latents on the model's device, or a `UsageError` that names the wrong shape or the values without a density."""
+        """Latents on the model's device, or a `UsageError` that names a wrong shape or values that have no density."""
         expected = self.config.latent_dim
         if latents.dim() != 2 or latents.shape[1] != expected or (batch is not None and len(latents) != batch):
             wanted = f"({'batch' if batch is None else batch}, {expected})"
@@ -342,6 +342,6 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         latents = latents.to(self.device, self.decoder.latent_dtype)
         if not bool(latents.float().square().sum(dim=-1).isfinite().all()):
             raise UsageError(
-                "latents contain values so large that their energy is infinite; latents of the prior are a few units long"
+                "latents contain values so large that their energy is infinite; those of a prior are a few units long"
             )
         return latents

@@ -15,7 +15,7 @@ from accelerate.utils import tqdm
 from torch import Tensor, nn
 
 from latent_ebm_text.data.batching import BucketedBatches
-from latent_ebm_text.errors import DivergenceError, UsageError
+from latent_ebm_text.errors import DivergenceError
 from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.samplers import Sampler, sampler_from_dict
 from latent_ebm_text.streams import BatchStream, stream_seed
