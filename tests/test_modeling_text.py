@@ -285,6 +285,8 @@ def test_bad_latents_are_refused(model: Model, use: Callable[[Model, Tensor, Ten
     for value in (float("nan"), float("inf")):
         with pytest.raises(UsageError, match="not finite"):
             use(model, ids, torch.full((2, LATENT_DIM), value))
+    with pytest.raises(UsageError, match="their energy is infinite"):
+        use(model, ids, torch.full((2, LATENT_DIM), 2e38))
 
 
 @pytest.mark.parametrize("method", ["generate", "forward", "log_prob", "encode"])
