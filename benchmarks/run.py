@@ -1,6 +1,6 @@
 """How fast the library is beside other implementations of the same, on this machine.
 
-    python benchmarks/run.py                                       # all at the paper's PTB size: 15 min with AMX, else an hour
+    python benchmarks/run.py                                       # all, at the paper's PTB size: 15 min with AMX
     python benchmarks/run.py --only posterior-gradient --threads 2
     python benchmarks/run.py --write                               # and keeps the tables in benchmarks/RESULTS.md
     python benchmarks/run.py --quick                               # toy sizes: a smoke test, its ratios mean nothing
