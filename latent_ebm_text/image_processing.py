@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import is_vision_available
 
 from latent_ebm_text.configuration import LatentEBMImageConfig
 from latent_ebm_text.errors import DataError, UsageError
@@ -145,6 +146,7 @@ def _pillow() -> Any:
     return Image
 
 
-AutoImageProcessor.register(
-    LatentEBMImageConfig, image_processor_classes={"pil": LatentEBMImageProcessor}, exist_ok=True
-)
+if is_vision_available():  # Pillow; without it transformers has no image processors, and text models do without
+    AutoImageProcessor.register(
+        LatentEBMImageConfig, image_processor_classes={"pil": LatentEBMImageProcessor}, exist_ok=True
+    )

@@ -37,6 +37,16 @@ def test_the_configuration_alone_is_known_without_the_models() -> None:
     )
 
 
+@pytest.mark.parametrize("package_first", [True, False], ids=["package first", "transformers first"])
+def test_models_are_known_without_pillow(package_first: bool) -> None:
+    """The core does without the extra `image`."""
+    imports = ["import latent_ebm_text", "from transformers import AutoConfig, AutoModel, AutoModelForCausalLM"]
+    models = run(
+        "import sys", "sys.modules['PIL'] = None", *(imports if package_first else reversed(imports)), USE
+    ).split()
+    assert models == ["LatentEBMForTextGeneration", "LatentEBMForImageGeneration"]
+
+
 def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
     run("import sys, latent_ebm_text", "assert not {'torch', 'transformers'} & set(sys.modules)")
 
