@@ -122,7 +122,7 @@ def _extras() -> Finding:
 
 
 def _hub(ask: bool) -> Iterator[Finding]:
-    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub import HfApi, constants, get_session, get_token
 
     from latent_ebm_text.hub.access import hub_errors
 
@@ -136,7 +136,9 @@ def _hub(ask: bool) -> Iterator[Finding]:
             if get_token() is not None:
                 yield Finding("ok", "Hub", f"{constants.ENDPOINT}, logged in as {HfApi().whoami()['name']}")
             else:
-                next(iter(HfApi().list_models(limit=1)), None)
+                # not by list_models, which asks again and again for half a minute where there is no network
+                address = f"{constants.ENDPOINT}/api/models"
+                get_session().get(address, params={"limit": 1}, timeout=10).raise_for_status()
                 yield Finding("ok", "Hub", constants.ENDPOINT)
     except LatentEBMError as error:
         yield Finding("note", "Hub", str(error))
