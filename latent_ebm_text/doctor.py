@@ -123,6 +123,7 @@ def _extras() -> Finding:
 
 def _hub(ask: bool) -> Iterator[Finding]:
     from huggingface_hub import HfApi, constants, get_session, get_token
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     from latent_ebm_text.hub.access import hub_errors
 
@@ -138,7 +139,7 @@ def _hub(ask: bool) -> Iterator[Finding]:
             else:
                 # not by list_models, which asks again and again for half a minute where there is no network
                 address = f"{constants.ENDPOINT}/api/models"
-                get_session().get(address, params={"limit": 1}, timeout=10).raise_for_status()
+                hf_raise_for_status(get_session().get(address, params={"limit": 1}, timeout=10))
                 yield Finding("ok", "Hub", constants.ENDPOINT)
     except LatentEBMError as error:
         yield Finding("note", "Hub", str(error))

@@ -261,7 +261,7 @@ class TrainingArguments:
             require_in_interval(name, getattr(self, name), 0.0, float("inf"))
         require_in_interval("usr1_exit_code", self.usr1_exit_code, 0, 255)
 
-    def require_encoder(self, has_encoder: bool) -> None:
+    def check_encoder(self, has_encoder: bool) -> None:
         """Raises a `UsageError` where the inference needs an encoder and there is none, or the other way round."""
         if has_encoder == (self.inference in ("amortized", "variational")):
             return

@@ -117,7 +117,7 @@ def train_text_model(
     Returns:
         The exit code of the recipe: 0, or that of the signal which stopped it.
     """
-    args.require_encoder(model_args.encoder_hidden_size is not None)
+    args.check_encoder(model_args.encoder_hidden_size is not None)
     torch.set_float32_matmul_precision(args.matmul_precision)
     accelerator = make_accelerator(args)
     pusher = make_pusher(hub_args, args.output_dir, accelerator)

@@ -114,7 +114,7 @@ def train(
         UsageError: If `args.output_dir` cannot be a folder.
     """
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
-    args.require_encoder(model.encoder is not None)
+    args.check_encoder(model.encoder is not None)
     optimizer = build_optimizer(model, args)
     state = TrainingState(model, optimizer, args, identity, len(data.batches.lengths), accelerator)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
