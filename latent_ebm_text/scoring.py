@@ -26,6 +26,8 @@ SCORE_NAMES: tuple[str, ...] = get_args(ScoreName)
 Marginal = Literal["importance", "ais", "none"]
 #: Chains that estimate log Z, which shifts all of a model's scores alike.
 _PARTITION_CHAINS = 256
+#: An importance weight is a value of the density, a walk many of its gradients.
+_DEFAULT_WEIGHTS: dict[Marginal, int] = {"importance": 32, "ais": 16, "none": 2}
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def score_data(
     *,
     marginal: Marginal = "importance",
     num_draws: int = 4,
-    num_samples: int = 16,
+    num_samples: int | None = None,
     num_levels: int = 30,
     log_partition: LogPartition | None = None,
     seed: int = 0,
@@ -130,7 +132,7 @@ def score_data(
             Gaussian), or `"none"` to leave it out, which makes scoring many times faster. A model without a latent has
             it exactly, at no cost.
         num_draws: Posterior draws that the other scores are averaged over.
-        num_samples: Weights per datum of the estimate, at least 2.
+        num_samples: Weights per datum of the estimate, at least 2; by default 32 importance weights, or 16 walks.
         num_levels: Levels of each annealed walk.
         log_partition: log Z of the prior; estimated where not given. It shifts all data alike.
         seed: Of all draws. A datum's draws also depend on its batch.
@@ -141,6 +143,7 @@ def score_data(
     """
     if marginal not in get_args(Marginal):
         raise UsageError(f"marginal must be one of {', '.join(get_args(Marginal))}, got {marginal!r}")
+    num_samples = _DEFAULT_WEIGHTS[marginal] if num_samples is None else num_samples
     if num_draws < 1 or num_samples < 2:
         raise UsageError(f"num_draws must be positive and num_samples at least 2, got {num_draws} and {num_samples}")
     has_latent, was_training = model.config.latent_dim > 0, model.training

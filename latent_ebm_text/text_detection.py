@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from latent_ebm_text.modeling_text import LatentEBMForTextGeneration
 
+_NUM_DRAWS = 4  #: Posterior draws that the scores that depend on them are averaged over.
+
 
 class LatentEBMTextDetector(LatentEBMDetector):
     """Finds sentences that a model of ordinary text thinks improbable.
@@ -71,6 +73,7 @@ class LatentEBMTextDetector(LatentEBMDetector):
             sentences,
             tokenizer=self.tokenizer,
             marginal=self.marginal if self._needs_marginal else "none",
+            num_draws=1 if self._needs_marginal else _NUM_DRAWS,  # a marginal needs a draw to start from, no average
             log_partition=self._log_partition,
             batch_size=self.batch_size,
             seed=self.seed,

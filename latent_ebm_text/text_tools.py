@@ -277,7 +277,7 @@ class SentenceTools:
         tokenizer: PreTrainedTokenizerBase | None = None,
         marginal: Marginal = "importance",
         num_draws: int = 4,
-        num_samples: int = 16,
+        num_samples: int | None = None,
         num_levels: int = 30,
         log_partition: LogPartition | None = None,
         batch_size: int = 128,
@@ -297,7 +297,7 @@ class SentenceTools:
             marginal: How `-log p(x)` is estimated: `"importance"`, `"ais"`, or `"none"` to leave it out, see
                 [`~latent_ebm_text.scoring.score_data`].
             num_draws: Posterior draws that the other scores are averaged over.
-            num_samples: Weights per sentence of the estimate.
+            num_samples: Weights per sentence of the estimate; by default 32 importance weights, or 16 walks.
             num_levels: Levels of annealed walks.
             log_partition: log Z of the prior, which shifts all sentences alike; estimated where not given.
             batch_size: Sentences at a time.
