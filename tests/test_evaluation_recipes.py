@@ -14,8 +14,11 @@ import yaml
 from accelerate import Accelerator
 
 from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.figures import sample_figures
 from latent_ebm_text.evaluation.measurements import Measurement
 from latent_ebm_text.evaluation.report import Report
+from latent_ebm_text.evaluation.text_report import TextEvaluationArguments
 from latent_ebm_text.training.arguments import DataArguments
 from latent_ebm_text.training.text import prepare_text
 
@@ -79,6 +82,28 @@ def test_a_whole_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Pat
         assert (tmp_path / picture).stat().st_size > 10_000
     comparison = run_recipe("compare_runs.py", "--first", tmp_path, "--second", tmp_path)
     assert comparison.startswith("marginal NLL: no difference beyond noise")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_samples": 3}, "num_samples must be at least 4"),
+        ({"num_information_sentences": 1}, "num_information_sentences must be at least 2"),
+        ({"num_likelihood_sentences": 1}, "num_likelihood_sentences must be 0 or at least 2"),
+    ],
+)
+def test_too_few_sentences_for_a_figure_are_refused_before_any_work(setting: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TextEvaluationArguments(model="nowhere", **setting)
+
+
+def test_few_samples_are_compared_with_fewer_references() -> None:
+    texts = [
+        f"the dog {verb} at {place}" for verb in ("barks", "sleeps", "eats") for place in ("night", "noon", "home")
+    ]
+    figures = sample_figures(texts, texts, texts[:6], seed=0)
+    for name in ("self-BLEU", "self-BLEU, real"):
+        assert figures[name].details["num_references"] == 2, "two groups of the 6 real sentences"
 
 
 def test_a_sweep_over_the_temperature_of_the_prior(run_recipe: RunRecipe, model_folder: Path, tmp_path: Path) -> None:

@@ -50,12 +50,7 @@ def self_bleu(texts: Sequence[str], *, num_references: int = 99, seed: int = 0) 
             f"self-BLEU against {num_references} references needs two groups of {max(size, 2)} sentences at least, "
             f"got {len(texts)}: generate more, or lower num_references (to 1 or more)"
         )
-    try:
-        from sacrebleu.metrics.bleu import BLEU
-    except ImportError as error:
-        raise UsageError("self-BLEU needs sacrebleu: pip install 'latent-ebm-text[metrics]'") from error
-
-    bleu = BLEU(tokenize="none", effective_order=True)
+    bleu = bleu_scorer()
     order = np.random.default_rng(seed).permutation(len(texts))
     means = []
     for start in range(0, len(texts) - size + 1, size):
@@ -72,6 +67,20 @@ def self_bleu(texts: Sequence[str], *, num_references: int = 99, seed: int = 0) 
         f"normal interval over {len(means)} disjoint groups",
         details={"num_references": num_references, "num_groups": len(means), "signature": str(bleu.get_signature())},
     )
+
+
+def bleu_scorer() -> Any:
+    """sacrebleu's scorer of sentences whose words are separated by spaces.
+
+    Raises:
+        UsageError: If sacrebleu is not installed (names the extra).
+    """
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+    except ImportError as error:
+        raise UsageError("self-BLEU needs sacrebleu: pip install 'latent-ebm-text[metrics]'") from error
+
+    return BLEU(tokenize="none", effective_order=True)
 
 
 def sample_entropy(texts: Sequence[str], *, order: int = 1) -> Measurement:

@@ -203,20 +203,22 @@ def sample_figures(
     """How varied and how new generated sentences are, beside real text where that tells how to read a figure.
 
     Args:
-        samples: Generated sentences, at least 200.
+        samples: Generated sentences, at least 4, as of `test_texts`. Below 200 of either self-BLEU is against fewer
+            references than 99, and says so.
         train_texts: The training sentences.
         test_texts: Real sentences that were not trained on.
         seed: Of the sub-samples.
     """
     few, real = samples[:MAX_SAMPLES], list(test_texts)
     some_real = [real[index] for index in np.random.default_rng(seed).permutation(len(real))[: len(few)]]
+    references = min(99, min(len(few), len(some_real)) // 2 - 1)
     overlap = training_overlap(few, train_texts, some_real)
     return {
         "unique rate": unique_rate(few),
         "mean length": _mean_length(few, seed),
         "mean length, real": _mean_length(some_real, seed),
-        "self-BLEU": self_bleu(few, seed=seed),
-        "self-BLEU, real": self_bleu(some_real, seed=seed),
+        "self-BLEU": self_bleu(few, num_references=references, seed=seed),
+        "self-BLEU, real": self_bleu(some_real, num_references=references, seed=seed),
         "bigram entropy": sample_entropy(few, order=2),
         "bigram entropy, real": sample_entropy(some_real, order=2),
         "training overlap": overlap.samples["mean_overlap"],

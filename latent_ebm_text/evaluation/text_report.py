@@ -19,11 +19,13 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation import figures
 from latent_ebm_text.evaluation.chain_plots import plot_chain_report
 from latent_ebm_text.evaluation.chains import ChainReport
+from latent_ebm_text.evaluation.diversity import bleu_scorer
 from latent_ebm_text.evaluation.language_model import EVALUATOR, QUICK_EVALUATOR, train_language_model
 from latent_ebm_text.evaluation.report import Report
 from latent_ebm_text.evaluation.text import LatentDraws, generate_texts, report_prior_chains
 from latent_ebm_text.evaluation.text_plots import plot_text_report
 from latent_ebm_text.hub.loading import load_text_model
+from latent_ebm_text.pictures import new_picture
 from latent_ebm_text.prior import EnergyPrior
 from latent_ebm_text.samplers import sampler_from_dict
 from latent_ebm_text.training.arguments import DataArguments
@@ -73,6 +75,15 @@ class TextEvaluationArguments:
         default="highest", metadata={"help": "Precision of matrix products, as torch.set_float32_matmul_precision."}
     )
 
+    def __post_init__(self) -> None:
+        least = {"num_samples": 4, "num_likelihood_samples": 2, "num_information_sentences": 2, "batch_size": 1}
+        for name, number in least.items():
+            value = getattr(self, name)
+            if value is not None and value < number:
+                raise UsageError(f"{name} must be at least {number}, got {value}")
+        if self.num_likelihood_sentences < 0 or self.num_likelihood_sentences == 1:
+            raise UsageError(f"num_likelihood_sentences must be 0 or at least 2, got {self.num_likelihood_sentences}")
+
 
 @dataclass(frozen=True)
 class TextEvaluation:
@@ -121,6 +132,7 @@ class TextEvaluation:
 
 def run_text_evaluation(data_args: DataArguments, args: TextEvaluationArguments) -> list[Path]:
     """Loads a model and its data, evaluates it, prints the report and writes it; the paths of what was written."""
+    new_picture(1, 1)  # a missing extra is told before any work is done
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_text_model(args.model)
     text = prepare_text(data_args, args.seed, Accelerator(), tokenizer)
@@ -147,13 +159,17 @@ def evaluate_text_model(
         args: What to measure, and how.
 
     Raises:
-        UsageError: If settings of the prior's chains are given for a model that has none, or an extra is missing.
+        UsageError: If settings of the prior's chains are given for a model that has none, an extra is missing, or
+            there are fewer than 4 test sentences.
     """
     started = time.monotonic()
+    bleu_scorer()  # a missing extra is told before any work is done
     torch.set_float32_matmul_precision(args.matmul_precision)
     _change_prior_sampler(model, args)
     train_texts, test_texts = (text.corpus.splits[split]["text"][:] for split in ("train", "test"))
     test = text.splits["test"]
+    if len(test) < 4:
+        raise UsageError(f"an evaluation needs 4 test sentences or more, this corpus has {len(test)}")
     report = Report(
         {
             "model": args.model,
