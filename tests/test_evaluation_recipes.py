@@ -18,7 +18,8 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.figures import sample_figures
 from latent_ebm_text.evaluation.measurements import Measurement
 from latent_ebm_text.evaluation.report import Report
-from latent_ebm_text.evaluation.text_report import TextEvaluationArguments
+from latent_ebm_text.evaluation.text_report import TextEvaluationArguments, evaluate_text_model
+from latent_ebm_text.hub.loading import load_text_model
 from latent_ebm_text.training.arguments import DataArguments
 from latent_ebm_text.training.text import prepare_text
 
@@ -95,6 +96,15 @@ def test_a_whole_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Pat
 def test_too_few_sentences_for_a_figure_are_refused_before_any_work(setting: dict[str, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         TextEvaluationArguments(model="nowhere", **setting)
+
+
+def test_a_corpus_of_three_test_sentences_is_refused_before_any_work(model_folder: Path, tmp_path: Path) -> None:
+    for split, count in (("train", 20), ("valid", 5), ("test", 3)):
+        (tmp_path / f"{split}.txt").write_text("the young team lost the match\n" * count)
+    model, tokenizer = load_text_model(str(model_folder))
+    text = prepare_text(DataArguments(dataset_name=str(tmp_path)), 0, Accelerator(cpu=True), tokenizer)
+    with pytest.raises(UsageError, match="4 test sentences or more, this corpus has 3"):
+        evaluate_text_model(model, tokenizer, text, TextEvaluationArguments(model=str(model_folder)))
 
 
 def test_few_samples_are_compared_with_fewer_references() -> None:
