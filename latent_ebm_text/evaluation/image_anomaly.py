@@ -34,8 +34,8 @@ SCORES = {
     "reconstruction": "squared error per pixel at the latent of the last of these",
     "unexplained": "the same as a part of the squared distance from the model's mean image, whatever ink an image has",
     "prior_energy": "E(z) of the same latent",
-    "calibrated": "the larger of prior energy and squared error, each in standard deviations above the mean of "
-    "training images: what either of them finds",
+    "calibrated": "the sum of prior energy, squared error and its unexplained part, each in standard deviations above "
+    "the mean of training images",
 }
 
 
@@ -135,8 +135,8 @@ def anomaly_scores(
     if training_images is not None:
         options = {"num_chains": num_chains, "mode_steps": mode_steps, "batch_size": batch_size, "seed": seed}
         usual = anomaly_scores(model, training_images, collate, **options, progress=progress)
-        both = [(scores[name], usual[name]) for name in ("prior_energy", "reconstruction")]
-        scores["calibrated"] = torch.stack([(score - own.mean()) / own.std() for score, own in both]).amax(dim=0)
+        pairs = [(scores[name], usual[name]) for name in ("prior_energy", "reconstruction", "unexplained")]
+        scores["calibrated"] = torch.stack([(score - own.mean()) / own.std() for score, own in pairs]).sum(dim=0)
     return scores
 
 
