@@ -34,8 +34,9 @@ SCORES = {
     "reconstruction": "squared error per pixel at the latent of the last of these",
     "unexplained": "the same as a part of the squared distance from the model's mean image, whatever ink an image has",
     "prior_energy": "E(z) of the same latent",
-    "calibrated": "the sum of prior energy, squared error and its unexplained part, each in standard deviations above "
-    "the mean of training images",
+    "calibrated": "the larger of prior energy and squared error, each in standard deviations above the mean of "
+    "training images: what either of them finds",
+    "combined": "the sum of these two and of the unexplained part, in the same unit: what they find together",
 }
 
 
@@ -103,7 +104,7 @@ def anomaly_scores(
         mode_steps: Noiseless steps, of the size of the posterior sampler's last, that each of them takes.
         batch_size: Images a batch.
         seed: Of the chains.
-        training_images: Rows with `pixels` that the model was trained on, a few thousand, for the calibrated score.
+        training_images: Rows with `pixels` that the model was trained on, a few thousand, for the last two scores.
         progress: Wraps the range of batch starts, to show progress.
 
     Raises:
@@ -135,8 +136,10 @@ def anomaly_scores(
     if training_images is not None:
         options = {"num_chains": num_chains, "mode_steps": mode_steps, "batch_size": batch_size, "seed": seed}
         usual = anomaly_scores(model, training_images, collate, **options, progress=progress)
-        pairs = [(scores[name], usual[name]) for name in ("prior_energy", "reconstruction", "unexplained")]
-        scores["calibrated"] = torch.stack([(score - own.mean()) / own.std() for score, own in pairs]).sum(dim=0)
+        names = ("prior_energy", "reconstruction", "unexplained")
+        energy, error, unexplained = ((scores[name] - usual[name].mean()) / usual[name].std() for name in names)
+        scores["calibrated"] = torch.maximum(energy, error)
+        scores["combined"] = energy + error + unexplained
     return scores
 
 
