@@ -97,7 +97,7 @@ def test_the_anomaly_table(tmp_path):
         assert report[metric].keys() == {"energy", "gaussian", "vae"}
         assert all(len(runs) == 2 for by_class in report[metric].values() for runs in by_class.values())
     assert report["scores"].keys() == {
-        "joint", "proposal", "mode", "reconstruction", "prior_energy", "calibrated", "combined", "unexplained",
+        "joint", "proposal", "mode", "reconstruction", "prior_energy", "calibrated", "unexplained",
     }  # fmt: skip
     assert all(f"| {model}, {score} |" in done.stdout for model in report["auprc"] for score in report["scores"])
 

@@ -36,7 +36,6 @@ SCORES = {
     "prior_energy": "E(z) of the same latent",
     "calibrated": "the larger of prior energy and squared error, each in standard deviations above the mean of "
     "training images: what either of them finds",
-    "combined": "the sum of these two and of the unexplained part, in the same unit: what they find together",
 }
 
 
@@ -104,7 +103,7 @@ def anomaly_scores(
         mode_steps: Noiseless steps, of the size of the posterior sampler's last, that each of them takes.
         batch_size: Images a batch.
         seed: Of the chains.
-        training_images: Rows with `pixels` that the model was trained on, a few thousand, for the last two scores.
+        training_images: Rows with `pixels` that the model was trained on, a few thousand, for the calibrated score.
         progress: Wraps the range of batch starts, to show progress.
 
     Raises:
@@ -136,10 +135,8 @@ def anomaly_scores(
     if training_images is not None:
         options = {"num_chains": num_chains, "mode_steps": mode_steps, "batch_size": batch_size, "seed": seed}
         usual = anomaly_scores(model, training_images, collate, **options, progress=progress)
-        names = ("prior_energy", "reconstruction", "unexplained")
-        energy, error, unexplained = ((scores[name] - usual[name].mean()) / usual[name].std() for name in names)
-        scores["calibrated"] = torch.maximum(energy, error)
-        scores["combined"] = energy + error + unexplained
+        both = [(scores[name], usual[name]) for name in ("prior_energy", "reconstruction")]
+        scores["calibrated"] = torch.stack([(score - own.mean()) / own.std() for score, own in both]).amax(dim=0)
     return scores
 
 

@@ -52,7 +52,7 @@ def test_what_the_model_cannot_make_is_anomalous(encoder):
 
     scores = anomaly_scores(model, Rows(), ImageCollator(8, 1), num_chains=2, mode_steps=20, batch_size=5)
 
-    assert scores.keys() == SCORES.keys() - {"calibrated", "combined"} - ({"proposal"} if encoder is None else set())
+    assert scores.keys() == SCORES.keys() - {"calibrated"} - ({"proposal"} if encoder is None else set())
     for name, values in scores.items():
         assert name in ("unexplained", "prior_energy") or float(values[:6].max()) < float(values[6:].min())
     # The most probable latent is at least as probable as a draw that was climbed from.
@@ -79,7 +79,7 @@ def test_the_proposal_scores_without_a_chain():
         anomaly_scores(model, rows, ImageCollator(8, 1), num_chains=0)
 
 
-def test_calibrated_and_combined_scores_are_in_standard_deviations_of_training_images():
+def test_the_calibrated_score_is_the_larger_of_energy_and_error_in_standard_deviations():
     torch.manual_seed(0)
     config = LatentEBMImageConfig(
         latent_dim=2, image_size=8, num_channels=1, decoder_channels=[8, 8], prior_hidden_size=8, encoder_hidden_size=4
@@ -95,9 +95,8 @@ def test_calibrated_and_combined_scores_are_in_standard_deviations_of_training_i
         anomaly_scores(model, images, ImageCollator(8, 1), num_chains=0, training_images=training)
         for images in (training, test)
     )
-    parts = ("prior_energy", "reconstruction", "unexplained")
-    standardised = torch.stack([(scores[name] - usual[name].mean()) / usual[name].std() for name in parts])
-    torch.testing.assert_close(scores["calibrated"], standardised[:2].amax(dim=0))
-    torch.testing.assert_close(scores["combined"], standardised.sum(dim=0))
+    standardised = torch.stack(
+        [(scores[name] - usual[name].mean()) / usual[name].std() for name in ("prior_energy", "reconstruction")]
+    )
+    torch.testing.assert_close(scores["calibrated"], standardised.amax(dim=0))
     assert 0 < float(usual["calibrated"].mean()) < 1.5
-    torch.testing.assert_close(usual["combined"].mean(), torch.tensor(0.0), atol=1e-4, rtol=0)
