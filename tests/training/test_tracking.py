@@ -53,6 +53,17 @@ def test_a_tracker_that_cannot_be_is_refused_before_work(tmp_path: Path, monkeyp
         make_accelerator(TrainingArguments(report_to="wandb"))
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_processor_without_half_precision_trains_in_full(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Without support oneDNN has no LSTM primitive to offer, and the first step would end in its error.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    monkeypatch.setattr("latent_ebm_text.training.tracking._has_cpu_kernels", lambda asked: asked == "no")
+    assert train(tmp_path / "run", {}) == 0
+    assert f"no kernels for {precision}; training in float32" in capsys.readouterr().out
+
+
 def test_the_page_of_a_run_needs_no_other_file(run: Path) -> None:
     page = (run / "report.html").read_text()
     results = json.loads((run / "results.json").read_text())
