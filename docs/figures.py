@@ -7,7 +7,9 @@ They are written to docs/images (or --output_dir) as SVG; the same seed draws th
 """
 
 import argparse
+import csv
 import math
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,37 @@ def draw_likelihood_weight(folder: Path, num_chains: int = 20_000) -> Path:
     return save(figure, folder / "likelihood_weight.svg")
 
 
+# -------- the frontier on Penn Treebank
+
+
+def draw_frontier(folder: Path) -> Path:
+    """The measured runs of `ptb_frontier.csv`: RPPL over FPPL, over the energy gap, and over what the latent tells."""
+    with open(FOLDER / "ptb_frontier.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    axis_labels = {
+        "FPPL": "FPPL, lower is better",
+        "energy gap": "energy gap between posterior and prior draws, nats",
+        "told": "what the latent tells: prior NLL - reconstruction NLL, nats",
+    }
+    figure = new_picture(15, 4.5)
+    panels = dict(zip(axis_labels, figure.subplots(1, 3, sharey=True), strict=True))
+    for column, axes in panels.items():
+        for run, points in groupby(rows, key=lambda row: row["run"]):
+            measured = [(float(p[column]), float(p["RPPL"]), p["temperature"]) for p in points if p[column]]
+            axes.plot([x for x, _, _ in measured], [rppl for _, rppl, _ in measured], "o-", markersize=5, label=run)
+            for x, rppl, temperature in measured:
+                if temperature:
+                    axes.annotate(f"T = {temperature}", (x, rppl), xytext=(5, 3), textcoords="offset points",
+                                  fontsize="x-small")  # fmt: skip
+        axes.set_xlabel(axis_labels[column])
+        axes.grid(alpha=0.3)
+    panels["FPPL"].plot(107.45, 181.54, "*", color="black", markersize=10, label="published (Pang et al., 2020)")
+    panels["FPPL"].axvline(93.05, color="grey", linestyle=":", label="real text, which has an RPPL of 136.7")
+    panels["FPPL"].set_ylabel("RPPL, lower is better")
+    panels["FPPL"].legend(fontsize="small")
+    return save(figure, folder / "ptb_frontier.svg")
+
+
 # -------- the chain of a trained model
 
 
@@ -210,7 +243,7 @@ def main() -> None:
     parser.add_argument("--model", help="folder of a text model with its tokenizer, to draw its chains too")
     parser.add_argument("--output_dir", type=Path, default=FOLDER, help="where the figures go (default docs/images)")
     options = parser.parse_args()
-    for draw in (draw_learning, draw_discretisation, draw_likelihood_weight):
+    for draw in (draw_learning, draw_discretisation, draw_likelihood_weight, draw_frontier):
         print(draw(options.output_dir))
     if options.model is not None:
         print(draw_chain(options.output_dir, options.model))

@@ -80,6 +80,7 @@ def test_figures_are_drawn_by_the_code(quickstart_folder: Path, tmp_path: Path) 
         figures.draw_learning(tmp_path, num_steps=2),
         figures.draw_discretisation(tmp_path, num_chains=50),
         figures.draw_likelihood_weight(tmp_path, num_chains=50),
+        figures.draw_frontier(tmp_path),
         figures.draw_chain(tmp_path, str(quickstart_folder / "runs/quickstart/model")),
     ]
     first = [path.read_bytes() for path in drawn]
