@@ -184,9 +184,8 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         Raises:
             UsageError: If there is no control, or a classifier does not fit the model's latents.
         """
-        density = ControlledDensity(self.prior, controls)
-        for control in controls:
-            control.classifier.to(self.device, self.dtype)
+        fitting = [control.to(self.device, self.decoder.latent_dtype) for control in controls]
+        density = ControlledDensity(self.prior, fitting)
         if initial_latents is None:
             initial_latents = self.sample_prior(num_samples, generator=generator).latents
         initial_latents = self.check_latents(initial_latents, num_samples)
@@ -334,6 +333,8 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
     def check_latents(self, latents: Tensor, batch: int | None = None) -> Tensor:
         """Latents on the model's device, or a `UsageError` that names a wrong shape or values that have no density."""
         expected = self.config.latent_dim
+        if not isinstance(latents, Tensor):
+            raise UsageError(f"latents are a tensor (batch, {expected}), got {type(latents).__name__}")
         if latents.dim() != 2 or latents.shape[1] != expected or (batch is not None and len(latents) != batch):
             wanted = f"({'batch' if batch is None else batch}, {expected})"
             raise UsageError(f"latents must have shape {wanted}, got {tuple(latents.shape)}")

@@ -176,7 +176,7 @@ class LatentEBMForTextGeneration(SentenceTools, LatentEBMPreTrainedModel, Genera
 
         Args:
             input_ids: `(batch, length)`, from the beginning-of-sentence token on.
-            attention_mask: `(batch, length)`, 0 at padding.
+            attention_mask: `(batch, length)`, 0 at padding, on whichever side.
             labels: `(batch, length)`, equal to `input_ids` where a token counts and -100 where it does not; shifted
                 inside, as everywhere in transformers.
             latents: `(batch, latent_dim)`. With labels they default to posterior draws, else to prior draws.
@@ -214,8 +214,15 @@ class LatentEBMForTextGeneration(SentenceTools, LatentEBMPreTrainedModel, Genera
         generator: torch.Generator | None,
     ) -> LatentEBMTextOutput:
         counted = labels != -100
-        counted = counted if attention_mask is None else counted & attention_mask.bool()
-        inputs = {"input_ids": input_ids, "attention_mask": counted}
+        if attention_mask is None:  # what comes after the last token that counts is padding
+            attention_mask = counted.flip(1).cumsum(dim=1).flip(1) > 0
+        mask = attention_mask.bool()
+        order = _real_first(mask)
+        inputs = {
+            "input_ids": input_ids.gather(1, order),
+            "attention_mask": mask.gather(1, order),
+            "counted": (counted & mask).gather(1, order),
+        }
         loss = self.learning_objective(inputs, latents, prior_latents, likelihood_weight, generator)
         return LatentEBMTextOutput(**vars(loss))
 
@@ -285,8 +292,9 @@ class LatentEBMForTextGeneration(SentenceTools, LatentEBMPreTrainedModel, Genera
         if latents is not None:
             latents = self.check_latents(latents)
         inputs = kwargs.pop("input_ids", inputs)
-        if inputs is not None and inputs.dim() == 1:
-            inputs = inputs.unsqueeze(0)
+        if inputs is not None:
+            inputs = inputs.unsqueeze(0) if isinstance(inputs, Tensor) and inputs.dim() == 1 else inputs
+            self._check_ids(inputs, kwargs.get("attention_mask"))
         sizes = {
             name: size
             for name, size in (
@@ -357,14 +365,18 @@ class LatentEBMForTextGeneration(SentenceTools, LatentEBMPreTrainedModel, Genera
         return output
 
     def _open_prompt(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """A prompt without the end token that closes every row; its length stays, since callers cut it off by it."""
-        end = self.config.eos_token_id
-        if end is None or input_ids.shape[1] < 2 or not bool(torch.isin(input_ids[:, -1], torch.tensor(end)).all()):
-            return input_ids, attention_mask
-        mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).roll(1, dims=1)
-        input_ids = input_ids.roll(1, dims=1)
-        input_ids[:, 0], mask[:, 0] = self.config.pad_token_id or 0, 0
-        return input_ids, mask
+        """Prompts padded on the left, without the end token that may close one; their length stays, since callers cut
+        them off by it."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
+        order = mask.bool().int().argsort(dim=1, stable=True)  # padding first
+        input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
+        ends = torch.tensor([] if self.config.eos_token_id is None else self.config.eos_token_id)
+        closed = torch.isin(input_ids[:, -1], ends.to(input_ids)) & (mask.sum(dim=1) > 1)
+        opened = input_ids.roll(1, dims=1)
+        opened[:, 0] = self.config.pad_token_id or 0
+        input_ids = torch.where(closed[:, None], opened, input_ids)
+        mask = torch.where(closed[:, None], nn.functional.pad(mask, (1, -1)), mask)
+        return input_ids, mask if attention_mask is not None or bool(closed.any()) else None
 
     def encode(
         self,
@@ -379,7 +391,7 @@ class LatentEBMForTextGeneration(SentenceTools, LatentEBMPreTrainedModel, Genera
 
         Args:
             input_ids: `(batch, length)`, from the beginning to the end token.
-            attention_mask: `(batch, length)`, 0 at padding (on the right).
+            attention_mask: `(batch, length)`, 0 at padding, on whichever side.
             initial_latents: Where the chains start; by default a draw from the encoder where the model has one, else
                 from N(0, I).
             sampler: Another sampler than the model's own.
@@ -387,6 +399,9 @@ class LatentEBMForTextGeneration(SentenceTools, LatentEBMPreTrainedModel, Genera
 
         Returns:
             Latents of shape `(batch, latent_dim)`.
+
+        Raises:
+            UsageError: If ids or mask have the wrong shape, ids are unknown, or a sentence has fewer than two.
         """
         inputs = self._inputs(input_ids, attention_mask)
         return self.sample_posterior(
@@ -412,14 +427,38 @@ class LatentEBMForTextGeneration(SentenceTools, LatentEBMPreTrainedModel, Genera
         return self.generate(latents=latents, generator=generator, **{"do_sample": False, **kwargs})
 
     def _inputs(self, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Tensor]:
+        """Sentences as decoder and encoder take them: checked, on the model's device, padded on the right."""
+        self._check_ids(input_ids, attention_mask)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
+        if input_ids.shape[1] < 2 or bool((mask.sum(dim=1) < 2).any()):
+            raise UsageError("a sentence has at least two ids, its beginning and its end token")
+        order = _real_first(mask)
+        return {
+            "input_ids": input_ids.gather(1, order).to(self.device),
+            "attention_mask": mask.gather(1, order).to(self.device),
+        }
+
+    def _check_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        """Raises a `UsageError` if ids are none, or a mask is not theirs."""
+        if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.is_floating_point():
+            got = f"shape {tuple(input_ids.shape)}" if isinstance(input_ids, Tensor) else type(input_ids).__name__
+            raise UsageError(f"input_ids are a tensor of token ids (batch, length), got {got}: see the tokenizer")
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise UsageError(
+                f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, got "
+                f"{tuple(attention_mask.shape)}"
+            )
         unknown = input_ids[(input_ids < 0) | (input_ids >= self.config.vocab_size)]
         if len(unknown) > 0:
             raise UsageError(
                 f"input_ids hold {int(unknown[0])}, but the model knows words 0 to {self.config.vocab_size - 1}: "
                 "the tokenizer does not fit this model"
             )
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return {"input_ids": input_ids.to(self.device), "attention_mask": mask.to(self.device)}
+
+
+def _real_first(mask: Tensor) -> Tensor:
+    """The order of every row's places in which padding, where the mask is 0, comes last; `(batch, length)`."""
+    return mask.bool().logical_not().int().argsort(dim=1, stable=True)
 
 
 class _word_stream:

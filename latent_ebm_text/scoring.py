@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.mode import evaluation_mode
 from latent_ebm_text.likelihood import LogIntegral, LogPartition, bracket_log_partition, posterior_log_weights
 from latent_ebm_text.likelihood.weights import MIN_ESS
 from latent_ebm_text.streams import stream
@@ -146,9 +147,8 @@ def score_data(
     num_samples = _DEFAULT_WEIGHTS[marginal] if num_samples is None else num_samples
     if num_draws < 1 or num_samples < 2:
         raise UsageError(f"num_draws must be positive and num_samples at least 2, got {num_draws} and {num_samples}")
-    has_latent, was_training = model.config.latent_dim > 0, model.training
-    model.eval()
-    try:
+    has_latent = model.config.latent_dim > 0
+    with evaluation_mode(model):
         if marginal != "none" and has_latent and log_partition is None:
             log_partition = model_log_partition(model, seed)
         energies, likelihoods, weights = [], [], []
@@ -169,8 +169,6 @@ def score_data(
                 weights.append(found.cpu())
             if on_batch is not None:
                 on_batch(len(draws[0]))
-    finally:
-        model.train(was_training)
     if not energies:
         raise UsageError("no data to score")
     energy, log_likelihood = torch.cat(energies), torch.cat(likelihoods)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.mode import evaluation_mode
 from latent_ebm_text.latents.interpolation import STIFFNESS, PathKind, latent_path
 from latent_ebm_text.latents.neighbours import LatentIndex, Metric, Neighbours
 from latent_ebm_text.likelihood import LogPartition
@@ -98,7 +99,7 @@ class SentenceTools:
 
         rows = self._rows(sentences, attention_mask, tokenizer)
         draws = torch.empty(num_draws, len(rows), self.config.latent_dim)
-        with _progress_bar(len(rows), "posterior draws", progress) as advance:
+        with evaluation_mode(self), _progress_bar(len(rows), "posterior draws", progress) as advance:
             for number, (indices, inputs) in enumerate(self._row_batches(rows, batch_size)):
                 generator = stream(seed, "posterior draws", number, device=self.device)
                 for draw in draws:
@@ -142,14 +143,16 @@ class SentenceTools:
             )
         rows = self._rows(sentences, attention_mask, tokenizer)
         draws = self.posterior_draws(rows, num_draws=num_draws, batch_size=batch_size, seed=seed, progress=progress)
-        flat = draws.transpose(0, 1).flatten(0, 1).to(self.device, self.dtype)  # (n * num_draws, latent_dim)
+        dtype = self.decoder.latent_dtype
+        flat = draws.transpose(0, 1).flatten(0, 1).to(self.device, dtype)  # (n * num_draws, latent_dim)
         ids = self.generate(latents=flat, **{"do_sample": False, **kwargs}).cpu()
         sequences = ids.view(len(rows), num_draws, -1)
         log_prob = torch.empty(len(rows), num_draws)
-        for indices, inputs in self._row_batches(rows, batch_size):
-            likelihood = self.decoder.likelihood(inputs)
-            for number, draw in enumerate(draws):
-                log_prob[indices, number] = likelihood(draw[indices].to(self.device, self.dtype)).float().cpu()
+        with evaluation_mode(self):
+            for indices, inputs in self._row_batches(rows, batch_size):
+                likelihood = self.decoder.likelihood(inputs)
+                for number, draw in enumerate(draws):
+                    log_prob[indices, number] = likelihood(draw[indices].to(self.device, dtype)).float().cpu()
         return ReconstructionDraws(
             sequences=sequences,
             latents=draws.transpose(0, 1),
@@ -352,10 +355,14 @@ class SentenceTools:
             words = tokenizer(list(sentences), add_special_tokens=False, return_attention_mask=False, verbose=False)
             rows = [[bos, *ids, eos] for ids in words["input_ids"]]
         else:
+            if strange := [
+                type(ids).__name__ for ids in sentences if not isinstance(ids, Sequence | np.ndarray | Tensor)
+            ]:
+                raise UsageError(f"sentences are strings, or lists of token ids; got also {strange[0]}")
             rows = [list(map(int, ids)) for ids in sentences]
         if min(map(len, rows)) < 2:
             raise UsageError("a sentence has at least two ids, its beginning and its end token")
-        self._inputs(torch.tensor([token for row in rows for token in row])[None], None)  # checks the ids
+        self._check_ids(torch.tensor([token for row in rows for token in row])[None], None)
         return rows
 
     def _row_batches(self: Any, rows: list[list[int]], batch_size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:

@@ -19,6 +19,9 @@ SPLIT_ALIASES = {"train": "train", "training": "train", "test": "test"} | dict.f
     ("validation", "valid", "val", "dev"), "validation"
 )
 
+#: Of so many rows in a row, one goes to every split that is missing.
+BLOCK = 20
+
 
 def choose_splits(available: list[str], name: str, train_split: str | None, notes: list[str]) -> dict[str, str]:
     """Which split of a source serves as train, validation and test; those with other names are left out.
@@ -59,30 +62,49 @@ def cut_missing_splits(
 ) -> dict[str, Dataset]:
     """Cut absent validation and test splits off train, 5 % of its rows each, in a fixed pseudo-random choice.
 
+    A row goes to the same split whichever others follow it, so that a run on the first part of a source is not tested
+    on what a run on the whole is trained on.
+
     unit: what a row is, for people.
     """
     missing = [split for split in SPLITS if split not in splits]
     train = splits["train"]
-    size = max(2, len(train) // 20)  # a standard error needs 2 or more
     if not missing:
         return splits
-    if len(train) <= len(missing) * size:
+    places = _places(len(train))
+    parts = {split: places == k for k, split in enumerate(missing)}
+    parts["train"] = places >= len(missing)
+    if not parts["train"].any():
         raise DataError(
             f"{name} has {len(train)} train {unit}, too few to cut off a {' and a '.join(missing)} split; "
             f"give more {unit} or those splits."
         )
-    # The choice must not follow the run's seed, else two runs would test on each other's training data.
-    order = np.random.default_rng(0).permutation(len(train))
-    parts = {split: order[k * size : (k + 1) * size] for k, split in enumerate(missing)}
-    parts["train"] = order[len(missing) * size :]
-    notes.append(f"no {' and no '.join(missing)} split found: cut off train, {size:,} {unit} (5 %) each")
+    sizes = " and ".join(dict.fromkeys(f"{parts[split].sum():,}" for split in missing))
+    notes.append(f"no {' and no '.join(missing)} split found: cut off train, {sizes} {unit} (5 %) each")
     return {split: _rows(train, parts[split]) if split in parts else splits[split] for split in SPLITS}
 
 
-def _rows(dataset: Dataset, chosen: npt.NDArray[np.int64]) -> Dataset:
+def rows_with_train(num_train: int, num_missing: int) -> int:
+    """How many rows must be read so that `num_train` are left once the missing splits are cut off."""
+    if num_missing == 0:
+        return num_train
+    return BLOCK * max(5, -(-num_train // (BLOCK - num_missing)))  # 5: among few, blank ones would matter
+
+
+def _places(num_rows: int) -> npt.NDArray[np.int64]:
+    """The place of every row among the rows of its block, in a pseudo-random order; one or two have a place.
+
+    It must not follow the run's seed, else two runs would test on each other's training data; nor how many rows were
+    read, for the same reason.
+    """
+    generator = np.random.default_rng(0)
+    if num_rows < 2 * BLOCK:  # two rows a place, which a standard error needs
+        return generator.permutation(num_rows) // 2
+    return generator.random((-(-num_rows // BLOCK), BLOCK)).argsort(axis=1).ravel()[:num_rows]
+
+
+def _rows(dataset: Dataset, mask: npt.NDArray[np.bool_]) -> Dataset:
     """Some rows, in the order of the data set. Written anew: `select` would leave every later pass to gather them."""
-    mask = np.zeros(len(dataset), dtype=bool)
-    mask[chosen] = True
     return (
         dataset.with_format("arrow")
         .map(_filter, with_indices=True, batched=True, fn_kwargs={"mask": mask}, desc="Cutting splits")

@@ -22,7 +22,7 @@ from latent_ebm_text.data.sources import (
     read_local,
     refuse_what_cannot_be_a_hub_id,
 )
-from latent_ebm_text.data.splits import choose_splits, cut_missing_splits
+from latent_ebm_text.data.splits import SPLITS, choose_splits, cut_missing_splits, rows_with_train
 from latent_ebm_text.errors import UsageError
 
 if TYPE_CHECKING:
@@ -200,10 +200,7 @@ def _store_streams(
     """The rows of streams, on disk; of train as many as will be left to train on once missing splits are cut off."""
     from latent_ebm_text.data.streaming import store_stream
 
-    missing = 3 - len(streams)
-    limit = None
-    if num_sentences is not None:  # and what `cut_missing_splits` will take
-        limit = max(num_sentences + 2 * missing, -(-20 * num_sentences // (20 - missing)) + missing)
+    limit = None if num_sentences is None else rows_with_train(num_sentences, len(SPLITS) - len(streams))
     stored = {}
     for split, stream in streams.items():
         most = limit if split == "train" else None

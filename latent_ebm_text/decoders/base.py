@@ -202,8 +202,11 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def predicted_mask(inputs: dict[str, Tensor]) -> Tensor:
-    """Which of the tokens after the first are predicted; `(batch, length - 1)` booleans."""
-    mask = inputs.get("attention_mask")
+    """Which of the tokens after the first are predicted; `(batch, length - 1)` booleans.
+
+    Those of `counted`, where it is among the inputs, else all that are no padding.
+    """
+    mask = inputs.get("counted", inputs.get("attention_mask"))
     if mask is None:
         return torch.ones_like(inputs["input_ids"][:, 1:], dtype=torch.bool)
     return mask[:, 1:].bool()

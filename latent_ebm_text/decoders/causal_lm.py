@@ -122,6 +122,8 @@ class CausalLMDecoder(TextDecoder):
     @property
     def latent_dtype(self) -> torch.dtype:
         """The precision of the latents: float32 also under a language model of lower precision."""
+        if self.injection is not None:  # in float32 unless the whole model was cast
+            return next(self.injection.parameters()).dtype
         return torch.promote_types(self.word_embedding.get_parameter("weight").dtype, torch.float32)
 
     def require_positions(self, num_words: int) -> None:
@@ -140,7 +142,7 @@ class CausalLMDecoder(TextDecoder):
     def embed(self, input_ids: Tensor) -> Tensor:
         """Word embeddings, with dropout in training; `(batch, length)` to `(batch, length, width)`."""
         words: Tensor = self.word_embedding(input_ids)
-        if not self.training or (self.word_dropout == 0 and self.embedding_dropout == 0):
+        if not self.training or self.decoder_training == "frozen":
             return words
         words = words.transpose(0, 1)
         if self.word_dropout > 0:
@@ -224,17 +226,19 @@ class CausalLMDecoder(TextDecoder):
 
     def log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
         """`log p(x | z)` in nats per sentence, the end counted; `(batch,)`, differentiable in weights and latents."""
-        input_ids, predicted = inputs["input_ids"], predicted_mask(inputs)
+        input_ids, places = inputs["input_ids"], PredictedPlaces(predicted_mask(inputs))
         self.require_positions(input_ids.shape[1] - 1)
         # Words see only those before them: padding on the right needs no mask.
-        features = self.features(self.embed(input_ids[:, :-1]), latents)[predicted]  # (predicted tokens, hidden_size)
-        targets = input_ids[:, 1:][predicted]
+        features = places.take(
+            self.features(self.embed(input_ids[:, :-1]), latents)
+        )  # (predicted tokens, hidden_size)
+        targets = places.take(input_ids[:, 1:])
         if self.has_plain_head:
             weight, bias = self.output_layer()
             values = chunked_log_prob(fill_rows(features), weight, bias, targets, self.candidates(targets))
         else:
             values = pick_log_prob(features, targets)
-        return sum_words(values, predicted)
+        return places.sum_words(values)
 
     def likelihood(self, inputs: dict[str, Tensor]) -> CausalLMLikelihood:
         """`log p(x | z)` as a function of z alone, see [`CausalLMLikelihood`]."""
@@ -308,8 +312,8 @@ class CausalLMLikelihood(FrozenLikelihood):
         self._decoder = decoder
         # Tensors of inference mode could not be part of a graph.
         with torch.inference_mode(False), torch.no_grad():
-            input_ids, self._predicted = inputs["input_ids"].clone(), predicted_mask(inputs).clone()
-            self._targets = input_ids[:, 1:][self._predicted]
+            input_ids, self._places = inputs["input_ids"].clone(), PredictedPlaces(predicted_mask(inputs).clone())
+            self._targets = self._places.take(input_ids[:, 1:])
             candidates = decoder.candidates(self._targets)
             with frozen(decoder):
                 self._words = decoder.embed(input_ids[:, :-1])
@@ -320,15 +324,15 @@ class CausalLMLikelihood(FrozenLikelihood):
     @torch.no_grad()
     def _value(self, latents: Tensor) -> Tensor:
         with frozen(self._decoder):
-            features = self._decoder.features(self._words, latents)[self._predicted]
+            features = self._places.take(self._decoder.features(self._words, latents))
         if self._output is None:
-            return sum_words(pick_log_prob(features, self._targets), self._predicted)
-        return sum_words(self._output.log_prob(features, self._targets), self._predicted)
+            return self._places.sum_words(pick_log_prob(features, self._targets))
+        return self._places.sum_words(self._output.log_prob(features, self._targets))
 
     def _evaluate(self, latents: Tensor, with_value: bool) -> tuple[Tensor | None, Tensor]:
         with torch.inference_mode(False), torch.enable_grad(), frozen(self._decoder):
             latents = latents.detach().clone().requires_grad_()
-            features = self._decoder.features(self._words, latents)[self._predicted]
+            features = self._places.take(self._decoder.features(self._words, latents))
             if not features.requires_grad:  # there is no latent
                 return self._value(latents.detach()) if with_value else None, torch.zeros_like(latents)
             if self._output is None:
@@ -338,11 +342,26 @@ class CausalLMLikelihood(FrozenLikelihood):
             else:
                 values, gradient = self._output.score(features.detach(), self._targets, with_value)
                 (score,) = torch.autograd.grad(features, latents, gradient)
-        value = sum_words(values.detach(), self._predicted) if with_value and values is not None else None
+        value = self._places.sum_words(values.detach()) if with_value and values is not None else None
         return value, score
 
 
-def sum_words(values: Tensor, predicted: Tensor) -> Tensor:
-    """Sums over the predicted words of every sentence; `(words,)` and `(batch, length)` booleans to `(batch,)`."""
-    per_word = torch.zeros(predicted.shape, dtype=values.dtype, device=values.device)
-    return per_word.masked_scatter(predicted, values).sum(dim=1)
+class PredictedPlaces:
+    """Where the predicted words of a batch stand, as numbers found once: a step of a chain does not wait for the host.
+
+    Args:
+        predicted: `(batch, length)` booleans.
+    """
+
+    def __init__(self, predicted: Tensor) -> None:
+        self._shape = predicted.shape
+        self._numbers = predicted.flatten().nonzero().squeeze(1)
+
+    def take(self, values: Tensor) -> Tensor:
+        """The rows of the predicted words; `(batch, length, ...)` to `(words, ...)`."""
+        return values.flatten(0, 1).index_select(0, self._numbers)
+
+    def sum_words(self, values: Tensor) -> Tensor:
+        """Sums over the predicted words of every sentence; `(words,)` to `(batch,)`."""
+        per_word = values.new_zeros(self._shape.numel()).index_copy(0, self._numbers, values)
+        return per_word.view(self._shape).sum(dim=1)

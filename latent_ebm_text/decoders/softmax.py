@@ -239,8 +239,9 @@ class _ChunkedLogProb(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore
         features, weight, bias, targets, *gradients = ctx.saved_tensors
-        if bool((grad == grad[0]).all()):
-            return *(None if each is None else each * grad[0] for each in gradients), None
+        if bool((grad == grad[:1]).all()):
+            shared = grad[:1].sum()  # zero where there is no word
+            return *(None if each is None else each * shared for each in gradients), None
         gradients = _zero_gradients(ctx, features, weight, bias)
         factor = weight.to(features.dtype)
         for rows, logits in _logit_chunks(features, factor, bias):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ class LatentClassifier(nn.Module):
         gradient = -logits.softmax(dim=-1)
         if negated:
             # The other classes' share: no 1 - p, which has no digits left where p is nearly 1.
-            others = logits.index_fill(1, torch.tensor(index, device=logits.device), -math.inf)
+            others = logits.clone()
+            others[:, index] = -math.inf
             value = others.logsumexp(dim=-1) - total
             gradient += others.softmax(dim=-1)
         else:
@@ -166,6 +168,13 @@ class Control:
                 f"the weight of {self.classifier.attribute}={self.value} must be positive and finite, got "
                 f"{self.weight}; negated=True asks for the opposite"
             )
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Control:
+        """The same wish on another device and in another precision; this one's classifier stays as it is."""
+        weight = self.classifier.hidden.weight
+        if (weight.device, weight.dtype) == (device, dtype):
+            return self
+        return replace(self, classifier=deepcopy(self.classifier).to(device, dtype))
 
     def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """`w log p(c | z)` of shape `(batch,)`, or of its opposite, and its gradient `(batch, latent_dim)`."""

@@ -116,7 +116,7 @@ class LangevinSampler:
         with torch.no_grad():
             position = init.detach().clone()
             noise = _Noise(position, generator, averaged=self.integrator == "leimkuhler_matthews")
-            sums: list[Tensor] = []  # one number a step, read once at the end: a chain never waits for the host
+            norms: list[Tensor] = []  # one number a step, read once at the end: a chain never waits for the host
             recorder = TraceRecorder()
             for step, (drift, noise_scale) in enumerate(self._coefficients()):
                 if return_trace:
@@ -130,17 +130,17 @@ class LangevinSampler:
                 position.add_(score, alpha=drift * (0.5 if noise.averaged and step == 0 else 1.0))
                 if noise_scale > 0:
                     position.add_(noise.draw(), alpha=noise_scale)
-                sums.append(position.sum())
+                norms.append(torch.linalg.vector_norm(position))
                 if return_trace:
                     recorder.end_step(position - previous)
-            self._require_finite(int(torch.stack(sums).isfinite().sum()), position)
+            self._require_finite(int(torch.stack(norms).isfinite().sum()), position)
             trace = recorder.finish(value_and_score_of(position)[0]) if return_trace else None
         return SamplerOutput(position, trace)
 
     def _require_finite(self, finite_steps: int, position: Tensor) -> None:
         if finite_steps == self.num_steps:
             return
-        rows = (~torch.isfinite(position).all(dim=-1)).nonzero().flatten().tolist()
+        rows = (~torch.linalg.vector_norm(position, dim=-1).isfinite()).nonzero().flatten().tolist()
         raise DivergenceError(
             f"Langevin chain not finite from step {finite_steps + 1} of {self.num_steps} on "
             f"({len(rows)} of {position.shape[0]} chains): lower step_size (now {self.step_size}); if it persists, "

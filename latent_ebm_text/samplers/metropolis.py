@@ -93,7 +93,7 @@ def hmc_step(
         value, score = mixed(proposal)
         momentum = momentum + 0.5 * size * score
     log_ratio = value - start_value - 0.5 * momentum.square().sum(dim=-1) + start_kinetic
-    acceptance = log_ratio.clamp(max=0.0).exp().nan_to_num(nan=0.0)
+    acceptance = torch.where(value.isfinite(), log_ratio.clamp(max=0.0).exp().nan_to_num(nan=0.0), 0.0)
     uniform = uniform_(torch.empty_like(acceptance), generator)
     return proposal.where(uniform < acceptance, state), acceptance
 

@@ -72,7 +72,7 @@ class TrainingState:
         self.accelerator, self.folder = accelerator, Path(args.output_dir)
         # Looked for before anything is written, so that the folder of another run stays as it is.
         checkpoint = self._newest_checkpoint()
-        self.averaged = AveragedModel(model) if args.averaging_start < 1 else None
+        self.averaged = AveragedModel(model, device=accelerator.device) if args.averaging_start < 1 else None
         self.chains = self._open_chains(num_examples) if args.inference == "persistent" else None
         self._take(checkpoint)
         if checkpoint is None:

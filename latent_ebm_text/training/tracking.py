@@ -13,6 +13,7 @@ from accelerate.utils import parse_choice_from_env
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.trainer import require_no_loss_scale
 
 TRACKERS = ("trackio", "tensorboard", "wandb")
 PROJECT = "latent-ebm-text"
@@ -21,10 +22,10 @@ PROJECT = "latent-ebm-text"
 def make_accelerator(args: TrainingArguments) -> Accelerator:
     """Devices and processes as `accelerate launch` has set them up, with the trackers of `args.report_to`.
 
-    A processor that has no kernels for the half precision it was asked for computes in float32, and a line says so.
+    A processor that was asked for bfloat16 and has no kernels for it computes in float32, and a line says so.
 
     Raises:
-        UsageError: If a tracker is unknown or not installed.
+        UsageError: If a tracker is unknown or not installed, or the precision is fp16.
     """
     names = [name.strip() for name in args.report_to.split(",") if name.strip() not in ("", "none")]
     for name in names:
@@ -34,8 +35,10 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             raise UsageError(
                 f"{name} is not installed: pip install 'latent-ebm-text[{name}]', or leave it out of report_to"
             )
-    on_cpu, asked = not torch.cuda.is_available(), parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no")
-    replaced = on_cpu and not _has_cpu_kernels(asked)
+    asked = parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no")
+    require_no_loss_scale(asked)
+    on_cpu = not torch.cuda.is_available()
+    replaced = on_cpu and asked == "bf16" and not _has_bfloat16_kernels()
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision="no" if replaced else None,
@@ -47,13 +50,9 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     return accelerator
 
 
-def _has_cpu_kernels(mixed_precision: str) -> bool:
-    """Whether oneDNN, to which torch leaves recurrent layers, can compute in a precision on this processor."""
-    if mixed_precision == "bf16":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if mixed_precision == "fp16":
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return True
+def _has_bfloat16_kernels() -> bool:
+    """Whether oneDNN, to which torch leaves recurrent layers, can compute in bfloat16 on this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def start_tracking(accelerator: Accelerator, args: TrainingArguments, *settings: Any) -> None:

@@ -15,7 +15,7 @@ from accelerate.utils import tqdm
 from torch import Tensor, nn
 
 from latent_ebm_text.data.batching import BucketedBatches
-from latent_ebm_text.errors import DivergenceError
+from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.samplers import Sampler, sampler_from_dict
 from latent_ebm_text.streams import BatchStream, stream_seed
@@ -111,9 +111,10 @@ def train(
         DivergenceError: If a chain, the loss or a gradient is not finite once more after `args.max_rollbacks`
             rollbacks; the weights are as before the bad step.
         CheckpointError: If the newest complete checkpoint belongs to another model or library version.
-        UsageError: If `args.output_dir` cannot be a folder.
+        UsageError: If `args.output_dir` cannot be a folder, or the precision is fp16.
     """
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
+    require_no_loss_scale(accelerator.mixed_precision)
     args.check_encoder(model.encoder is not None)
     optimizer = build_optimizer(model, args)
     state = TrainingState(model, optimizer, args, identity, len(data.batches.lengths), accelerator)
@@ -163,7 +164,7 @@ def train(
                 group["lr"] = rate / 2**state.rollbacks
             optimizer.step()
             optimizer.zero_grad()
-            if state.averaged is not None and step >= round(args.averaging_start * total):
+            if state.averaged is not None and step >= min(round(args.averaging_start * total), total - 1):
                 state.averaged.update_parameters(model)
             if state.chains is not None and share.part:
                 state.chains.write(share.indices, output.latents)
@@ -182,9 +183,15 @@ def train(
                     on_save(model, state.step)
         if stopped.agreed(accelerator):
             state.save()
-    if state.averaged is not None and state.step == total:
+    if state.averaged is not None and state.step == total and state.averaged.n_averaged > 0:
         model.load_state_dict(state.averaged.module.state_dict())
     return TrainingResult(state.step, state.seconds, stopped.received, state.health.warnings)
+
+
+def require_no_loss_scale(mixed_precision: str) -> None:
+    """Raises a `UsageError` for fp16: its scaled losses overflow on purpose, which here is a divergence."""
+    if mixed_precision == "fp16":
+        raise UsageError("mixed precision fp16 is not supported: use bf16, or none")
 
 
 def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) -> torch.optim.AdamW:
