@@ -1,6 +1,6 @@
 """Walk from one sentence to another through the latent space of a trained model.
 
-    python examples/interpolate.py runs/quickstart/model "the bank rose sharply" "analysts expect a quiet year"
+    python examples/interpolate.py runs/quickstart/model "the bank recovers sharply" "rival laboratories fail badly"
 
 Each sentence is encoded as one draw from its posterior; points on the line between the two are decoded greedily.
 """

@@ -49,6 +49,9 @@ def run_recipe(main: Callable[[], int | None]) -> NoReturn:
     except LatentEBMError as error:
         print(f"error: {error}", file=sys.stderr)
         exit_code = error.exit_code
+    except PermissionError as error:
+        print(f"error: {error.filename or error} may not be read or written: {error.strerror}", file=sys.stderr)
+        exit_code = 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

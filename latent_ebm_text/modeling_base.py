@@ -307,7 +307,7 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         """
         assert self.encoder is not None
         proposal = self.encoder(inputs)
-        latents = proposal.sample()
+        latents = proposal.sample().to(self.decoder.latent_dtype)
         reconstruction = -self.decoder.log_prob(inputs, latents).mean()
         divergence = proposal.divergence().mean(dim=0)  # (latent_dim,), from N(0, I)
         charged = divergence.clamp(min=self.config.free_bits).sum()

@@ -7,12 +7,13 @@ import latent_ebm_text.pipelines  # makes these tasks known
 sample = pipeline("unconditional-text-generation", model="runs/quickstart/model")
 sample(4, top_p=0.9, seed=1)  # [{"generated_text": "...", "energy": 9.5}, ...]
 reconstruct = pipeline("text-reconstruction", model="runs/quickstart/model")
-reconstruct("the bank rose")  # {"generated_text": "..."}
+reconstruct("the bank recovers")  # {"generated_text": "..."}
 score = pipeline("text-scoring", model="runs/quickstart/model")
-score(["the bank rose", "rose bank the"], batch_size=8)  # [{"nll": 20.1, "nll_per_token": 5.0, ...}, ...]
+score(["the bank recovers", "recovers bank the"], batch_size=8)  # [{"nll": 20.1, "nll_per_token": 5.0, ...}, ...]
 ```
 
-`pipeline("text-generation", ...)` continues prompts, as of any causal language model.
+`pipeline("text-generation", ...)` continues prompts, as of any causal language model. It puts what it decodes right
+behind the prompt: for a tokenizer of words the prompt ends with a space.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class LatentEBMTextDetector(LatentEBMDetector):
 
     ```python
     detector = LatentEBMTextDetector(model, tokenizer, contamination=0.05).fit(ordinary_sentences)
-    detector.predict(["the bank rose sharply", "sharply the the rose"])  # 1: an anomaly
+    detector.predict(["the bank recovers sharply", "sharply the the recovers"])  # 1: an anomaly
     detector.save_pretrained("detector")  # model, tokenizer, threshold, training scores
     ```
 

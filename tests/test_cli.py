@@ -166,6 +166,8 @@ def test_doctor(run: Run, trained: Path, tmp_path: Path) -> None:
     [
         (["generate", "./nowhere"], 2, "error: there is no folder ./nowhere"),
         (["generate", ".", "--temperature", "0"], 2, "error: temperature must be positive"),
+        (["generate", ".", "--max-new-tokens", "-3"], 2, "error: max_new_tokens must be positive"),
+        (["generate", ".", "--top-p", "2"], 2, "error: top_p must be in (0, 1], got 2"),
         (["train", "--num_epoch", "3"], 2, "error: unknown option '--num_epoch'; did you mean '--num_epochs'?"),
         (["train", "--config", "nowhere.yaml"], 2, "error: the config file nowhere.yaml does not exist"),
         (["evaluate"], 2, "error: model is required"),

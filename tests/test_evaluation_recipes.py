@@ -91,9 +91,12 @@ def test_a_whole_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Pat
         ({"num_samples": 3}, "num_samples must be at least 4"),
         ({"num_information_sentences": 1}, "num_information_sentences must be at least 2"),
         ({"num_likelihood_sentences": 1}, "num_likelihood_sentences must be 0 or at least 2"),
+        ({"word_temperature": -1.0}, "word_temperature must be positive"),
+        ({"prior_temperature": -1.0}, "prior_temperature must be in"),
+        ({"prior_num_steps": 0}, "prior_num_steps must be at least 1"),
     ],
 )
-def test_too_few_sentences_for_a_figure_are_refused_before_any_work(setting: dict[str, int], message: str) -> None:
+def test_what_cannot_be_measured_is_refused_before_any_work(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         TextEvaluationArguments(model="nowhere", **setting)
 

@@ -56,6 +56,7 @@ def train(context: typer.Context) -> None:
         argv,
         default_config=bundled_config("quickstart_images" if images else "text"),
         description=_TRAIN,
+        prog=context.command_path,
     )
     # With --json standard output is for the results alone.
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
@@ -74,7 +75,7 @@ def evaluate(context: typer.Context) -> None:
     from latent_ebm_text.training.configuration import parse_recipe_arguments
 
     argv, as_json = _without("--json", context.args)
-    data, args = parse_recipe_arguments(_evaluate_arguments(), argv, description=_EVALUATE)
+    data, args = parse_recipe_arguments(_evaluate_arguments(), argv, description=_EVALUATE, prog=context.command_path)
     from latent_ebm_text.evaluation.text_report import run_text_evaluation
 
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():

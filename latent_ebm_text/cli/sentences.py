@@ -46,8 +46,15 @@ def generate(
     from latent_ebm_text.streams import stream
     from latent_ebm_text.training.configuration import require_positive
 
-    for name, value in (("num_samples", num_samples), ("temperature", temperature), ("top_p", top_p)):
-        require_positive(name, value)
+    for name, value in (
+        ("num_samples", num_samples),
+        ("temperature", temperature),
+        ("max_new_tokens", max_new_tokens),
+    ):
+        if value is not None:
+            require_positive(name, value)
+    if not 0 < top_p <= 1:
+        raise UsageError(f"top_p must be in (0, 1], got {top_p}")
 
     loaded, tokenizer = load_text_model(model, revision)
     options: dict[str, Any] = {"do_sample": not greedy}
@@ -80,7 +87,7 @@ def score(
     """Say how improbable sentences are, in nats: higher is more anomalous.
 
     \b
-    latent-ebm score runs/quickstart "the bank rose sharply" "sharply the the rose"
+    latent-ebm score runs/quickstart "the bank recovers sharply" "sharply the the recovers"
     latent-ebm score runs/quickstart --file sentences.txt --json > scores.json
     cat sentences.txt | latent-ebm score runs/quickstart --file - --by reconstruction_per_token --marginal none
     """
@@ -110,8 +117,8 @@ def interpolate(
     """Walk from one sentence to another through the latent space.
 
     \b
-    latent-ebm interpolate runs/quickstart "the bank rose" "rival laboratories fail badly"
-    latent-ebm interpolate runs/quickstart "the bank rose" "the storm passed" --path low_energy --num-points 12
+    latent-ebm interpolate runs/quickstart "the bank recovers" "rival laboratories fail badly"
+    latent-ebm interpolate runs/quickstart "the bank recovers" "the exporter sank" --path low_energy --num-points 12
     """
     if num_points < 2:
         raise UsageError(f"num_points must be at least 2, got {num_points}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import re
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ _SHARD = re.compile(r"-\d+-of-\d+(-\w+)?$")
 
 
 def read_local(
-    path: Path, name: str, train_split: str | None = None, *, streaming: bool = False
+    path: Path, name: str, train_split: str | None, notes: list[str], *, streaming: bool = False
 ) -> tuple[dict[str, Any], list[Any]]:
     """Read a file or folder through the cache of `datasets`, which never writes beside the user's files.
 
@@ -36,7 +37,7 @@ def read_local(
     import datasets
 
     if path.is_dir():
-        files = _find_split_files(path, name, train_split)
+        files = _find_split_files(path, name, train_split, notes)
     elif path.suffix in _FORMATS:
         files = {"train": [path]}
     else:
@@ -72,7 +73,7 @@ def naming(problem: str) -> Iterator[None]:
         raise DataError(f"{problem}: {_first_line(error)}") from error
 
 
-def _find_split_files(folder: Path, name: str, train_split: str | None) -> dict[str, list[Path]]:
+def _find_split_files(folder: Path, name: str, train_split: str | None, notes: list[str]) -> dict[str, list[Path]]:
     """The data files of each split: `train.txt`, `ptb.train.txt`, `train-00000-of-00002.parquet`, files in a
     sub-folder `train/`, all of them also one level down in `data/`."""
     found: dict[str, list[Path]] = {}
@@ -81,6 +82,8 @@ def _find_split_files(folder: Path, name: str, train_split: str | None) -> dict[
         split = SPLIT_ALIASES.get(words[-1])
         if split is not None and (entry.is_dir() or entry.suffix in _FORMATS):
             found.setdefault(split, []).extend(_data_files(entry) if entry.is_dir() else [entry])
+        elif split is not None:
+            notes.append(f"{entry.name} is left aside: files that are read end in {', '.join(_FORMATS)}")
     if not found and (saved := sorted(folder.glob("data-*.arrow"))):
         return {"train": saved}  # a single Dataset written by save_to_disk
 
@@ -110,6 +113,10 @@ def _check_file(path: Path) -> None:
     readers would name neither the line nor, for some, the file."""
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; give a file with at least one sentence.")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and _FORMATS[path.suffix] in ("text", "json"):
+        raise DataError(f"{path} is UTF-16, not UTF-8; convert the file, e.g. with iconv -f utf-16 -t utf-8.")
     if _FORMATS[path.suffix] not in ("text", "json"):
         return
     offset = 0

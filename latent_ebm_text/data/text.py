@@ -111,7 +111,7 @@ def load_text_dataset(
         raw: dict[str, Any] = _generate_grammar(num_sentences or GRAMMAR_TRAIN_SENTENCES, seed)
         name = f"grammar (embedded corpus, generated, seed {seed})"
     elif is_local:
-        raw, identity = read_local(path, name_or_path, train_split, streaming=streaming)
+        raw, identity = read_local(path, name_or_path, train_split, notes, streaming=streaming)
         name = f"local {'folder' if path.is_dir() else 'file'} {name_or_path}"
     elif name_or_path == "ptb":
         revision = revision or PTB_REVISION

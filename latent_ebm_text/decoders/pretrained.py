@@ -29,8 +29,9 @@ from latent_ebm_text.folders import check_model_folder
 logger = logging.getLogger(__name__)
 
 PAD_TOKEN, EOS_TOKEN = "<pad>", "<eos>"
-#: Entries of a language model's configuration that say where it came from, not what it is.
-_ORIGIN = ("_name_or_path", "transformers_version", "architectures", "quantization_config")
+#: Entries of a language model's configuration that say where it came from, not what it is; its precision is that of
+#: the whole model.
+_ORIGIN = ("_name_or_path", "transformers_version", "architectures", "quantization_config", "dtype")
 
 
 def load_language_model(name_or_path: str | PathLike[str], **options: Any) -> PreTrainedModel:

@@ -124,9 +124,11 @@ def marginal_likelihood_figures(
     warning = None
     if not estimate.reliable:
         warning = f"UNRELIABLE: effective sample size below 5 for {100 * estimate.unreliable_share:.0f} % of sentences"
+        if not log_partition.reliable:
+            warning += f", log Z between {log_partition.lower:.1f} and {log_partition.upper:.1f}"
     definition = f"-log p(x) in nats per sentence of random test sentences, {estimate.method}"
     if estimate.method != "exact":
-        definition += ", a bound from above"
+        definition += ", given log Z a bound from above"
     figures = {
         "marginal NLL": Estimate.of_mean(-estimate.log_prob).described(
             definition,

@@ -56,8 +56,8 @@ class MarginalLikelihood:
     """log p(x) of every datum.
 
     Attributes:
-        log_prob: `(n,)`, in nats: a stochastic lower bound, too low by at most about half the squared standard
-            error.
+        log_prob: `(n,)`, in nats: given log Z a stochastic lower bound, too low by at most about half the squared
+            standard error.
         standard_error: `(n,)`, of each, from its weights, see [`~latent_ebm_text.likelihood.LogIntegral`]; that of
             log Z, which all data share, is not a part of it.
         ess: `(n,)`, effective sample sizes of the weights.
@@ -78,8 +78,10 @@ class MarginalLikelihood:
 
     @property
     def reliable(self) -> bool:
-        """Whether at most 5 % of the data have too low an effective sample size."""
-        return self.unreliable_share <= MAX_UNRELIABLE_SHARE
+        """Whether at most 5 % of the data have too low an effective sample size, and log Z is known to a nat."""
+        return self.unreliable_share <= MAX_UNRELIABLE_SHARE and (
+            self.method == "exact" or self.log_partition.reliable
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Mean NLL with its error over the data, and how far to believe it, as JSON-able values."""

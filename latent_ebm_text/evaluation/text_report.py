@@ -29,6 +29,7 @@ from latent_ebm_text.pictures import new_picture
 from latent_ebm_text.prior import EnergyPrior
 from latent_ebm_text.samplers import sampler_from_dict
 from latent_ebm_text.training.arguments import DataArguments
+from latent_ebm_text.training.configuration import require_in_interval, require_positive
 from latent_ebm_text.training.text import PreparedText, prepare_text
 
 if TYPE_CHECKING:
@@ -76,11 +77,22 @@ class TextEvaluationArguments:
     )
 
     def __post_init__(self) -> None:
-        least = {"num_samples": 4, "num_likelihood_samples": 2, "num_information_sentences": 2, "batch_size": 1}
+        least = {
+            "num_samples": 4,
+            "num_likelihood_samples": 2,
+            "num_likelihood_levels": 1,
+            "num_information_sentences": 2,
+            "prior_num_steps": 1,
+            "chain_repetitions": 0,
+            "batch_size": 1,
+        }
         for name, number in least.items():
             value = getattr(self, name)
             if value is not None and value < number:
                 raise UsageError(f"{name} must be at least {number}, got {value}")
+        require_positive("word_temperature", self.word_temperature)
+        if self.prior_temperature is not None:
+            require_in_interval("prior_temperature", self.prior_temperature, 0, sys.float_info.max)
         if self.num_likelihood_sentences < 0 or self.num_likelihood_sentences == 1:
             raise UsageError(f"num_likelihood_sentences must be 0 or at least 2, got {self.num_likelihood_sentences}")
 

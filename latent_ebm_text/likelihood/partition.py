@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text.likelihood.ais import AnnealedImportanceSampler
-from latent_ebm_text.likelihood.weights import LogIntegral
+from latent_ebm_text.likelihood.weights import MIN_ESS, LogIntegral
 from latent_ebm_text.samplers.base import LogDensity
 from latent_ebm_text.samplers.metropolis import HMCSampler
 
@@ -38,6 +38,11 @@ class LogPartition:
     def value(self) -> float:
         """The forward estimate."""
         return self.lower
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the estimate has a sufficient effective sample size, and the bracket is no wider than a nat."""
+        return self.ess >= MIN_ESS and self.upper - self.lower <= 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""

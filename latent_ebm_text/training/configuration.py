@@ -28,6 +28,7 @@ def parse_recipe_arguments(
     *,
     description: str,
     default_config: Path | None = None,
+    prog: str | None = None,
 ) -> tuple[Any, ...]:
     """Fill one instance of each dataclass from the command line, else from `--config file.yaml`, else from defaults.
 
@@ -40,13 +41,14 @@ def parse_recipe_arguments(
         argv (`list[str]`, *optional*): Arguments without the program's name; defaults to those of this process.
         description (`str`): What the recipe does, for `--help`.
         default_config (`Path`, *optional*): The YAML file to read where `--config` is not given.
+        prog (`str`, *optional*): What the user called; by default the name of this process's script.
 
     Raises:
         UsageError: An argument, the YAML file, or a value that a dataclass's `__post_init__` refuses.
     """
     fields = {field.name: field for dtype in dataclass_types for field in dataclasses.fields(dtype) if field.init}
     hints = {name: hint for dtype in dataclass_types for name, hint in get_type_hints(dtype).items() if name in fields}
-    parser = _build_parser(dataclass_types, fields, hints, description)
+    parser = _build_parser(dataclass_types, fields, hints, description, prog)
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         raise UsageError(_describe_unknown_argument(unknown[0], parser._option_string_actions))
@@ -119,6 +121,7 @@ def _build_parser(
     fields: dict[str, dataclasses.Field[Any]],
     hints: dict[str, Any],
     description: str,
+    prog: str | None,
 ) -> _RecipeParser:
     """A parser that hands back strings, and only for the options that were given.
 
@@ -129,6 +132,7 @@ def _build_parser(
         dtype._argument_group_name = title  # type: ignore[attr-defined]  # the interface of HfArgumentParser
     parser = _RecipeParser(
         dataclass_types,
+        prog=prog,
         description=description,
         formatter_class=_Help,
         usage="%(prog)s [--config FILE.yaml] [--option value ...]",

@@ -391,6 +391,23 @@ def test_not_utf8_names_file_line_and_offset(tmp_path: Path) -> None:
         load_text_dataset(str(tmp_path))
 
 
+def test_utf16_is_called_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_bytes("gut\nschön\n".encode("utf-16"))
+    with pytest.raises(
+        DataError, match=r"train.txt is UTF-16, not UTF-8; convert the file, e.g. with iconv -f utf-16"
+    ):
+        load_text_dataset(str(tmp_path))
+
+
+def test_a_split_file_that_is_not_read_is_named(tmp_path: Path) -> None:
+    write(tmp_path, train_txt=LINES, valid_txt=LINES)
+    (tmp_path / "test.csv").write_text("text\nx\n")
+    assert (
+        "test.csv is left aside: files that are read end in .txt, .jsonl"
+        in load_text_dataset(str(tmp_path)).describe()
+    )
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     ("rows", "message"),

@@ -1,5 +1,6 @@
 """log p(x) and log Z of whole models, against quadrature over a latent of one dimension."""
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -89,6 +90,16 @@ def test_too_few_weights_are_flagged() -> None:
     estimate = estimate_log_likelihood(model, [sentences()], method="importance", num_samples=3)
     assert estimate.unreliable_share == 1.0, "three weights cannot have an effective sample size of five"
     assert not estimate.reliable
+
+
+def test_a_log_partition_that_is_not_known_is_flagged() -> None:
+    model = tiny_model(latent_dim=1, likelihood_weight=3.0)
+    found = estimate_log_likelihood(model, [sentences()], num_samples=64)
+    assert found.log_partition.reliable
+    for doubtful in ({"ess": 1.0}, {"upper": found.log_partition.lower + 2}):
+        partition = dataclasses.replace(found.log_partition, **doubtful)
+        assert not partition.reliable
+        assert not dataclasses.replace(found, unreliable_share=0.0, log_partition=partition).reliable
 
 
 def test_refused() -> None:

@@ -316,6 +316,16 @@ def test_a_step_too_large_for_the_target_diverges_and_says_so() -> None:
         LangevinSampler(100, 0.5).sample(torch.ones(4, 2), steep)
 
 
+def test_positions_whose_energy_would_overflow_have_diverged() -> None:
+    class Pushes(BlowsUp):
+        def score(self, latents: Tensor) -> Tensor:
+            return super().score(latents).nan_to_num(posinf=1e21)
+
+    with pytest.raises(DivergenceError, match=r"not finite from step 4 of 7 on \(2 of 6 chains\)") as caught:
+        LangevinSampler(7, 0.3).sample(torch.zeros(6, 2), Pushes(4, 2))
+    assert caught.value.rows == [0, 1]
+
+
 # --- the integrator of Leimkuhler and Matthews ---
 
 

@@ -107,6 +107,14 @@ def test_proposals_that_are_not_finite_are_rejected() -> None:
     assert float(draws.mean()) == pytest.approx(1.0, abs=0.08)
 
 
+def test_a_density_that_overflows_is_no_place_to_go() -> None:
+    def overflows(latents: Tensor) -> Tensor:
+        return torch.where(latents > 1, math.inf, -0.5 * latents**2).sum(dim=-1)
+
+    draws = MALASampler(200, 0.8).sample(torch.zeros(1_000, 1), overflows, generator=seeded(1)).latents
+    assert float(draws.max()) <= 1
+
+
 def test_a_start_that_is_not_finite_is_refused(gaussian: Gaussian) -> None:
     with pytest.raises(DivergenceError, match="starts where the log-density"):
         MALASampler(3).sample(torch.full((2, 3), math.nan, dtype=torch.float64), gaussian)

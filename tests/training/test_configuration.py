@@ -301,6 +301,11 @@ def raise_(error: BaseException) -> None:
         (lambda: 3, 3, ""),
         (lambda: raise_(UsageError("bad option")), 2, "error: bad option\n"),
         (lambda: raise_(DataError("empty file")), 1, "error: empty file\n"),
+        (
+            lambda: raise_(PermissionError(13, "Permission denied", "x.txt")),
+            1,
+            "error: x.txt may not be read or written: Permission denied\n",
+        ),
         (lambda: raise_(SystemExit(7)), 7, ""),
         (lambda: raise_(KeyboardInterrupt()), 130, "interrupted\n"),
     ],

@@ -51,6 +51,15 @@ def test_the_final_weights_are_the_averages_over_the_last_part(make_model, make_
         assert not torch.equal(weight, values[-1])
 
 
+@pytest.mark.parametrize("averaging_start", [0.97, 0.999])
+def test_an_average_from_the_end_on_is_of_the_last_weights(make_model, make_args, run, tmp_path, averaging_start):
+    averaged, plain = make_model(), make_model()
+    run(averaged, make_args(averaging_start=averaging_start, output_dir=str(tmp_path / "averaged")))
+    run(plain, make_args(output_dir=str(tmp_path / "plain")))
+    for weight, expected in zip(averaged.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected)
+
+
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_baselines_learn_in_the_same_loop(make_model, make_args, run, tmp_path, baseline):
     model_settings, inference = BASELINES[baseline]
