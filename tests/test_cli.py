@@ -82,6 +82,8 @@ def test_score(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert [float(line.split()[0]) for line in out.splitlines()] == pytest.approx(
         [row["reconstruction_per_token"] for row in rows], abs=1e-3
     )
+    assert run("score", trained, "the zygote recovers", *cheap)[2].endswith("read as <unk>: zygote\n")
+    assert "unknown" not in run("score", trained, "the <unk> recovers", *cheap)[2]
     assert run("score", trained)[0] == run("score", trained, "a", "--file", "b")[0] == 2
     assert run("score", trained, "a", "--by", "beauty")[0] == 2
     (tmp_path / "empty.txt").write_text("\n")

@@ -65,6 +65,7 @@ def generate(
     if prompt is None:
         options["num_samples"] = num_samples
     else:
+        _tell_unknown_words(tokenizer, [prompt])
         options |= dict(tokenizer([prompt] * num_samples, return_tensors="pt").to(loaded.device))
     output: Any = loaded.generate(
         generator=stream(seed, "samples", 0, device=loaded.device), return_dict_in_generate=True, **options
@@ -95,6 +96,7 @@ def score(
 
     given = _sentences(sentences, file)
     loaded, tokenizer = load_text_model(model, revision)
+    _tell_unknown_words(tokenizer, given)
     scores = loaded.score(given, tokenizer=tokenizer, marginal=marginal, seed=seed)
     values, columns = scores.get(by).tolist(), scores.to_dict()
     rows = [
@@ -125,6 +127,7 @@ def interpolate(
     from latent_ebm_text.hub import load_text_model
 
     loaded, tokenizer = load_text_model(model, revision)
+    _tell_unknown_words(tokenizer, [start, end])
     first, last = loaded.posterior_draws([start, end], tokenizer=tokenizer, num_draws=num_draws, seed=seed).mean(dim=0)
     output: Any = loaded.interpolate(first, last, num_points, path=path, return_dict_in_generate=True)
     texts = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
@@ -133,6 +136,16 @@ def interpolate(
         for place, (energy, text) in enumerate(zip(output.energies.tolist(), texts, strict=True))
     ]
     show(rows, [f"{row['place']:4.2f} {row['energy']:8.2f}  {row['text']}" for row in rows], json)
+
+
+def _tell_unknown_words(tokenizer: Any, texts: list[str]) -> None:
+    """A line on standard error if a model of whole words reads some of these as `<unk>`."""
+    if type(tokenizer.backend_tokenizer.model).__name__ != "WordLevel":
+        return
+    known = tokenizer.get_vocab()
+    if unknown := list(dict.fromkeys(word for text in texts for word in text.split() if word not in known)):
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        print(f"note: words unknown to the model, read as <unk>: {', '.join(unknown[:5])}{more}", file=sys.stderr)
 
 
 def _sentences(given: list[str] | None, file: str | None) -> list[str]:
