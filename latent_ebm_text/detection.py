@@ -48,7 +48,7 @@ class LatentEBMDetector:
     def __init__(self, score_function: Callable[[Any], Any], contamination: float = 0.1) -> None:
         if not 0 < contamination <= 0.5:
             raise UsageError(f"contamination must be above 0 and at most 0.5, got {contamination}")
-        self.score_function, self.contamination = score_function, contamination
+        self.score_function, self.contamination = score_function, float(contamination)
 
     def fit(self, X: Any, y: Any = None) -> LatentEBMDetector:
         """Scores the training data and sets the threshold at their `1 - contamination` quantile.
@@ -77,7 +77,7 @@ class LatentEBMDetector:
         self._check_fitted()
         if not math.isfinite(threshold):
             raise UsageError(f"threshold must be finite, got {threshold}")
-        self.threshold_ = threshold
+        self.threshold_ = float(threshold)
         self.labels_ = (self.decision_scores_ > threshold).astype(np.int64)
 
     def decision_function(self, X: Any) -> Scores:
@@ -116,10 +116,11 @@ class LatentEBMDetector:
         if method not in get_args(ProbabilityMethod):
             raise UsageError(f"method must be 'linear' or 'unify', got {method!r}")
         scores, known = self.decision_function(X), self.decision_scores_
+        least = np.finfo(np.float64).eps  # of scores that are all the same, others are far away
         if method == "linear":
-            anomalous = (scores - known.min()) / max(known.max() - known.min(), np.finfo(np.float64).tiny)
+            anomalous = (scores - known.min()) / max(known.max() - known.min(), least)
         else:
-            standardised = (scores - known.mean()) / max(known.std(), np.finfo(np.float64).tiny)
+            standardised = (scores - known.mean()) / max(known.std(), least)
             anomalous = torch.erf(torch.from_numpy(standardised / math.sqrt(2))).numpy()
         anomalous = anomalous.clip(0, 1)
         return np.stack([1 - anomalous, anomalous], axis=1)
@@ -135,7 +136,6 @@ class LatentEBMDetector:
         self._check_fitted()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"decision_scores": self.decision_scores_}, str(folder / _SCORES))
         settings = {
             "format": FORMAT,
             "detector": type(self).__name__,
@@ -145,6 +145,7 @@ class LatentEBMDetector:
             "settings": self.settings(),
         }
         text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
+        save_file({"decision_scores": self.decision_scores_}, str(folder / _SCORES))
         (folder / _SETTINGS).write_text(text, encoding="utf-8")
 
     def settings(self) -> dict[str, Any]:
@@ -163,9 +164,10 @@ class LatentEBMDetector:
         saved = read_settings(folder, type(self).__name__)
         try:
             self.decision_scores_ = load_file(str(Path(folder) / _SCORES))["decision_scores"]
-            self.contamination = float(saved["contamination"])
-            threshold = float(saved["threshold"])
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            self.contamination, threshold = float(saved["contamination"]), float(saved["threshold"])
+            if not (0 < self.contamination <= 0.5 and math.isfinite(threshold)):
+                raise ValueError(f"contamination {self.contamination}, threshold {threshold}")
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise DataError(f"{folder} cannot be read as a detector: {error}") from error
         if len(self.decision_scores_) != saved.get("num_training_data"):
             raise DataError(f"{folder} is damaged: {_SETTINGS} and {_SCORES} differ in the number of training data")

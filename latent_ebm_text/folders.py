@@ -26,7 +26,8 @@ def check_model_folder(folder: str | os.PathLike[str]) -> None:
     root = Path(folder)
     if not root.is_dir():
         return
-    roots = (root.resolve(), root.resolve().parents[1] / "blobs" if len(root.resolve().parents) > 1 else root)
+    snapshots = [parent for parent in root.resolve().parents if parent.name == "snapshots"]
+    roots = [root.resolve(), *(parent.parent / "blobs" for parent in snapshots)]
     for path in sorted(root.iterdir()):
         target = path.resolve()
         if path.is_symlink() and not any(target.is_relative_to(allowed) for allowed in roots):

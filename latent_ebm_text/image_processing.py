@@ -55,6 +55,8 @@ class LatentEBMImageProcessor(BaseImageProcessor):
         if return_tensors != "pt":
             raise UsageError(f"return_tensors must be 'pt', got {return_tensors!r}")
         images = images if isinstance(images, list | tuple) else [images]
+        if not images:
+            raise UsageError("no images were given")
         return BatchFeature({"pixel_values": to_pixel_values([self.to_array(image) for image in images])})
 
     def to_array(self, image: Any) -> NDArray[np.uint8]:
@@ -80,7 +82,7 @@ class LatentEBMImageProcessor(BaseImageProcessor):
         if picture.mode != wanted_mode:
             raise DataError(
                 f"an image has {len(picture.getbands())} channels (mode {picture.mode!r}) where {self.num_channels} "
-                f"({wanted_mode!r}) are expected: set num_channels, or adapt_images to convert"
+                f"({wanted_mode!r}) are expected: set adapt_images to convert, or num_channels (1 or 3)"
             )
         return np.asarray(picture, dtype=np.uint8).reshape(self.image_size, self.image_size, self.num_channels)
 
@@ -117,6 +119,10 @@ def convert_images(images: Tensor, output_type: str) -> Any:
 
 
 def _picture_of_array(array: NDArray[Any]) -> Image:
+    if array.dtype.kind not in "biuf" or array.size == 0:
+        raise DataError(
+            f"an image is a picture of Pillow or an array of bytes, got {array.dtype} of {array.size} values"
+        )
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
         raise DataError(f"an image must have shape (height, width) or (height, width, 1 or 3), got {array.shape}")
     if not np.issubdtype(array.dtype, np.integer) or array.min() < 0 or array.max() > 255:

@@ -245,12 +245,17 @@ class LatentEBMForImageGeneration(LatentEBMPreTrainedModel):
         if num_points < 2:
             raise UsageError(f"num_points must be at least 2, got {num_points}")
         start, end = (self.check_latents(z.reshape(1, -1), 1) for z in (start, end))
-        weights = torch.linspace(0, 1, num_points, device=start.device)[:, None]
+        weights = torch.linspace(0, 1, num_points, device=start.device, dtype=start.dtype)[:, None]
         return self.generate(latents=torch.lerp(start, end, weights), output_type=output_type)
 
     def _inputs(self, pixel_values: Tensor) -> dict[str, Tensor]:
         config = self.config
         expected = (config.num_channels, config.image_size, config.image_size)
+        if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point() or len(pixel_values) == 0:
+            raise UsageError(
+                "pixel_values are a tensor of numbers in [-1, 1], one image or more: let the model's image processor "
+                "prepare the images"
+            )
         if pixel_values.dim() != 4 or tuple(pixel_values.shape[1:]) != expected:
             raise UsageError(
                 f"pixel_values must have shape (batch, {', '.join(map(str, expected))}), that is channels, height and "

@@ -293,7 +293,10 @@ class LatentEBMForTextGeneration(SentenceTools, LatentEBMPreTrainedModel, Genera
             latents = self.check_latents(latents)
         inputs = kwargs.pop("input_ids", inputs)
         if inputs is not None:
-            inputs = inputs.unsqueeze(0) if isinstance(inputs, Tensor) and inputs.dim() == 1 else inputs
+            if isinstance(inputs, Tensor) and inputs.dim() == 1:
+                inputs = inputs.unsqueeze(0)
+                if kwargs.get("attention_mask") is not None:
+                    kwargs["attention_mask"] = kwargs["attention_mask"].reshape(1, -1)
             self._check_ids(inputs, kwargs.get("attention_mask"))
         sizes = {
             name: size

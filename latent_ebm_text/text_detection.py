@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_ebm_text.detection import LatentEBMDetector, Scores, read_settings
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.likelihood import LogPartition
 from latent_ebm_text.scoring import SCORE_NAMES, Marginal, ScoreName, model_log_partition
 
@@ -117,12 +117,14 @@ class LatentEBMTextDetector(LatentEBMDetector):
 
         from latent_ebm_text.modeling_text import LatentEBMForTextGeneration
 
-        settings = dict(read_settings(folder, cls.__name__)["settings"])
-        partition = settings.pop("log_partition")
         model = LatentEBMForTextGeneration.from_pretrained(folder).eval()
-        detector = cls(
-            model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), **settings, progress=progress
-        )
-        detector._log_partition = None if partition is None else LogPartition(**partition)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        try:
+            settings = dict(read_settings(folder, cls.__name__)["settings"])
+            partition = settings.pop("log_partition")
+            detector = cls(model, tokenizer, **settings, progress=progress)
+            detector._log_partition = None if partition is None else LogPartition(**partition)
+        except (KeyError, TypeError, UsageError) as error:
+            raise DataError(f"{folder} cannot be read as a detector of this version: {error}") from error
         detector.load_threshold(folder)
         return detector

@@ -19,10 +19,12 @@ from accelerate.utils import tqdm
 
 from latent_ebm_text import LatentEBMForImageGeneration
 from latent_ebm_text.data.images import ImageCollator
+from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.feature_distance import collect_features, image_distances, inception_features
 from latent_ebm_text.evaluation.image_classifier import accuracy, load_classifier
 from latent_ebm_text.evaluation.image_plots import save_grid, save_reconstructions
 from latent_ebm_text.evaluation.images import evaluate_images, generate_images, long_run
+from latent_ebm_text.hub.loading import IMAGE, find_model, model_kind
 from latent_ebm_text.training.configuration import parse_recipe_arguments, require_in_interval, run_recipe
 from latent_ebm_text.training.images import ESTIMATES, ImageDataArguments
 from latent_ebm_text.training.runs import describe_split
@@ -54,7 +56,10 @@ class EvaluationArguments:
 def main() -> None:
     data_args, args = parse_recipe_arguments((ImageDataArguments, EvaluationArguments), description=__doc__)
     extractor = inception_features() if args.features == "inception" else None  # it may be missing: say so at once
-    model = LatentEBMForImageGeneration.from_pretrained(args.model).eval()
+    folder = find_model(args.model)
+    if model_kind(folder) != IMAGE:
+        raise UsageError(f"{args.model} is a model of text; this needs one of images")
+    model = LatentEBMForImageGeneration.from_pretrained(folder).eval()
     corpus = data_args.load(Accelerator(cpu=True))
     print(corpus.describe())
     collate, name = ImageCollator(corpus.image_size, corpus.num_channels), args.features

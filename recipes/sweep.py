@@ -22,7 +22,7 @@ import yaml
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.sweeps import describe_sweep, plot_frontier
-from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
+from latent_ebm_text.training.configuration import parse_recipe_arguments, require_positive, run_recipe
 
 RECIPES = Path(__file__).parent
 
@@ -42,13 +42,20 @@ class SweepArguments:
     )
     parallel: int = field(default=1, metadata={"help": "Runs at a time, each with its share of the cores."})
 
+    def __post_init__(self) -> None:
+        require_positive("parallel", self.parallel)
+
 
 def main() -> None:
     (args,) = parse_recipe_arguments((SweepArguments,), description=__doc__)
     path = Path(args.sweep)
-    sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(sweep, dict) or not {"config"} < set(sweep) <= {"config", "set", "vary", "evaluate"}:
         raise UsageError(f"{path} must hold `config` and `vary` or `evaluate`, and may hold `set`")
+    require_form(path, sweep)
     folder = Path(args.output_dir or f"runs/sweeps/{path.stem}")
     trained, judged = (combinations(sweep.get(key) or {}) for key in ("vary", "evaluate"))
     runs = {folder / (name or "run"): {**(sweep.get("set") or {}), **settings} for name, settings in trained.items()}
@@ -67,6 +74,19 @@ def main() -> None:
     table = describe_sweep(evaluations, list(dict.fromkeys(varied)))
     (folder / "sweep.md").write_text(table, encoding="utf-8")
     print(f"\n{table}\n{folder / 'sweep.md'}\n{plot_frontier(evaluations, folder / 'frontier.png')}")
+
+
+def require_form(path: Path, sweep: dict[str, Any]) -> None:
+    """Raises a `UsageError` for what would end a sweep half-way."""
+    if not (RECIPES.parent / str(sweep["config"])).is_file():
+        raise UsageError(f"{path} names the config {sweep['config']}, which does not exist in {RECIPES.parent}")
+    if not isinstance(sweep.get("set") or {}, dict):
+        raise UsageError(f"`set` of {path} maps settings to values")
+    for key in ("vary", "evaluate"):
+        choices = sweep.get(key) or {}
+        listed = isinstance(choices, list) and all(isinstance(each, dict) for each in choices)
+        if not listed and not (isinstance(choices, dict) and all(isinstance(v, list) for v in choices.values())):
+            raise UsageError(f"`{key}` of {path} maps settings to lists of values, or lists such mappings")
 
 
 def combinations(choices: dict[str, list[Any]] | list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -92,7 +112,10 @@ def train_and_evaluate(
         launch(run, args.parallel, "-m", "accelerate.commands.launch", "--num_processes", 1, "--num_machines", 1,
                "--mixed_precision", "no", "--dynamo_backend", "no", RECIPES / "train_ptb.py", "--config", config,
                *data, *options, "--output_dir", run)  # fmt: skip
-    data = data or ["--dataset_name", yaml.safe_load(config.read_text(encoding="utf-8"))["dataset_name"]]
+    data = data or [
+        "--dataset_name",
+        yaml.safe_load(config.read_text(encoding="utf-8")).get("dataset_name", "grammar"),
+    ]
     for name, options in judged.items():
         if not (evaluation_folder(run, name) / "evaluation.json").exists():
             launch(run, args.parallel, RECIPES / "evaluate_text.py", "--model", run / "model", *data,

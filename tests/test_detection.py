@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +84,38 @@ def test_a_detector_comes_back_from_disk(tmp_path: Path) -> None:
         LatentEBMDetector.from_pretrained(tmp_path, norms)
     with pytest.raises(DataError, match="holds no detector"):
         LatentEBMDetector.from_pretrained(tmp_path / "missing", norms)
+
+
+@pytest.mark.parametrize("changes", [{"threshold": None}, {"threshold": "nan"}, {"contamination": 7}])
+def test_a_damaged_detector_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    detector = LatentEBMDetector(norms, np.float32(0.25)).fit(TRAIN)
+    detector.set_threshold(np.float32(2))
+    detector.save_pretrained(tmp_path)
+    assert LatentEBMDetector.from_pretrained(tmp_path, norms).threshold_ == 2
+    path = tmp_path / "detector.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(DataError, match="cannot be read as a detector"):
+        LatentEBMDetector.from_pretrained(tmp_path, norms)
+
+
+@pytest.mark.parametrize("change", [{"unheard_of": 1}, {"score": "nll of another version"}, {"log_partition": {}}])
+def test_a_text_detector_of_another_version_is_refused(
+    tmp_path: Path, model: LatentEBMForTextGeneration, change: dict[str, object]
+) -> None:
+    detector = LatentEBMTextDetector(model, tiny_tokenizer(), score="reconstruction")
+    detector.fit(SENTENCES).save_pretrained(tmp_path)
+    path = tmp_path / "detector.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved | {"settings": saved["settings"] | change}))
+    with pytest.raises(DataError, match="cannot be read as a detector of this version"):
+        LatentEBMTextDetector.from_pretrained(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", ["linear", "unify"])
+def test_probabilities_beside_constant_scores(method: Any) -> None:
+    detector = LatentEBMDetector(lambda data: np.asarray(data, dtype=float)).fit([1.0] * 10)
+    assert detector.predict_proba([1.0, 20.0, 0.5], method=method)[:, 1].tolist() == [0.0, 1.0, 0.0]
 
 
 def test_what_cannot_be_detected() -> None:

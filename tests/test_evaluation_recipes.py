@@ -101,6 +101,49 @@ def test_what_cannot_be_measured_is_refused_before_any_work(setting: dict[str, A
         TextEvaluationArguments(model="nowhere", **setting)
 
 
+def test_copies_are_found_also_where_the_model_knows_few_words(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"the young team lost the zygote{n} match today" for n in range(40)]
+    for split, part in (("train", lines[:20]), ("valid", lines[20:30]), ("test", lines[30:])):
+        (tmp_path / f"{split}.txt").write_text("".join(f"{line}\n" for line in part))
+    model, tokenizer = load_text_model(str(model_folder))
+    text = prepare_text(DataArguments(dataset_name=str(tmp_path)), 0, Accelerator(cpu=True), tokenizer)
+    copies = tokenizer.batch_decode(text.splits["train"]["input_ids"][:], skip_special_tokens=True)
+    monkeypatch.setattr("latent_ebm_text.evaluation.text_report.generate_texts", lambda *args, **kwargs: copies)
+    args = TextEvaluationArguments(
+        model=str(model_folder), evaluator="none", num_likelihood_sentences=0, num_information_sentences=4,
+        chain_repetitions=0,
+    )  # fmt: skip
+    found = evaluate_text_model(model, tokenizer, text, args).report.figures
+    assert found["copy rate"].value == 1
+    assert found["training overlap"].value == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vary": {"likelihood_weight": 1.0}}, "`vary` of .* maps settings to lists of values"),
+        ({"vary": [1, 2]}, "`vary` of .* maps settings to lists of values"),
+        ({"set": [1]}, "`set` of .* maps settings to values"),
+        ({"config": "nowhere.yaml"}, "names the config nowhere.yaml, which does not exist"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(
+    run_recipe: RunRecipe, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    sweep = {"config": "recipes/configs/quickstart.yaml", "vary": {"likelihood_weight": [1.0]}} | change
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    with pytest.raises(AssertionError, match=message):
+        run_recipe("sweep.py", "--sweep", tmp_path / "sweep.yaml", "--output_dir", tmp_path)
+
+
+def test_superchains_that_do_not_divide_are_refused(run_recipe: RunRecipe, model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="30 chains do not make 4 superchains of equal size"):
+        run_recipe("chain_report.py", "--model", model_folder, "--num_chains", 30, "--superchains", 4,
+                   "--output_dir", tmp_path)  # fmt: skip
+
+
 def test_a_corpus_of_three_test_sentences_is_refused_before_any_work(model_folder: Path, tmp_path: Path) -> None:
     for split, count in (("train", 20), ("valid", 5), ("test", 3)):
         (tmp_path / f"{split}.txt").write_text("the young team lost the match\n" * count)

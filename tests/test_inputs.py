@@ -132,6 +132,11 @@ def test_a_model_cast_as_a_whole_works(model: Model, dtype: torch.dtype) -> None
     assert latents.dtype == dtype
     assert model.generate(num_samples=2, generator=seeded(), max_new_tokens=3).shape[0] == 2
     assert bool(torch.isfinite(loss(model, **batch).loss))
+    if (
+        dtype == torch.bfloat16
+    ):  # half a dozen of its digits are not enough for the scores to be right, but for them to be
+        assert bool(torch.isfinite(model.score([[BOS, 5, 6, EOS]], num_draws=1).get("nll")).all())
+        assert len(model.interpolate(latents[0], latents[1], 4, path="low_energy", max_new_tokens=2)) == 4
 
 
 def test_the_precision_asked_for_is_that_of_a_loaded_decoder(tmp_path: Path) -> None:
@@ -172,6 +177,14 @@ def test_posterior_draws_are_a_function_of_the_seed_in_training_mode_too() -> No
     assert torch.equal(model.posterior_draws([[BOS, 20, 30, EOS]], seed=3), first)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert model.training
+
+
+def test_parts_in_evaluation_mode_stay_in_it() -> None:
+    model = tiny_model().train()
+    model.decoder.eval()
+    model.posterior_draws([[BOS, 20, 30, EOS]])
+    assert model.training
+    assert not model.decoder.training
 
 
 def test_padding_is_what_the_mask_says_not_the_id(model: Model) -> None:

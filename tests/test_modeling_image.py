@@ -118,6 +118,9 @@ def test_interpolation_ends_in_its_ends(model):
         (torch.zeros(2, 1, 9, 8), r"\(batch, 1, 8, 8\).*got \(2, 1, 9, 8\)"),
         (torch.full((2, 1, 8, 8), 255.0), r"lie in \[255, 255\], but this model knows \[-1, 1\]"),
         (torch.full((2, 1, 8, 8), torch.nan), r"lie in \[nan, nan\]"),
+        (torch.zeros(0, 1, 8, 8), "one image or more: let the model's image processor"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "are a tensor of numbers in"),
+        ([[0.0]], "are a tensor of numbers in"),
     ],
 )
 def test_images_of_another_kind_are_refused(model, images, message):

@@ -269,6 +269,8 @@ def _processor(
     """The image processor for the wanted size, or that of the first image."""
     from latent_ebm_text.image_processing import LatentEBMImageProcessor
 
+    if num_channels not in (None, 1, 3):
+        raise UsageError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
     size, channels = image_size, num_channels
     train = splits["train"]
     if "pixels" in train.features:

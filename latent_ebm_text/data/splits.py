@@ -88,7 +88,7 @@ def rows_with_train(num_train: int, num_missing: int) -> int:
     """How many rows must be read so that `num_train` are left once the missing splits are cut off."""
     if num_missing == 0:
         return num_train
-    return BLOCK * max(5, -(-num_train // (BLOCK - num_missing)))  # 5: among few, blank ones would matter
+    return BLOCK * max(2, -(-num_train // (BLOCK - num_missing)))
 
 
 def _places(num_rows: int) -> npt.NDArray[np.int64]:

@@ -36,7 +36,7 @@ def store_stream(
         stream: Rows in a fixed order.
         folder: Holds this stream with this column and limit, and nothing else.
         text_column: As of `load_text_dataset`.
-        limit: Most rows read; all by default.
+        limit: Read on until there are so many rows with text; all by default.
         origin: What the stream is called in messages.
 
     Raises:
@@ -50,19 +50,21 @@ def store_stream(
     if not finished:
         column = choose_column(_features(stream, origin), text_column, origin)
         stream = stream.select_columns(column)
-        rows = 0
+        rows, usable = 0, 0
         if position is not None:
             stream.load_state_dict(position["stream"])
-            rows = position["rows"]
-        with tqdm(desc=f"reading {origin}", unit="row", initial=rows, total=limit, dynamic_ncols=True) as bar:
-            for texts, is_last in _chunks(stream, column, rows, limit, origin):
+            rows, usable = position["rows"], position["usable"]
+        with tqdm(desc=f"reading {origin}", unit="row", initial=usable, total=limit, dynamic_ncols=True) as bar:
+            missing = None if limit is None else limit - usable
+            for texts, is_last in _chunks(stream, column, rows, missing, origin):
                 path = folder / f"part-{len(parts):05d}.arrow"
                 _write(path, texts)
-                rows += len(texts)
-                state = {"rows": rows, "stream": stream.state_dict(), "finished": is_last}
+                new = sum(map(is_usable, texts))
+                rows, usable = rows + len(texts), usable + new
+                state = {"rows": rows, "usable": usable, "stream": stream.state_dict(), "finished": is_last}
                 _publish(path.with_suffix(".json"), json.dumps(state).encode())
                 parts.append(path)
-                bar.update(len(texts))
+                bar.update(new)
     stored = [Dataset.from_file(str(path)) for path in parts]
     stored = [part for part in stored if len(part)]
     if not stored:
@@ -95,9 +97,13 @@ def _features(stream: IterableDataset, origin: str) -> dict[str, Any]:
 def _chunks(
     stream: IterableDataset, column: str, rows: int, limit: int | None, origin: str
 ) -> Iterator[tuple[list[str], bool]]:
-    """The texts of each part to come, and whether it is the last. The stream stands where the part ends."""
+    """The texts of each part to come, and whether it is the last. The stream stands where the part ends.
+
+    rows: read before. limit: how many with text are still to be read.
+    """
     texts: list[str] = []
-    for row in stream if limit is None or rows < limit else ():
+    usable = 0
+    for row in stream if limit is None or limit > 0 else ():
         text = row[column]
         rows += 1
         if text is not None and not isinstance(text, str):
@@ -106,12 +112,18 @@ def _chunks(
                 "choose another column with text_column."
             )
         texts.append(text or "")
-        if rows == limit:
+        usable += is_usable(texts[-1])
+        if usable == limit:
             break
         if len(texts) == ROWS_PER_PART:
             yield texts, False
             texts = []
     yield texts, True
+
+
+def is_usable(text: str) -> bool:
+    """Whether a text is more than white space; cleaning drops the others."""
+    return bool(text.strip())
 
 
 def _write(path: Path, texts: list[str]) -> None:

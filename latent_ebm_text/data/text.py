@@ -204,7 +204,7 @@ def _store_streams(
     stored = {}
     for split, stream in streams.items():
         most = limit if split == "train" else None
-        folder = cached_path("streams", [identity, split, text_column, most])
+        folder = cached_path("streams", [identity, split, text_column, most, "usable"])
         with naming(f"{name}, {split} cannot be read as a stream"):
             stored[split] = store_stream(
                 stream, folder, text_column=text_column, limit=most, origin=f"{name}, {split}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -159,16 +160,19 @@ def compare_evaluations(first: Path, second: Path, *, num_resamples: int = 1000)
         num_resamples: Number of bootstrap resamples.
 
     Raises:
-        UsageError: If a folder has no such file, or the two were made of different test sentences.
+        UsageError: If a folder has no such file, or the two were made of different test sentences or by different
+            evaluators.
         DataError: If a file is damaged.
     """
     one, two = (_load(Path(folder)) for folder in (first, second))
+    _require_alike(Path(first), Path(second))
     found = {}
-    if not np.array_equal(one["index"], two["index"]):
-        raise UsageError(
-            f"{first} and {second} hold log p(x) of different test sentences: evaluate with the same seed"
-        )
-    found["marginal NLL"] = paired_bootstrap(one["marginal_nll"], two["marginal_nll"], num_resamples=num_resamples)
+    if "index" in one and "index" in two:
+        if not np.array_equal(one["index"], two["index"]):
+            raise UsageError(
+                f"{first} and {second} hold log p(x) of different test sentences: evaluate with the same seed"
+            )
+        found["marginal NLL"] = paired_bootstrap(one["marginal_nll"], two["marginal_nll"], num_resamples=num_resamples)
     if "rppl_nll" in one and "rppl_nll" in two:
         found["RPPL"] = paired_bootstrap(
             one["rppl_nll"], two["rppl_nll"], tokens=_words(one, "rppl"), num_resamples=num_resamples
@@ -180,6 +184,21 @@ def compare_evaluations(first: Path, second: Path, *, num_resamples: int = 1000)
             num_resamples=num_resamples,
         )
     return found
+
+
+def _require_alike(first: Path, second: Path) -> None:
+    """Raises a `UsageError` unless both reports are on the same data and by the same evaluators, where they say so."""
+    reports = [json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+               for path in (first / "evaluation.json", second / "evaluation.json")]  # fmt: skip
+    settings = [report.get("settings") or {} for report in reports]
+    compared = {
+        "data": [(report.get("facts") or {}).get("fingerprint") for report in reports],
+        "evaluators": [each.get("evaluator") for each in settings],
+        "evaluators of RPPL": [each.get("rppl_evaluator") or each.get("evaluator") for each in settings],
+    }
+    for what, (one, two) in compared.items():
+        if None not in (one, two) and "none" not in (one, two) and one != two:
+            raise UsageError(f"{first} and {second} have different {what} ({one} and {two}): evaluate both alike")
 
 
 def _words(arrays: dict[str, NDArray[Any]], figure: str) -> NDArray[Any]:

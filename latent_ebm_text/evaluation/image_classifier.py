@@ -6,6 +6,7 @@ data set apart, and is comparable with nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -87,16 +89,17 @@ def load_classifier(
     identity = f"{RECIPE_VERSION} {corpus.fingerprint} {seed} ".encode() + labels.tobytes()
     name = f"classifier-{hashlib.sha256(identity).hexdigest()[:8]}"
     path = Path(cache_dir) / f"{name}.safetensors"
-    torch.manual_seed(stream_seed(seed, "classifier weights"))
-    classifier = ImageClassifier(corpus.num_channels, len(classes))
-    if path.exists():
-        classifier.load_state_dict(load_file(path))
-        return classifier.eval(), name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cache_dir {cache_dir} cannot be used: {error.strerror}; name another folder") from error
-    _train(classifier, corpus, torch.from_numpy(targets), seed, progress)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "classifier weights"))
+        classifier = ImageClassifier(corpus.num_channels, len(classes))
+        with contextlib.suppress(FileNotFoundError, SafetensorError):  # trained if it is not there, or damaged
+            classifier.load_state_dict(load_file(path))
+            return classifier.eval(), name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cache_dir {cache_dir} cannot be used: {error.strerror}; name another folder") from error
+        _train(classifier, corpus, torch.from_numpy(targets), seed, progress)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     save_file(classifier.state_dict(), unfinished)
     unfinished.replace(path)  # a kill leaves a whole file or none

@@ -10,10 +10,11 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off, and afterwards as it was, whatever happens in between."""
-    was_training = model.training
+    """Dropout off, and afterwards every part as it was, whatever happens in between."""
+    training = [part for part in model.modules() if part.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for part in training:
+            part.training = True

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from latent_ebm_text.data.batching import count_words, ordered_batches
 from latent_ebm_text.evaluation.chains import ChainReport, run_chain_report
+from latent_ebm_text.evaluation.convergence import superchain_ids
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.latents import compare_latents
 from latent_ebm_text.evaluation.mode import evaluation_mode
@@ -181,6 +182,7 @@ def report_prior_chains(
     Raises:
         UsageError: As `run_chain_report`.
     """
+    superchain_ids(num_chains, superchains)  # refuses what does not divide
     generator = stream(seed, "chain report", device=model.device)
 
     def decode(latents: Tensor) -> list[str]:

@@ -24,7 +24,9 @@ from latent_ebm_text.evaluation.language_model import EVALUATOR, QUICK_EVALUATOR
 from latent_ebm_text.evaluation.report import Report
 from latent_ebm_text.evaluation.text import LatentDraws, generate_texts, report_prior_chains
 from latent_ebm_text.evaluation.text_plots import plot_text_report
-from latent_ebm_text.hub.loading import load_text_model
+from latent_ebm_text.hub.figures import read_json
+from latent_ebm_text.hub.loading import find_model, load_text_model
+from latent_ebm_text.hub.pushing import run_of
 from latent_ebm_text.pictures import new_picture
 from latent_ebm_text.prior import EnergyPrior
 from latent_ebm_text.samplers import sampler_from_dict
@@ -146,8 +148,12 @@ def run_text_evaluation(data_args: DataArguments, args: TextEvaluationArguments)
     """Loads a model and its data, evaluates it, prints the report and writes it; the paths of what was written."""
     new_picture(1, 1)  # a missing extra is told before any work is done
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_text_model(args.model)
-    text = prepare_text(data_args, args.seed, Accelerator(), tokenizer)
+    folder = find_model(args.model)
+    model, tokenizer = load_text_model(folder)
+    # A corpus that is generated from a seed is that of the training, whatever the seed of this evaluation.
+    run = run_of(folder)
+    trained_with = read_json(run / "results.json").get("settings", {}) if run else {}
+    text = prepare_text(data_args, trained_with.get("seed", args.seed), Accelerator(), tokenizer)
     print(text.description)
     found = evaluate_text_model(model, tokenizer, text, args)
     found.report.settings = asdict(data_args) | asdict(args)
@@ -186,6 +192,7 @@ def evaluate_text_model(
         {
             "model": args.model,
             "data": " / ".join(text.description.splitlines()),
+            "fingerprint": text.corpus.fingerprint,
             "command": " ".join(sys.argv),
             "sampling": describe_sampling(model, args.word_temperature),
             "seeds": 1,
@@ -220,7 +227,12 @@ def evaluate_text_model(
     samples = generate_texts(
         model, tokenizer, number, seed=args.seed, progress=True, temperature=args.word_temperature
     )
-    report.add(figures.sample_figures(samples, train_texts, test_texts, seed=args.seed))
+    # Beside real text as the model knows it: what it has no word for is `<unk>` in both.
+    known_train, known_test = (
+        tokenizer.batch_decode(text.splits[split]["input_ids"][:], skip_special_tokens=True)
+        for split in ("train", "test")
+    )
+    report.add(figures.sample_figures(samples, known_train, known_test, seed=args.seed))
     if args.evaluator != "none":
         evaluators = {
             name: train_language_model(

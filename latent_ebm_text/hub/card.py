@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader
 
+from latent_ebm_text.errors import DataError
 from latent_ebm_text.hub.corpora import CorpusFacts, corpus_facts
 from latent_ebm_text.hub.figures import CardFigure, evaluation_figures, merge_figures, read_json, run_figures
 from latent_ebm_text.hub.loading import TEXT, model_kind
@@ -61,7 +62,7 @@ def build_card(
         remote_code: Whether the repository has what loads it as remote code.
 
     Raises:
-        DataError: If one of these files is damaged.
+        DataError: If one of these files is damaged, or the evaluation is on other data than the run.
     """
     is_text, config = model_kind(model_folder) == TEXT, read_json(model_folder / "config.json")
     record = read_json(run / "results.json") if run else {}
@@ -69,6 +70,12 @@ def build_card(
     dataset, settings = record.get("dataset", {}), record.get("settings", {})
     fingerprint = dataset.get("fingerprint") or _fingerprint(record.get("data", []))
     facts = corpus_facts(dataset.get("name", ""), fingerprint)
+    measured_on = evaluated.get("facts", {}).get("fingerprint")
+    if fingerprint and measured_on and measured_on != fingerprint:
+        raise DataError(
+            f"{evaluation} was made on other data (fingerprint {measured_on}) than the run ({fingerprint}): leave it "
+            "out of the card, or evaluate on the run's data"
+        )
     figures = merge_figures(run_figures(record), evaluation_figures(evaluated))
     samples = _samples(evaluation, run) if is_text else []
     folders = [folder for folder in (evaluation, run) if folder]
@@ -102,7 +109,8 @@ def build_card(
         settings=yaml.safe_dump(settings, sort_keys=False).rstrip() if settings else "",
         limits=_limits(record, figures, is_text),
     )
-    return sign(text.replace(str(Path.home()) + "/", "~/"))
+    home = str(Path.home())
+    return sign(text if home == "/" else text.replace(f"{home}/", "~/"))
 
 
 # -------- edited by hand or not

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.hub.access import hub_errors
@@ -234,6 +234,8 @@ def _companions(folder: Path | None, names: tuple[str, ...]) -> dict[str, Path |
 def _remote_card_is_edited(repo_id: str, revision: str | None, folder: Path) -> bool:
     try:
         path = HfApi().hf_hub_download(repo_id, "README.md", revision=revision, local_dir=folder)
+    except LocalEntryNotFoundError:  # the Hub did not answer: that says nothing of the card
+        raise
     except EntryNotFoundError:
         return False
     return is_edited(Path(path).read_text(encoding="utf-8"))

@@ -81,12 +81,19 @@ def verify_text_model(
     card = _card_results(folder)
     run = run_of(folder)
     record = read_json(run / "results.json") if run else {}
-    settings = read_json(folder / "evaluation.json").get("settings") or {}
+    settings = dict(read_json(folder / "evaluation.json").get("settings") or {})
+    for place in ("cache_dir", "output_dir"):  # of whoever made the figures, not of this machine
+        settings.pop(place, None)
     if not settings and not record.get("settings"):
         raise UsageError(f"{name} does not hold how its figures were measured (results.json or evaluation.json)")
     data_args = _fill(DataArguments, record.get("settings", {}) | settings)
     if dataset_name is not None:
         data_args.dataset_name = dataset_name
+    elif not Path(name).expanduser().is_dir() and Path(data_args.dataset_name).exists():
+        raise UsageError(
+            f"{name} names data by a path of this machine, {data_args.dataset_name}: say with --dataset_name which to "
+            "read"
+        )
     model, tokenizer = load_text_model(folder)
     text = prepare_text(data_args, record.get("settings", settings).get("seed", 0), Accelerator(), tokenizer)
     for expected in {(result.dataset_args or {}).get("fingerprint") for result in card} - {None}:

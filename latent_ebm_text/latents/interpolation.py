@@ -141,7 +141,7 @@ def low_energy_path(
     if num_points == 2:
         return path
     value_and_score = value_and_score_function(log_density)
-    intervals = num_points - 1
+    intervals, wide = num_points - 1, torch.promote_types(path.dtype, torch.float32)  # what can be solved in
 
     # The speed's part of the action's gradient, times `intervals`: second differences, and what the ends add to them.
     identity = torch.eye(num_points - 2, device=path.device, dtype=path.dtype)
@@ -159,8 +159,9 @@ def low_energy_path(
         )
     step = 0.5
     for _ in range(num_steps):
-        inner = torch.linalg.solve(identity + step * second, path[1:-1] + step * (score[1:-1] + ends))
-        moved = torch.cat([path[:1], inner, path[-1:]])
+        system, wanted = identity + step * second, path[1:-1] + step * (score[1:-1] + ends)
+        inner = torch.linalg.solve(system.to(wide), wanted.to(wide))
+        moved = torch.cat([path[:1], inner.to(path.dtype), path[-1:]])
         value, moved_score = value_and_score(moved)
         moved_action = _action(moved, value, stiffness)
         if not bool(moved_action <= action + 1e-6 * action.abs()):

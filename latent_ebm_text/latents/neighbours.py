@@ -100,9 +100,10 @@ class LatentIndex:
         return Neighbours(torch.cat(indices).cpu(), torch.cat(distances).cpu())
 
     def save(self, path: str | Path) -> None:
-        """Writes one safetensors file."""
+        """Writes one safetensors file, and makes the folder it is in."""
         from safetensors.torch import save_file
 
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         metadata = {"format": FORMAT, "source": json.dumps(self.source)}
         tensors = {"mean": self.mean.cpu().contiguous(), "std": self.std.cpu().contiguous()}
         save_file(tensors, str(path), metadata=metadata)

@@ -58,6 +58,8 @@ def fit_classifier(
         )
     if not bool(torch.isfinite(draws).all()):
         raise UsageError("latents contain values that are not finite (nan or inf)")
+    if strange := [label for label in labels if not isinstance(label, str)]:
+        raise UsageError(f"labels of {attribute} are strings, got {strange[0]!r}")
     classes = sorted(set(labels))
     counts = {name: list(labels).count(name) for name in classes}
     if len(classes) < 2 or min(counts.values()) < 10:

@@ -109,14 +109,16 @@ def laplace_approximation(
             shift[:, dim] = difference
             columns.append((score_of(best.position - shift) - score_of(best.position + shift)) / (2 * difference))
         precision = torch.stack(columns, dim=-1)
+        # Decompositions exist from float32 on.
+        precision = precision.to(torch.promote_types(precision.dtype, torch.float32))
         eigenvalues, vectors = torch.linalg.eigh((precision + precision.mT) / 2)
         variances = 1 / eigenvalues.clamp(min=least_precision)
         covariance = (vectors * variances[:, None, :]) @ vectors.mT
         for _ in range(3):  # Newton's steps, with the curvature found: the ascent is slow along long ridges
-            position = best.position + torch.einsum("nij,nj->ni", covariance, best.score)
+            position = best.position + torch.einsum("nij,nj->ni", covariance.to(best.score.dtype), best.score)
             here = ChainState(position, *value_and_score(position))
             best = here.where(here.value > best.value, best)
-        return GaussianProposal(best.position, torch.linalg.cholesky(covariance))
+        return GaussianProposal(best.position, torch.linalg.cholesky(covariance).to(best.position.dtype))
 
 
 def fit_gaussian(draws: Tensor, *, shrinkage: float = 0.2) -> GaussianProposal:

@@ -6,6 +6,7 @@ import json
 import resource
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.hub.card import build_card, is_edited
+from latent_ebm_text.hub.figures import read_json
 from latent_ebm_text.hub.training import TrainingPusher
 from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
@@ -70,12 +72,15 @@ def run_training(
         The exit code of a recipe: 0, or that of the signal that stopped it.
     """
     accelerator.print(f"model: {model.num_parameters():,} parameters, {model.config.latent_dim} latent dimensions")
+    recorded = read_json(Path(args.output_dir) / "results.json")
     on_save = None if pusher is None else partial(pusher.push_so_far, processor=processor)
     result = train(model, data, args, identity=identity, evaluate=evaluate, accelerator=accelerator, on_save=on_save)
     accelerator.end_training()
     if result.signal is not None:
         accelerator.print(f"stopped by signal {result.signal} after step {result.step}; run again to go on")
         return args.exit_code(result.signal)
+    if recorded.get("step") == result.step:
+        _require_same_learning(args, recorded.get("settings", {}))
     if accelerator.is_main_process:
         results = finish(record(result))
         print(f"\ntrained {result.step} steps in {result.seconds / 60:.1f} min\n{describe(results)}\n")
@@ -83,6 +88,23 @@ def run_training(
         if pusher is not None:
             print(f"{'pushed':>15}: {pusher.push_result()}")
     return 0
+
+
+#: Arguments of a training that leave what it learns as it is.
+_ASIDE = {
+    "output_dir", "eval_batch_size", "log_every", "eval_every", "save_every", "keep_checkpoints", "report_to",
+    "max_rollbacks", "usr1_exit_code", "num_eval_sentences", "num_eval_samples", "matmul_precision",
+}  # fmt: skip
+
+
+def _require_same_learning(args: TrainingArguments, recorded: dict[str, Any]) -> None:
+    """Raises a `UsageError` if a run that had ended before was trained with other settings, which its record keeps."""
+    for name, value in asdict(args).items():
+        if name not in _ASIDE and recorded.get(name, value) != value:
+            raise UsageError(
+                f"{args.output_dir} had ended before, trained with {name} {recorded[name]}, not {value}; nothing was "
+                "changed. Train into another output_dir"
+            )
 
 
 def write_results(

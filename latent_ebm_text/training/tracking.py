@@ -52,7 +52,7 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
 
 def _has_bfloat16_kernels() -> bool:
     """Whether oneDNN, to which torch leaves recurrent layers, can compute in bfloat16 on this processor."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def start_tracking(accelerator: Accelerator, args: TrainingArguments, *settings: Any) -> None:

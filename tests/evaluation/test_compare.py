@@ -182,6 +182,35 @@ def test_evaluations_without_an_evaluator_are_compared_by_likelihood_alone(tmp_p
     assert list(compare_evaluations(first, write_evaluation(tmp_path / "b", 1.0))) == ["marginal NLL"]
 
 
+def test_evaluations_without_a_likelihood_are_compared_by_perplexities(tmp_path: Path) -> None:
+    folders = [write_evaluation(tmp_path / name, 0.0) for name in "ab"]
+    for folder in folders:
+        with np.load(folder / "sentences.npz") as arrays:
+            kept = {name: value for name, value in arrays.items() if "ppl" in name}
+        np.savez(folder / "sentences.npz", **kept)
+    assert list(compare_evaluations(*folders)) == ["RPPL", "FPPL"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "settings", "message"),
+    [
+        ({"fingerprint": "b"}, {}, "have different data"),
+        ({}, {"evaluator": "quick"}, "have different evaluators .*quick"),
+        ({}, {"rppl_evaluator": "quick"}, "have different evaluators of RPPL .*full and quick"),
+    ],
+)
+def test_what_was_measured_differently_is_not_compared(
+    tmp_path: Path, facts: dict[str, str], settings: dict[str, str], message: str
+) -> None:
+    folders = [write_evaluation(tmp_path / name, 0.0) for name in "ab"]
+    report: dict[str, dict[str, str]] = {"facts": {"fingerprint": "a"}, "settings": {"evaluator": "full"}}
+    (folders[0] / "evaluation.json").write_text(json.dumps(report))
+    changed = {"facts": report["facts"] | facts, "settings": report["settings"] | settings}
+    (folders[1] / "evaluation.json").write_text(json.dumps(changed))
+    with pytest.raises(UsageError, match=message):
+        compare_evaluations(*folders)
+
+
 def test_other_sentences_or_a_folder_without_an_evaluation_are_refused(tmp_path: Path) -> None:
     first = write_evaluation(tmp_path / "a", 0.0)
     with pytest.raises(UsageError, match="different test sentences: evaluate with the same seed"):

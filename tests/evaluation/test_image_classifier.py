@@ -39,6 +39,17 @@ def test_it_tells_digits_and_its_features_see_noise(corpus, tmp_path, monkeypatc
     assert torch.equal(again.features(images[:5]), classifier.features(images[:5]))
 
 
+def test_a_damaged_cache_is_trained_anew_and_the_global_stream_left_alone(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_classifier, "NUM_STEPS", 1)
+    state = torch.random.get_rng_state()
+    first, name = image_classifier.load_classifier(corpus, cache_dir=tmp_path)
+    (tmp_path / f"{name}.safetensors").write_bytes(b"damaged")
+    again, _ = image_classifier.load_classifier(corpus, cache_dir=tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for weight, same in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(weight, same)
+
+
 def test_another_seed_is_another_classifier(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(image_classifier, "NUM_STEPS", 1)
     names = {image_classifier.load_classifier(corpus, cache_dir=tmp_path, seed=seed)[1] for seed in (0, 1)}

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from latent_ebm_text.errors import DataError
 from latent_ebm_text.evaluation.measurements import Measurement
 from latent_ebm_text.evaluation.report import Report
 from latent_ebm_text.hub.card import build_card
@@ -84,6 +85,19 @@ def test_warnings_and_an_unused_latent_stand_among_the_limits(card: ModelCard) -
     assert re.search(
         r"A sentence costs \d+\.\d nats with a latent of its own and \d+\.\d with one of the prior", limits
     )
+
+
+def test_an_evaluation_on_other_data_is_no_part_of_the_card(trained: Path, tmp_path: Path) -> None:
+    own = json.loads((trained / "results.json").read_text())["dataset"]["fingerprint"]
+    for fingerprint in (own, "ffff"):
+        report = Report({"command": "recipes/evaluate_text.py", "fingerprint": fingerprint})
+        report.add({"FPPL": Measurement(99.0, (90.0, 110.0), 50, "perplexity of samples")})
+        report.write(tmp_path)
+        if fingerprint == own:
+            assert "FPPL" in preview_card(trained, "me/tiny", evaluation=tmp_path)
+        else:
+            with pytest.raises(DataError, match=r"made on other data \(fingerprint ffff\) than the run"):
+                preview_card(trained, "me/tiny", evaluation=tmp_path)
 
 
 def test_an_evaluation_goes_before_the_figures_of_the_run(trained: Path, tmp_path: Path) -> None:

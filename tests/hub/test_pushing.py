@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.errors import HubError, UsageError
-from latent_ebm_text.hub import load_text_model, push_run
+from latent_ebm_text.hub import load_text_model, push_run, pushing
 from latent_ebm_text.hub.card import is_edited
 from latent_ebm_text.streams import stream
 from tests.helpers import tiny_model
@@ -137,6 +138,15 @@ def test_without_a_network(hub: HubServer, trained: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="offline mode is on; unset HF_HUB_OFFLINE"):
         push_run(trained)
+
+
+def test_a_hub_that_does_not_answer_says_nothing_of_its_card(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*args: object, **kwargs: object) -> None:
+        raise LocalEntryNotFoundError("timed out")
+
+    monkeypatch.setattr(HfApi, "hf_hub_download", download)
+    with pytest.raises(LocalEntryNotFoundError):
+        pushing._remote_card_is_edited("me/tiny", None, run)
 
 
 @pytest.mark.parametrize("where", ["there", "here"])

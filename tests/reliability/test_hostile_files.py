@@ -151,6 +151,16 @@ def test_links_out_of_the_folder(folder, name):
         load(folder)
 
 
+def test_links_of_a_model_within_a_repository_are_followed(folder, tmp_path):
+    snapshot, blobs = tmp_path / "hub" / "snapshots" / "c1" / "model", tmp_path / "hub" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in list(folder.iterdir()):
+        file.rename(blobs / file.name)
+        (snapshot / file.name).symlink_to(Path("..", "..", "..", "blobs", file.name))
+    assert load(snapshot).config.latent_dim == 4
+
+
 def test_links_as_the_hub_makes_them_are_followed(folder, tmp_path):
     snapshot = tmp_path / "hub" / "snapshots" / "0123"
     snapshot.mkdir(parents=True)

@@ -70,6 +70,17 @@ def test_fp16_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "run").exists()
 
 
+def test_a_finished_run_keeps_the_record_of_how_it_was_trained(run: Path) -> None:
+    record = (run / "results.json").read_text()
+    for change in ({"decoder_learning_rate": 0.1}, {"num_epochs": 1}):
+        with pytest.raises(
+            UsageError, match=f"had ended before, trained with {next(iter(change))} .*another output_dir"
+        ):
+            train(run, {"report_to": "tensorboard", "eval_every": 7, **change})
+        assert (run / "results.json").read_text() == record
+    assert train(run, {"report_to": "tensorboard", "eval_every": 3}) == 0
+
+
 def test_the_page_of_a_run_needs_no_other_file(run: Path) -> None:
     page = (run / "report.html").read_text()
     results = json.loads((run / "results.json").read_text())
