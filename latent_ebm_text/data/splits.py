@@ -92,9 +92,9 @@ def rows_with_train(num_train: int, num_missing: int) -> int:
 
 
 def _places(num_rows: int) -> npt.NDArray[np.int64]:
-    """The place of every row among the rows of its block, in a pseudo-random order; one or two have a place.
+    """The place of every row in a pseudo-random order of its block: the first places go to the missing splits.
 
-    It must not follow the run's seed, else two runs would test on each other's training data; nor how many rows were
+    The order must not follow the run's seed, else two runs would test on each other's training data; nor how many rows were
     read, for the same reason.
     """
     generator = np.random.default_rng(0)
