@@ -94,8 +94,8 @@ def rows_with_train(num_train: int, num_missing: int) -> int:
 def _places(num_rows: int) -> npt.NDArray[np.int64]:
     """The place of every row in a pseudo-random order of its block: the first places go to the missing splits.
 
-    The order must not follow the run's seed, else two runs would test on each other's training data; nor how many rows were
-    read, for the same reason.
+    The order must not follow the run's seed, else two runs would test on each other's training data; nor, for the same
+    reason, how many rows were read.
     """
     generator = np.random.default_rng(0)
     if num_rows < 2 * BLOCK:  # two rows a place, which a standard error needs
