@@ -40,9 +40,10 @@ test: lint types  ## Lint, check types and run the fast tests: what CI runs
 test-slow: setup  ## Run the slow tests (those on real corpora need LATENT_EBM_DATA)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow --numprocesses auto $(ARGS)
 
-lint: setup  ## Check style and formatting, change nothing
+lint: setup  ## Check style, formatting and the import rules; change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: setup  ## Check types
 	$(BIN)/mypy
@@ -74,7 +75,7 @@ $(DEMO_STAMP): pyproject.toml constraints.txt
 	$(DEMO_VENV)/bin/python -m pip install -c $(DEMO_VENV)/constraints.txt -e '.[dev,demo,image]' playwright
 	@touch $@
 
-demo: $(DEMO_STAMP)  ## Play with a model in a browser (ARGS='--model FOLDER'; default: the quick start's)
+demo: $(DEMO_STAMP)  ## Show a model in a browser (ARGS='--model FOLDER'; default: that of the quick start)
 	$(DEMO_VENV)/bin/python examples/demo/app.py $(ARGS)
 
 test-demo: $(DEMO_STAMP)  ## Test the demo in headless Chromium, which must be installed

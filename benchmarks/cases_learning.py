@@ -22,10 +22,10 @@ from sizes import Sizes
 from timing import row, table
 
 from latent_ebm_text import LatentEBMForTextGeneration
-from latent_ebm_text.streams import stream_seed
-from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
-from latent_ebm_text.training.configuration import parse_recipe_arguments
-from latent_ebm_text.training.text import PreparedText, prepare_text, validation_figures
+from latent_ebm_text.commands.arguments import DataArguments, TextModelArguments
+from latent_ebm_text.commands.parsing import parse_arguments
+from latent_ebm_text.commands.train_text import PreparedText, build, prepare, validation_metrics
+from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.trainer import train
 
 QUICK_START = Path(__file__).parents[1] / "recipes" / "configs" / "quickstart.yaml"
@@ -73,17 +73,16 @@ def learning(sizes: Sizes, repeats: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         options = ["--config", str(QUICK_START), "--output_dir", folder, "--eval_every", str(sizes.eval_every)]
         options += ["--num_sentences", str(sizes.learning_sentences), "--num_epochs", str(sizes.learning_epochs)]
-        options += ["--num_eval_sentences", str(sizes.eval_sentences)]
-        data_args, model_args, args = parse_recipe_arguments(
-            (DataArguments, ModelArguments, TrainingArguments), options, description=""
+        options += ["--num_eval_examples", str(sizes.eval_sentences)]
+        data_args, model_args, args = parse_arguments(
+            (DataArguments, TextModelArguments, TrainingArguments), options, description=""
         )
         torch.set_float32_matmul_precision(args.matmul_precision)
         accelerator = Accelerator(cpu=True)
-        text = prepare_text(data_args, args.seed, accelerator)
+        text = prepare(data_args, args.seed, accelerator)
 
         def initial_model() -> LatentEBMForTextGeneration:
-            torch.manual_seed(stream_seed(args.seed, "initial weights"))
-            return LatentEBMForTextGeneration(model_args.text_config(len(text.tokenizer), data_args.max_length))
+            return build(model_args, text, args.seed)
 
         ours = _train_ours(initial_model(), text, args, accelerator, sizes.targets)
         bound = min(sizes.plain_seconds, 10 * ours.seconds)
@@ -111,7 +110,7 @@ def _train_ours(
     stopwatch = Stopwatch(targets)
 
     def evaluate(model: LatentEBMForTextGeneration, step: int) -> dict[str, float]:
-        figures = stopwatch.look(lambda: validation_figures(model, text, args))
+        figures = stopwatch.look(lambda: validation_metrics(model, text, args))
         if stopwatch.arrived:
             raise _Arrived
         return figures
@@ -145,7 +144,7 @@ def _train_plain(
             step += 1
             if step % args.eval_every == 0:
                 _copy_weights(plain, model)
-                stopwatch.look(lambda: validation_figures(model, text, args))
+                stopwatch.look(lambda: validation_metrics(model, text, args))
             if stopwatch.arrived or stopwatch.seconds >= bound:
                 return stopwatch
         epoch += 1

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_ebm_text import LatentEBMForTextGeneration
-from latent_ebm_text.decoders import LSTMDecoder
+from latent_ebm_text.networks.lstm import LSTMDecoder
 
 
 class PlainDecoder(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sizes import Sizes
 from timing import Product
 
-from latent_ebm_text.decoders.softmax import CHUNK_ROWS
+from latent_ebm_text.networks.softmax import CHUNK_ROWS
 
 
 def score_products(sizes: Sizes, tied: bool, steps: int) -> tuple[Product, ...]:

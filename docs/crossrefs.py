@@ -1,7 +1,8 @@
 """An extension of the API reference: names in brackets, as docstrings of transformers write them, become links.
 
-[`LangevinSampler`] is looked up where the docstring stands, [`~latent_ebm_text.samplers.LangevinSampler`] is a path of
-which the last part is shown. A name that is not in the reference stays what it was, without a link.
+[`LangevinSampler`] is looked up in the module of the docstring; of the path
+[`~latent_ebm_text.latents.samplers.LangevinSampler`] the last part is shown. A name that is not in the reference
+gets no link.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Draw the figures of the documentation, each by the code that it is about.
 
-    python docs/figures.py                                     # those that need no model: half a minute
-    python docs/figures.py --model runs/ptb-cpu/model  # also the chains of that model, the README's picture
+    python docs/figures.py                             # those that need no model: half a minute
+    python docs/figures.py --model runs/snli/model     # also the chains of that model, the figure of the README
 
 They are written to docs/images (or --output_dir) as SVG; the same seed draws the same figures.
 """
@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latent_ebm_text.pictures import new_picture
-from latent_ebm_text.posterior import LatentPosterior
-from latent_ebm_text.prior import EnergyPrior, GaussianPrior
-from latent_ebm_text.samplers import LangevinSampler, watch_chain
+from latent_ebm_text import EnergyPrior, LangevinSampler, LatentPosterior
+from latent_ebm_text.evaluation.plots import new_plot
+from latent_ebm_text.latents.prior import GaussianPrior
+from latent_ebm_text.latents.samplers import watch_chain
 
 FOLDER = Path(__file__).parent / "images"
 PRIOR_COLOUR, POSTERIOR_COLOUR = "#0969da", "#bc4c00"
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Writes an SVG that is the same, byte for byte, whenever it is drawn."""
+    """Writes an SVG that is the same, byte for byte, each time it is drawn."""
     import matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,14 +43,14 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def aggregate_draws(num_draws: int, generator: torch.Generator) -> Tensor:
-    """Three clusters, `(num_draws, 2)`: as posterior draws of three kinds of sentences might lie."""
+    """Three clusters, `(num_draws, 2)`, in place of posterior draws of three kinds of sentences."""
     centres = torch.tensor([[-1.6, -0.8], [1.7, -0.9], [0.1, 1.8]])
     chosen = torch.randint(len(centres), (num_draws,), generator=generator)
     return centres[chosen] + 0.45 * torch.randn(num_draws, 2, generator=generator)
 
 
 def learn_prior(num_steps: int, sampler: LangevinSampler, generator: torch.Generator) -> EnergyPrior:
-    """Ascends `E_posterior[f(z)] - E_prior[f(z)]` (eq. 6), with draws that stand for those of the posterior."""
+    """Ascends `E_posterior[f(z)] - E_prior[f(z)]` (eq. 6), with `aggregate_draws` in place of posterior draws."""
     torch.manual_seed(0)
     prior = EnergyPrior(2, hidden_size=64)
     optimizer = torch.optim.Adam(prior.parameters(), lr=1e-3)
@@ -66,10 +66,10 @@ def learn_prior(num_steps: int, sampler: LangevinSampler, generator: torch.Gener
 
 
 def draw_learning(folder: Path, num_steps: int = 800) -> Path:
-    """Draws of the posterior, the density that is learned from them, and chains on their way."""
+    """Posterior draws, the density that is learned from them, and chains on their way."""
     sampler, generator = LangevinSampler(60, 0.2), seeded(0)
     prior = learn_prior(num_steps, sampler, generator)
-    figure = new_picture(12, 4)
+    figure = new_plot(12, 4)
     draws, density, energy = figure.subplots(1, 3)
     points = aggregate_draws(400, generator)
     draws.scatter(*points.T, s=4, color=POSTERIOR_COLOUR, alpha=0.5)
@@ -106,8 +106,8 @@ def draw_learning(folder: Path, num_steps: int = 800) -> Path:
 
 
 def draw_discretisation(folder: Path, num_chains: int = 20_000) -> Path:
-    """Variance of chains on N(0, 1) for several step sizes, beside `1 / (1 - s^2 / 4)`."""
-    figure = new_picture(6, 4)
+    """The variance of chains on N(0, 1) for several step sizes, beside `1 / (1 - s^2 / 4)`."""
+    figure = new_plot(6, 4)
     axes = figure.subplots()
     sizes = torch.linspace(0.1, 1.6, 100)
     axes.plot(sizes, 1 / (1 - sizes**2 / 4), color=PRIOR_COLOUR, linewidth=1, label="theory, Euler")
@@ -129,7 +129,7 @@ def draw_discretisation(folder: Path, num_chains: int = 20_000) -> Path:
 
 
 class GaussianLikelihood:
-    """`log N(x; z, std^2)` of a single number x, as a function of z `(batch, 1)`: the smallest decoder there is."""
+    """`log N(x; z, std^2)` of a single number x as a function of z, `(batch, 1)`: the smallest possible decoder."""
 
     def __init__(self, x: float, std: float) -> None:
         self.x, self.std = x, std
@@ -146,7 +146,7 @@ class GaussianLikelihood:
 
 def draw_likelihood_weight(folder: Path, num_chains: int = 20_000) -> Path:
     """`p(z) p(x|z)^w` for three weights: draws of Langevin chains, and the Gaussians that they should be."""
-    figure = new_picture(6, 4)
+    figure = new_plot(6, 4)
     axes = figure.subplots()
     x, std = 2.0, 1.0
     ticks = torch.linspace(-3, 4, 300)
@@ -172,15 +172,15 @@ def draw_likelihood_weight(folder: Path, num_chains: int = 20_000) -> Path:
 
 
 def draw_frontier(folder: Path) -> Path:
-    """The measured runs of `ptb_frontier.csv`: RPPL over FPPL, over the energy gap, and over what the latent tells."""
+    """The runs of `ptb_frontier.csv`: RPPL over FPPL, over the energy gap, and over prior minus reconstruction NLL."""
     with open(FOLDER / "ptb_frontier.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     axis_labels = {
         "FPPL": "FPPL, lower is better",
         "energy gap": "energy gap between posterior and prior draws, nats",
-        "told": "what the latent tells: prior NLL - reconstruction NLL, nats",
+        "told": "prior NLL - reconstruction NLL, nats",
     }
-    figure = new_picture(15, 4.5)
+    figure = new_plot(15, 4.5)
     panels = dict(zip(axis_labels, figure.subplots(1, 3, sharey=True), strict=True))
     for column, axes in panels.items():
         for run, points in groupby(rows, key=lambda row: row["run"]):
@@ -203,7 +203,7 @@ def draw_frontier(folder: Path) -> Path:
 
 
 def draw_chain(folder: Path, model_folder: str, seed: int = 0) -> Path:
-    """The prior's chains of a trained model: energies, and what one chain says on its way."""
+    """The energies of the prior's chains of a trained model, and the greedy decoding of one chain at six steps."""
     from transformers import AutoTokenizer
 
     from latent_ebm_text import LatentEBMForTextGeneration
@@ -219,22 +219,22 @@ def draw_chain(folder: Path, model_folder: str, seed: int = 0) -> Path:
         model.generate(latents=positions[shown, 0], do_sample=False), skip_special_tokens=True
     )
 
-    figure = new_picture(12, 3.6)
-    energy, words = figure.subplots(1, 2, width_ratios=(5, 7))
+    figure = new_plot(12, 3.6)
+    energy, text = figure.subplots(1, 2, width_ratios=(5, 7))
     energies, mean = trace.energies, trace.energies.mean(dim=1)
     energy.fill_between(range(last + 1), *energies.quantile(torch.tensor([0.1, 0.9]), dim=1), alpha=0.15,
                         color=PRIOR_COLOUR, label="80 % of 64 chains")  # fmt: skip
     energy.plot(mean, color=PRIOR_COLOUR, label="their mean")
     energy.plot(energies[:, 0], color=POSTERIOR_COLOUR, linewidth=1, label="one chain")
     energy.plot(shown, energies[shown, 0], "o", color=POSTERIOR_COLOUR, markersize=4)
-    energy.set(xlabel="Langevin step, from N(0, I)", ylabel="energy E(z) in nats", title="the prior's chains")
+    energy.set(xlabel="Langevin step, from N(0, I)", ylabel="energy E(z) in nats", title="chains of the learned prior")
     energy.legend(fontsize="small")
-    words.set_axis_off()
-    words.set_title("what the one chain says on its way")
+    text.set_axis_off()
+    text.set_title("greedy decoding of the one chain")
     for row, (step, sentence) in enumerate(zip(shown, sentences, strict=True)):
         height = 0.92 - row / len(shown)
-        words.text(0, height, f"step {step}", color=POSTERIOR_COLOUR, va="top")
-        words.text(0.13, height, sentence, va="top", wrap=True)
+        text.text(0, height, f"step {step}", color=POSTERIOR_COLOUR, va="top")
+        text.text(0.13, height, sentence, va="top", wrap=True)
     return save(figure, folder / "chain.svg")
 
 

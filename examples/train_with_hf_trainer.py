@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
 from latent_ebm_text.data import TextCollator, grammar_dataset, tokenize_corpus
-from latent_ebm_text.tokenization import train_word_tokenizer
+from latent_ebm_text.data.tokenizers import train_word_tokenizer
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         tie_word_embeddings=True,
         energy_penalty=0.005,
         posterior_sampler={"name": "langevin", "num_steps": 20, "step_size": {"start": 0.6, "end": 0.3}},
-        max_sentence_length=30,
+        max_sequence_length=30,
     )
     model = LatentEBMForTextGeneration(config)
     # The prior learns more slowly than the decoder, so that its chains can follow.

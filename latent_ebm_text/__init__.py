@@ -1,40 +1,41 @@
 """Generative models whose latent vector has a learned energy-based prior.
 
-The public names are imported when they are first used, so that `import latent_ebm_text` costs next to nothing.
-The models are known to the Auto classes of transformers, see `registration.py`.
+The public names are imported when they are first used, so that `import latent_ebm_text` costs next to nothing. The
+Auto classes of transformers know the models, see `models/auto.py`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from latent_ebm_text.registration import register_with_transformers
-from latent_ebm_text.version import __version__ as __version__
+__version__ = "0.2.0"
+
+from latent_ebm_text.models.auto import register_with_transformers
 
 if TYPE_CHECKING:
-    from latent_ebm_text.configuration import LatentEBMConfig as LatentEBMConfig
-    from latent_ebm_text.configuration import LatentEBMImageConfig as LatentEBMImageConfig
-    from latent_ebm_text.configuration import LatentEBMTextConfig as LatentEBMTextConfig
-    from latent_ebm_text.detection import LatentEBMDetector as LatentEBMDetector
-    from latent_ebm_text.modeling_image import LatentEBMForImageGeneration as LatentEBMForImageGeneration
-    from latent_ebm_text.modeling_text import LatentEBMForTextGeneration as LatentEBMForTextGeneration
-    from latent_ebm_text.posterior import LatentPosterior as LatentPosterior
-    from latent_ebm_text.prior import EnergyPrior as EnergyPrior
-    from latent_ebm_text.samplers import ChainStore as ChainStore
-    from latent_ebm_text.samplers import LangevinSampler as LangevinSampler
-    from latent_ebm_text.text_detection import LatentEBMTextDetector as LatentEBMTextDetector
+    from latent_ebm_text.anomaly.detectors import LatentEBMDetector as LatentEBMDetector
+    from latent_ebm_text.anomaly.detectors import LatentEBMTextDetector as LatentEBMTextDetector
+    from latent_ebm_text.latents.posterior import LatentPosterior as LatentPosterior
+    from latent_ebm_text.latents.prior import EnergyPrior as EnergyPrior
+    from latent_ebm_text.latents.samplers import ChainStore as ChainStore
+    from latent_ebm_text.latents.samplers import LangevinSampler as LangevinSampler
+    from latent_ebm_text.models.configuration import LatentEBMConfig as LatentEBMConfig
+    from latent_ebm_text.models.configuration import LatentEBMImageConfig as LatentEBMImageConfig
+    from latent_ebm_text.models.configuration import LatentEBMTextConfig as LatentEBMTextConfig
+    from latent_ebm_text.models.modeling_image import LatentEBMForImageGeneration as LatentEBMForImageGeneration
+    from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration as LatentEBMForTextGeneration
 
 _HOMES = {
-    "LatentEBMConfig": "configuration",
-    "LatentEBMImageConfig": "configuration",
-    "LatentEBMTextConfig": "configuration",
-    "LatentEBMForImageGeneration": "modeling_image",
-    "LatentEBMForTextGeneration": "modeling_text",
-    "LatentEBMDetector": "detection",
-    "LatentEBMTextDetector": "text_detection",
-    "LatentPosterior": "posterior",
-    "EnergyPrior": "prior",
-    "ChainStore": "samplers",
-    "LangevinSampler": "samplers",
+    "LatentEBMConfig": "models.configuration",
+    "LatentEBMImageConfig": "models.configuration",
+    "LatentEBMTextConfig": "models.configuration",
+    "LatentEBMForImageGeneration": "models.modeling_image",
+    "LatentEBMForTextGeneration": "models.modeling_text",
+    "LatentEBMDetector": "anomaly.detectors",
+    "LatentEBMTextDetector": "anomaly.detectors",
+    "LatentPosterior": "latents.posterior",
+    "EnergyPrior": "latents.prior",
+    "ChainStore": "latents.samplers",
+    "LangevinSampler": "latents.samplers",
 }
 
 __all__ = ["__version__", *_HOMES]

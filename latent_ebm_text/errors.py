@@ -1,36 +1,34 @@
-"""The errors this library raises on purpose. Every message says what is wrong and what to do about it."""
+"""The errors that this library raises on purpose. Every message says what is wrong and what to do about it."""
 
-import errno
-import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+import math
+from collections.abc import Sequence
 
 
 class LatentEBMError(Exception):
-    """Base of all errors raised on purpose; a recipe prints its message alone and leaves with `exit_code`."""
+    """The base class of all errors raised on purpose. Commands print only its message and exit with `exit_code`."""
 
     exit_code = 1
 
 
 class UsageError(LatentEBMError, ValueError):
-    """An option, argument or path that cannot be right, found before any work is done (exit code 2)."""
+    """An option, argument or path is invalid; raised before any work is done (exit code 2)."""
 
     exit_code = 2
 
 
 class DataError(LatentEBMError, ValueError):
-    """Data that was found but cannot be used: not UTF-8, empty, one word type, an unreachable Hub (exit code 1)."""
+    """Data cannot be used: it is empty, damaged or not UTF-8, or the Hub cannot be reached (exit code 1)."""
 
 
 class CheckpointError(LatentEBMError, RuntimeError):
-    """A checkpoint that is incomplete, corrupt, or belongs to another model or library version (exit code 1)."""
+    """A checkpoint is incomplete or corrupt, or belongs to another model or library version (exit code 1)."""
 
 
 class DivergenceError(LatentEBMError, ArithmeticError):
-    """A chain, energy, loss or gradient that is not finite, stopped before it touches the weights (exit code 1).
+    """A chain, energy, loss or gradient is not finite; raised before it reaches the weights (exit code 1).
 
     Attributes:
-        rows: Rows of the batch whose chains are not finite; empty where it is not a matter of single rows.
+        rows: Rows of the batch whose chains are not finite; empty if the error does not concern single rows.
     """
 
     def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
@@ -39,25 +37,16 @@ class DivergenceError(LatentEBMError, ArithmeticError):
 
 
 class HubError(LatentEBMError, OSError):
-    """The Hub could not be reached, refused, or broke off; nothing local was changed (exit code 1)."""
+    """The Hub could not be reached, refused the request or broke off; no local file was changed (exit code 1)."""
 
 
-def run_recipe(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` and leave the process with its exit code; an error raised on purpose becomes one line on stderr."""
-    try:
-        exit_code = main()
-    except LatentEBMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        exit_code = error.exit_code
-    except PermissionError as error:
-        print(f"error: {error.filename or error} may not be read or written: {error.strerror}", file=sys.stderr)
-        exit_code = 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: {error}; make room and run again", file=sys.stderr)
-        exit_code = 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        exit_code = 130  # what shells report for a process ended by SIGINT
-    sys.exit(exit_code)
+def require_positive(name: str, value: float) -> None:
+    """Raise a `UsageError` that names the field unless `value` is finite and greater than zero."""
+    if not 0 < value < math.inf:
+        raise UsageError(f"{name} must be positive and finite, got {value}")
+
+
+def require_in_interval(name: str, value: float, low: float, high: float) -> None:
+    """Raise a `UsageError` that names the field unless `low <= value <= high`."""
+    if not low <= value <= high:
+        raise UsageError(f"{name} must be in [{low}, {high}], got {value}")

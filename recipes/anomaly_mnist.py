@@ -24,23 +24,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 
-from latent_ebm_text import LatentEBMForImageGeneration
+from latent_ebm_text.anomaly.images import SCORES, anomaly_scores, held_out_split, image_labels
+from latent_ebm_text.anomaly.metrics import auprc, auroc
+from latent_ebm_text.commands.arguments import ImageDataArguments, ImageModelArguments
+from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.runs import run_identity
+from latent_ebm_text.commands.train_images import build, prepare, train_on_images
+from latent_ebm_text.data.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.data.images import ImageCollator
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.anomaly import auprc, auroc
-from latent_ebm_text.evaluation.image_anomaly import SCORES, anomaly_scores, held_out_split, image_labels
-from latent_ebm_text.image_processing import LatentEBMImageProcessor
-from latent_ebm_text.streams import stream_seed
-from latent_ebm_text.training.arguments import TrainingArguments
-from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
-from latent_ebm_text.training.images import (
-    ImageDataArguments,
-    ImageModelArguments,
-    quick_evaluation,
-    training_data,
-)
-from latent_ebm_text.training.runs import run_identity
-from latent_ebm_text.training.trainer import train
+from latent_ebm_text.training.arguments import TrainingArguments, option
 
 #: What each model changes in the settings of model and training.
 MODELS = {
@@ -69,38 +62,39 @@ METRICS = {
 class AnomalyArguments:
     """Anomaly detection"""
 
-    held_out: str = field(default="1,4,5,7,9", metadata={"help": "Classes held out, one after the other."})
-    seeds: str = field(default="0,1,2", metadata={"help": "Seeds, each with a split and a training of its own."})
-    models: str = field(default="energy,vae,gaussian", metadata={"help": "Models, of energy, vae, gaussian."})
-    num_chains: int = field(default=0, metadata={"help": "Latents per image the best of which scores, too; 0: none."})
-    mode_steps: int = field(default=50, metadata={"help": "Noiseless steps that each of them takes."})
+    held_out: list[int] = field(
+        default_factory=lambda: [1, 4, 5, 7, 9], metadata={"help": "Classes to hold out, one after the other."}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds, each with a split and a training of its own."}
+    )
+    models: list[str] = field(default_factory=lambda: list(MODELS), metadata={"help": "Models to compare."})
+    num_chains: int = option(0, "Latents per image, the best of which gives the score `mode`; 0 leaves it out.")
+    mode_steps: int = option(50, "Noiseless steps of each of these latents.")
 
     def __post_init__(self) -> None:
-        for name in self.models.split(","):
+        for name in self.models:
             if name not in MODELS:
                 raise UsageError(f"models holds {name!r}; known: {', '.join(MODELS)}")
-        for name in ("held_out", "seeds"):
-            if not all(part.strip().isdigit() for part in getattr(self, name).split(",")):
-                raise UsageError(f"{name} must be integers with commas between them, got {getattr(self, name)!r}")
 
 
 def main() -> int:
-    data_args, model_args, args, task = parse_recipe_arguments(
+    data_args, model_args, args, task = parse_arguments(
         (ImageDataArguments, ImageModelArguments, TrainingArguments, AnomalyArguments),
         default_config=Path(__file__).parent / "configs" / "anomaly_mnist.yaml",
         description=__doc__,
     )
     torch.set_float32_matmul_precision(args.matmul_precision)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    corpus = data_args.load(accelerator)
+    corpus = prepare(data_args, accelerator)
     images, labels = image_labels(corpus)
     collate = ImageCollator(corpus.image_size, corpus.num_channels)
     accelerator.print(corpus.describe())
 
     figures: dict[str, Figures] = {metric: {} for metric in METRICS}
-    for name in task.models.split(","):
-        for held_out in map(int, task.held_out.split(",")):
-            for seed in map(int, task.seeds.split(",")):
+    for name in task.models:
+        for held_out in task.held_out:
+            for seed in task.seeds:
                 model_changes, changes = MODELS[name]
                 folder = Path(args.output_dir) / name / f"held-out-{held_out}" / f"seed-{seed}"
                 run_args = replace(args, output_dir=str(folder), seed=seed, **changes)
@@ -113,18 +107,12 @@ def main() -> int:
                 )
 
                 # Model and training, as for images of any kind; what it shows meanwhile are images of training.
-                torch.manual_seed(stream_seed(seed, "initial weights"))
-                config = replace(model_args, **model_changes).image_config(corpus.image_size, corpus.num_channels)
-                model = LatentEBMForImageGeneration(config)
+                settings = {**model_args.settings, **model_changes}
+                model = build(replace(model_args, settings=settings), corpus, seed)
                 normal = images.select(training)
                 identity = run_identity(model, run_args, data=corpus.fingerprint, held_out=held_out)
-                result = train(
-                    model,
-                    training_data(normal, collate, run_args),
-                    run_args,
-                    identity=identity,
-                    evaluate=quick_evaluation(normal, collate, run_args, accelerator),
-                    accelerator=accelerator,
+                result = train_on_images(
+                    model, normal, normal, collate, run_args, identity=identity, accelerator=accelerator
                 )
                 if result.signal is not None:
                     accelerator.print(f"stopped by signal {result.signal}; run again to go on")
@@ -175,4 +163,4 @@ def table(figures: Figures, title: str) -> str:
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_command(main)

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from latent_ebm_text.data.anomalies import other_source_task, shuffled_words_task
+from latent_ebm_text.anomaly.baselines import embed_sentences, isolation_forest_scores, knn_scores
+from latent_ebm_text.anomaly.corruptions import other_source_task, shuffled_words_task
+from latent_ebm_text.anomaly.metrics import detection_figures
+from latent_ebm_text.commands.parsing import parse_arguments, run_command
 from latent_ebm_text.data.text import load_text_dataset
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.anomaly import detection_figures
-from latent_ebm_text.evaluation.embeddings import embed_sentences, isolation_forest_scores, knn_scores
-from latent_ebm_text.hub import load_text_model
-from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
+from latent_ebm_text.models.loading import load_text_model
 
 
 @dataclass
@@ -47,7 +47,7 @@ class AnomalyArguments:
 
 
 def main() -> None:
-    (args,) = parse_recipe_arguments((AnomalyArguments,), description=__doc__)
+    (args,) = parse_arguments((AnomalyArguments,), description=__doc__)
     started, folder = time.monotonic(), Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_text_model(args.model)
@@ -134,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_command(main)

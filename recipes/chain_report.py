@@ -14,13 +14,13 @@ from pathlib import Path
 
 from accelerate.utils import tqdm
 
-from latent_ebm_text.evaluation.chain_plots import plot_chain_report
+from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.evaluation.plots import plot_chain_report
 from latent_ebm_text.evaluation.sampler_comparison import compare_samplers
 from latent_ebm_text.evaluation.text import report_prior_chains
-from latent_ebm_text.hub import load_text_model
-from latent_ebm_text.samplers import HMCSampler, MALASampler, ParallelTemperingSampler
-from latent_ebm_text.streams import stream
-from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
+from latent_ebm_text.latents.rng import derived_generator
+from latent_ebm_text.latents.samplers import HMCSampler, MALASampler, ParallelTemperingSampler
+from latent_ebm_text.models.loading import load_text_model
 
 
 @dataclass
@@ -37,7 +37,7 @@ class ChainArguments:
 
 
 def main() -> None:
-    (args,) = parse_recipe_arguments((ChainArguments,), description=__doc__)
+    (args,) = parse_arguments((ChainArguments,), description=__doc__)
     model, tokenizer = load_text_model(args.model)
     folder = Path(args.output_dir)
     report = report_prior_chains(
@@ -54,7 +54,7 @@ def main() -> None:
     if args.compare_samplers:
         size = report.sampler.get("step_size")
         step = size if isinstance(size, float) else 0.4
-        generator = stream(args.seed, "sampler comparison", device=model.device)
+        generator = derived_generator(args.seed, "sampler comparison", device=model.device)
         comparison = compare_samplers(
             model.prior,
             {
@@ -77,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_command(main)

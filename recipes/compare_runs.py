@@ -9,8 +9,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from latent_ebm_text.evaluation.compare import compare_evaluations
-from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
+from latent_ebm_text.commands.compare import compare_evaluations
+from latent_ebm_text.commands.parsing import parse_arguments, run_command
 
 
 @dataclass
@@ -24,7 +24,7 @@ class ComparisonArguments:
 
 
 def main() -> None:
-    (args,) = parse_recipe_arguments((ComparisonArguments,), description=__doc__)
+    (args,) = parse_arguments((ComparisonArguments,), description=__doc__)
     found = compare_evaluations(Path(args.first), Path(args.second), num_resamples=args.num_resamples)
     for name, comparison in found.items():
         print(f"{name}: {comparison.verdict}")
@@ -34,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_command(main)

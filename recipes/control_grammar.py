@@ -14,14 +14,14 @@ from pathlib import Path
 
 from accelerate.utils import tqdm
 
+from latent_ebm_text.commands.parsing import parse_arguments, run_command
 from latent_ebm_text.data.newswire import newswire_grammar
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.control import AttributeReader, Wish, control_figures, control_table
-from latent_ebm_text.hub import load_text_model
+from latent_ebm_text.evaluation.control import AttributeReader, Wish, control_metrics, control_table
 from latent_ebm_text.latents import Control, LatentClassifier, fit_classifier
-from latent_ebm_text.samplers import sampler_from_dict
-from latent_ebm_text.streams import stream
-from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
+from latent_ebm_text.latents.rng import derived_generator
+from latent_ebm_text.latents.samplers import sampler_from_dict
+from latent_ebm_text.models.loading import load_text_model
 
 TOGETHER = {
     "topic=sports and tense=future": [Wish("topic", "sports"), Wish("tense", "future")],
@@ -53,7 +53,7 @@ class ControlArguments:
 
 
 def main() -> None:
-    (args,) = parse_recipe_arguments((ControlArguments,), description=__doc__)
+    (args,) = parse_arguments((ControlArguments,), description=__doc__)
     try:
         weights = [float(weight) for weight in args.weights.split(",")]
     except ValueError as error:
@@ -94,7 +94,7 @@ def main() -> None:
 
     def generate(wishes: list[Wish], weight: float) -> list[str]:
         purpose = f"control {weight} {' '.join(map(str, wishes))}"
-        generator = stream(args.seed, purpose, device=model.device)
+        generator = derived_generator(args.seed, purpose, device=model.device)
         if weight == 0:
             latents = model.sample_prior(args.num_samples, sampler=sampler, generator=generator).latents
         else:
@@ -118,7 +118,7 @@ def main() -> None:
         for name, members in groups.items():
             generated = [text for wishes in members for text in texts[str(wishes)]]
             wanted = [wishes for wishes in members for _ in texts[str(wishes)]]
-            rows[name] = control_figures(generated, wanted, grammar, reader)
+            rows[name] = control_metrics(generated, wanted, grammar, reader)
         samples += [f"{name}, w={weight:g}: {texts[str(wishes)][0]}" for name, wishes in TOGETHER.items()]
     bar.close()
 
@@ -141,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_command(main)

@@ -3,9 +3,9 @@
     python recipes/evaluate_images.py --model runs/cifar10/model --dataset_name cifar10
     python recipes/evaluate_images.py --model runs/mnist/model --dataset_name mnist --features classifier
 
-Samples are compared with the training images, as the paper does, each with as many as --num_samples. With the features
-of a classifier, which is trained on the labels of the set once and kept in --cache_dir, nothing is downloaded; the
-distances are then no FID and KID, and are not called so.
+As in the paper, --num_samples samples are compared with as many training images. With `--features classifier`, a
+classifier that is trained once on the labels of the data set and kept in --cache_dir, nothing is downloaded; the
+distances are then not FID and KID, and are not called so.
 """
 
 import json
@@ -18,16 +18,22 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 
 from latent_ebm_text import LatentEBMForImageGeneration
+from latent_ebm_text.commands.arguments import ImageDataArguments
+from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.runs import describe_splits
+from latent_ebm_text.commands.train_images import SHOWN
 from latent_ebm_text.data.images import ImageCollator
-from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.feature_distance import collect_features, image_distances, inception_features
-from latent_ebm_text.evaluation.image_classifier import accuracy, load_classifier
-from latent_ebm_text.evaluation.image_plots import save_grid, save_reconstructions
+from latent_ebm_text.errors import UsageError, require_in_interval
+from latent_ebm_text.evaluation.image_features import (
+    accuracy,
+    collect_features,
+    image_distances,
+    inception_features,
+    load_classifier,
+)
 from latent_ebm_text.evaluation.images import evaluate_images, generate_images, long_run
-from latent_ebm_text.hub.loading import IMAGE, find_model, model_kind
-from latent_ebm_text.training.configuration import parse_recipe_arguments, require_in_interval, run_recipe
-from latent_ebm_text.training.images import ESTIMATES, ImageDataArguments
-from latent_ebm_text.training.runs import describe_split
+from latent_ebm_text.evaluation.plots import save_grid, save_reconstructions
+from latent_ebm_text.hub.folders import IMAGE, find_model, model_kind
 
 
 @dataclass
@@ -39,23 +45,23 @@ class EvaluationArguments:
     features: Literal["inception", "classifier"] = field(
         default="inception",
         metadata={
-            "help": "What distances are measured on: Inception (FID, KID), or a classifier of the set's labels."
+            "help": "Features for the distances: Inception (FID, KID), or a classifier of the data set's own labels."
         },
     )
     cache_dir: str = field(default="runs/evaluators", metadata={"help": "Folder where classifiers are kept."})
-    num_samples: int = field(default=50_000, metadata={"help": "Images generated, and real ones beside them."})
-    max_images: int | None = field(default=None, metadata={"help": "Test images of MSE and NLL; none for all."})
-    long_run_steps: int = field(default=2500, metadata={"help": "Steps of the prior's chains that run on."})
+    num_samples: int = field(default=50_000, metadata={"help": "Generated and real images for the distances."})
+    max_images: int | None = field(default=None, metadata={"help": "Test images for MSE and NLL; all by default."})
+    long_run_steps: int = field(default=2500, metadata={"help": "Steps of the long run of the prior's chains."})
     batch_size: int = field(default=256, metadata={"help": "Images a batch."})
-    seed: int = field(default=0, metadata={"help": "Of every draw."})
+    seed: int = field(default=0, metadata={"help": "Seed of all random draws."})
 
     def __post_init__(self) -> None:
         require_in_interval("num_samples", self.num_samples, 2, float("inf"))
 
 
 def main() -> None:
-    data_args, args = parse_recipe_arguments((ImageDataArguments, EvaluationArguments), description=__doc__)
-    extractor = inception_features() if args.features == "inception" else None  # it may be missing: say so at once
+    data_args, args = parse_arguments((ImageDataArguments, EvaluationArguments), description=__doc__)
+    extractor = inception_features() if args.features == "inception" else None  # may be missing
     folder = find_model(args.model)
     if model_kind(folder) != IMAGE:
         raise UsageError(f"{args.model} is a model of text; this needs one of images")
@@ -67,10 +73,10 @@ def main() -> None:
     if extractor is None:
         progress = partial(tqdm, desc="training the classifier")
         classifier, name = load_classifier(corpus, cache_dir=args.cache_dir, progress=progress)
-        notes.append(f"{name} tells {accuracy(classifier, corpus):.1%} of the test images")
+        notes.append(f"{name} classifies {accuracy(classifier, corpus):.1%} of the test images correctly")
         extractor = classifier.features
         print(notes[-1])
-    figures = evaluate_images(
+    metrics = evaluate_images(
         model,
         corpus.splits["test"],
         collate,
@@ -97,12 +103,12 @@ def main() -> None:
     shown = pixels[:32]
     save_reconstructions(shown, model.reconstruct(shown), folder / "reconstructions.png", columns=min(8, len(shown)))
     if model.config.prior_type == "energy":
-        strips, figures["long_run"] = long_run(model, pixels, num_steps=args.long_run_steps, seed=args.seed)
+        strips, metrics["long_run"] = long_run(model, pixels, num_steps=args.long_run_steps, seed=args.seed)
         save_grid(strips[:8].flatten(0, 1), folder / "long_run.png", columns=strips.shape[1])
-    report = {"model": args.model, "data": notes, "figures": {**figures, **distances}}
+    report = {"model": args.model, "data": notes, "metrics": {**metrics, **distances}}
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print("\n".join(describe_split("test", figures, ESTIMATES)))
-    for name, estimates in figures.get("long_run", {}).items():
+    print("\n".join(describe_splits({"splits": {"test": metrics}}, SHOWN)))
+    for name, estimates in metrics.get("long_run", {}).items():
         ends = (f"{end} {each['value']:.3f} ± {each['standard_error']:.3f}" for end, each in estimates.items())
         print(f"long run of the prior's chains, {name.replace('_', ' ')}: {', '.join(ends)}")
     for title, distance in distances.items():
@@ -111,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_command(main)

@@ -1,22 +1,22 @@
 """Measure a trained text model: likelihoods, use of the latent, samples, FPPL and RPPL, each with its interval.
 
-    python recipes/evaluate_text.py --model runs/ptb-cpu/model --dataset_name path/to/ptb
-    python recipes/evaluate_text.py --model runs/ptb-cpu/model --dataset_name path/to/ptb --evaluator quick
+    python recipes/evaluate_text.py --model runs/ptb/model --dataset_name path/to/ptb
+    python recipes/evaluate_text.py --model runs/ptb/model --dataset_name path/to/ptb --evaluator quick
 
-Prints a table with the definition of every figure, and writes it as JSON and Markdown, with plots. The evaluator, a
-language model, is trained once per data set and kept in --cache_dir; the full one takes an hour on a CPU, and as long
+Prints a table with the definition of every metric, and writes it as JSON and Markdown, with plots. The evaluator, a
+language model, is trained once per dataset and kept in --cache_dir; the full one takes an hour on a CPU, and as long
 again for the RPPL of every model.
 """
 
-from latent_ebm_text.evaluation.text_report import TextEvaluationArguments, run_text_evaluation
-from latent_ebm_text.training.arguments import DataArguments
-from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
+from latent_ebm_text.commands.arguments import DataArguments
+from latent_ebm_text.commands.evaluate_text import TextEvaluationArguments, run_text_evaluation
+from latent_ebm_text.commands.parsing import parse_arguments, run_command
 
 
 def main() -> None:
-    data_args, args = parse_recipe_arguments((DataArguments, TextEvaluationArguments), description=__doc__)
+    data_args, args = parse_arguments((DataArguments, TextEvaluationArguments), description=__doc__)
     print("\n".join(map(str, run_text_evaluation(data_args, args))))
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_command(main)

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import yaml
 
-from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.sweeps import describe_sweep, plot_frontier
-from latent_ebm_text.training.configuration import parse_recipe_arguments, require_positive, run_recipe
+from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.sweep import describe_sweep, plot_frontier
+from latent_ebm_text.errors import UsageError, require_positive
 
 RECIPES = Path(__file__).parent
 
@@ -47,7 +47,7 @@ class SweepArguments:
 
 
 def main() -> None:
-    (args,) = parse_recipe_arguments((SweepArguments,), description=__doc__)
+    (args,) = parse_arguments((SweepArguments,), description=__doc__)
     path = Path(args.sweep)
     try:
         sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -142,4 +142,4 @@ def launch(run: Path, parallel: int, *arguments: Any) -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_command(main)

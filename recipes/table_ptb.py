@@ -1,11 +1,11 @@
 """Train the baselines and our model on the same data under the same budget, and print the paper's Table 2 for PTB.
 
     python recipes/table_ptb.py --dataset_name path/to/ptb                          # hours on two CPU cores
-    python recipes/table_ptb.py --dataset_name path/to/ptb --evaluator quick        # figures for development
-    python recipes/table_ptb.py --dataset_name path/to/ptb --rows gaussian_prior    # one row; the others as they are
+    python recipes/table_ptb.py --dataset_name path/to/ptb --evaluator quick        # for development
+    python recipes/table_ptb.py --dataset_name path/to/ptb --rows gaussian_prior    # one row; leaves the others
 
-Every row is a configuration of recipes/train_ptb.py, judged by recipes/evaluate_text.py; real data is judged by the
-same evaluators. What is finished is not done again, and what was killed goes on.
+Every row is a configuration of recipes/train_ptb.py, evaluated by recipes/evaluate_text.py; real data is judged by the
+same evaluators. Finished steps are not repeated, and an interrupted training is resumed.
 """
 
 import json
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from latent_ebm_text.commands.compare import compare_evaluations
+from latent_ebm_text.commands.parsing import parse_arguments, run_command
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.compare import compare_evaluations
-from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
 
 RECIPES = Path(__file__).parent
 ROWS = {
@@ -28,7 +28,7 @@ ROWS = {
     "latent_ebm": ("latent EBM", "table_ptb/latent_ebm.yaml"),
 }
 COLUMNS = ("FPPL", "RPPL", "reconstruction NLL", "marginal NLL", "prior NLL", "active units")
-# Table 2 of Pang et al. (2020). Its NLL is that of the reconstruction.
+# Table 2 of Pang et al. (2020), whose NLL is the reconstruction NLL.
 PUBLISHED = {
     "real data": (100.36, None, None),
     "SA-VAE": (147.92, 210.02, 101.28),
@@ -42,19 +42,19 @@ PUBLISHED = {
 class TableArguments:
     """Table"""
 
-    dataset_name: str = field(default="ptb", metadata={"help": "PTB: the Hub's, or a local folder."})
+    dataset_name: str = field(default="ptb", metadata={"help": "PTB from the Hub, or a local folder of it."})
     output_dir: str = field(default="runs/table-ptb", metadata={"help": "Folder of the runs and of the table."})
-    evaluator: Literal["full", "quick"] = field(default="full", metadata={"help": "Which language model judges."})
+    evaluator: Literal["full", "quick"] = field(default="full", metadata={"help": "Language model of FPPL and RPPL."})
     rppl_evaluator: Literal["full", "quick"] | None = field(
-        default=None, metadata={"help": "Another one for RPPL, which trains it anew for every row."}
+        default=None, metadata={"help": "Another evaluator for RPPL, which trains it for every row."}
     )
     num_likelihood_sentences: int = field(default=500, metadata={"help": "Random test sentences for log p(x)."})
-    num_likelihood_levels: int = field(default=100, metadata={"help": "Levels of the annealed walks behind it."})
-    rows: str = field(default="all", metadata={"help": f"Comma-separated, of {', '.join(ROWS)}; or all."})
+    num_likelihood_levels: int = field(default=100, metadata={"help": "Levels of the annealed walks for log p(x)."})
+    rows: str = field(default="all", metadata={"help": f"Rows separated by commas, of {', '.join(ROWS)}; or all."})
 
 
 def main() -> None:
-    (args,) = parse_recipe_arguments((TableArguments,), description=__doc__)
+    (args,) = parse_arguments((TableArguments,), description=__doc__)
     chosen = list(ROWS) if args.rows == "all" else args.rows.split(",")
     if not set(chosen) <= set(ROWS):
         raise UsageError(f"rows must be of {', '.join(ROWS)}, got {args.rows!r}")
@@ -88,30 +88,31 @@ def launch(program: Any, *arguments: Any) -> None:
 
 
 def make_table(folder: Path, name: str) -> str:
-    """The finished rows with their intervals, ours against each by the bootstrap, and the published ones."""
+    """The finished rows with their intervals and the published ones; then ours against each row by the bootstrap."""
     reports, minutes = {}, {}
     for row in ROWS:
         path, results = folder / row / f"evaluation-{name}" / "evaluation.json", folder / row / "results.json"
         if path.exists():
-            reports[row] = json.loads(path.read_text(encoding="utf-8"))
+            reports[row] = json.loads(path.read_text(encoding="utf-8"))["metrics"]
         if results.exists():
             seconds = json.loads(results.read_text(encoding="utf-8"))["training_seconds"]
             minutes[row] = f"{seconds / 60:.0f} min"
-    figures = {row: report["figures"] for row, report in reports.items()}
-    judges = {
-        column: found[column]["evaluator"]
-        for found in figures.values()
+    evaluators = {
+        column: metrics[column]["evaluator"]
+        for metrics in reports.values()
         for column in COLUMNS
-        if "evaluator" in found.get(column, {})
+        if "evaluator" in metrics.get(column, {})
     }
-    heads = [f"{column} ({judges[column]})" if column in judges else column for column in COLUMNS]
+    heads = [f"{column} ({evaluators[column]})" if column in evaluators else column for column in COLUMNS]
     lines = [f"| model | {' | '.join(heads)} | training |", "|---" * (len(COLUMNS) + 2) + "|"]
-    real = [next((found.get(f"{judges.get(column)}'s test perplexity") for found in figures.values()), None)
-            for column in COLUMNS]  # fmt: skip
+    real = [
+        next((metrics.get(f"{evaluators.get(column)}'s test perplexity") for metrics in reports.values()), None)
+        for column in COLUMNS
+    ]
     if any(real):
         lines.append(f"| real data | {' | '.join(map(cell, real))} | - |")
-    for row, found in figures.items():
-        cells = [cell(found.get(column)) for column in COLUMNS]
+    for row, metrics in reports.items():
+        cells = [cell(metrics.get(column)) for column in COLUMNS]
         lines.append(f"| {ROWS[row][0]} | {' | '.join(cells)} | {minutes.get(row, '-')} |")
     for title, (fppl, rppl, nll) in PUBLISHED.items():
         cells = ["-" if value is None else str(value) for value in (fppl, rppl, nll)] + ["-"] * (len(COLUMNS) - 3)
@@ -119,19 +120,19 @@ def make_table(folder: Path, name: str) -> str:
     for row in reports:
         if row != "latent_ebm" and "latent_ebm" in reports:
             paths = (folder / each / f"evaluation-{name}" for each in ("latent_ebm", row))
-            for figure, comparison in compare_evaluations(*paths).items():
-                lines.append(f"\nlatent EBM against {ROWS[row][0]}, {figure}: {comparison.verdict}")
+            for metric, comparison in compare_evaluations(*paths).items():
+                lines.append(f"\nlatent EBM against {ROWS[row][0]}, {metric}: {comparison.verdict}")
     return "\n".join(lines) + "\n"
 
 
-def cell(figure: dict[str, Any] | None) -> str:
-    """A figure with its interval."""
-    if figure is None:
+def cell(metric: dict[str, Any] | None) -> str:
+    """A metric with its interval."""
+    if metric is None:
         return "-"
-    low, high = figure["interval_95"]
-    flag = " (!)" if figure.get("warning") else ""
-    return f"{figure['value']:.2f}{flag}" + ("" if low == high else f" [{low:.2f}, {high:.2f}]")
+    low, high = metric["interval_95"]
+    flag = " (!)" if metric.get("warning") else ""
+    return f"{metric['value']:.2f}{flag}" + ("" if low == high else f" [{low:.2f}, {high:.2f}]")
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_command(main)

@@ -1,14 +1,13 @@
-"""Train on CelebA in the paper's setting: 40,000 faces, cropped to their centre, of 64 by 64 pixels.
+"""Train a latent space energy-based prior model on CelebA: 40,000 faces, cropped to their centre.
 
-    accelerate launch recipes/train_celeba.py
-    accelerate launch recipes/train_celeba.py --dataset_name path/to/folder --matmul_precision medium
+    accelerate launch recipes/train_celeba.py                                    # CelebA from the Hub
+    accelerate launch recipes/train_celeba.py --dataset_name path/to/folder
+    accelerate launch recipes/train_celeba.py --config paper/celeba              # the paper's setting, for a GPU
 
-The setting is `recipes/configs/celeba.yaml`; the recipe is `train_images.py`.
+The configuration is `recipes/configs/celeba.yaml`. Run the same command again to resume from the newest checkpoint.
 """
 
-from train_images import CONFIGS, main
-
-from latent_ebm_text.training.configuration import run_recipe
+from latent_ebm_text.commands.train import image_recipe
 
 if __name__ == "__main__":
-    run_recipe(lambda: main(CONFIGS / "celeba.yaml", __doc__))
+    image_recipe(__doc__, "celeba")

@@ -1,14 +1,13 @@
-"""Train on CIFAR-10 in the paper's setting.
+"""Train a latent space energy-based prior model on CIFAR-10.
 
-    accelerate launch recipes/train_cifar10.py
-    accelerate launch recipes/train_cifar10.py --dataset_name path/to/folder --matmul_precision medium
+    accelerate launch recipes/train_cifar10.py                                    # CIFAR-10 from the Hub
+    accelerate launch recipes/train_cifar10.py --dataset_name path/to/folder
+    accelerate launch recipes/train_cifar10.py --config paper/cifar10              # the paper's setting, for a GPU
 
-The setting is `recipes/configs/cifar10.yaml`; the recipe is `train_images.py`.
+The configuration is `recipes/configs/cifar10.yaml`. Run the same command again to resume from the newest checkpoint.
 """
 
-from train_images import CONFIGS, main
-
-from latent_ebm_text.training.configuration import run_recipe
+from latent_ebm_text.commands.train import image_recipe
 
 if __name__ == "__main__":
-    run_recipe(lambda: main(CONFIGS / "cifar10.yaml", __doc__))
+    image_recipe(__doc__, "cifar10")

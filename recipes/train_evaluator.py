@@ -9,13 +9,11 @@ Killed, it goes on from its last epoch; finished, it prints its figures again at
 from dataclasses import dataclass, field
 from typing import Literal
 
-from accelerate import Accelerator
-
+from latent_ebm_text.commands.arguments import DataArguments
+from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.train_text import prepare
 from latent_ebm_text.evaluation.language_model import EVALUATOR, QUICK_EVALUATOR, train_language_model
 from latent_ebm_text.evaluation.perplexity import estimate_perplexity
-from latent_ebm_text.training.arguments import DataArguments
-from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
-from latent_ebm_text.training.text import prepare_text
 
 RECIPES = {"full": EVALUATOR, "quick": QUICK_EVALUATOR}
 
@@ -30,8 +28,8 @@ class EvaluatorArguments:
 
 
 def main() -> None:
-    data_args, args = parse_recipe_arguments((DataArguments, EvaluatorArguments), description=__doc__)
-    text = prepare_text(data_args, args.seed, Accelerator(cpu=True))
+    data_args, args = parse_arguments((DataArguments, EvaluatorArguments), description=__doc__)
+    text = prepare(data_args, args.seed)
     print(text.description)
 
     lm = train_language_model(
@@ -57,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_command(main)

@@ -1,14 +1,13 @@
-"""Train on MNIST.
+"""Train a latent space energy-based prior model on MNIST.
 
-    accelerate launch recipes/train_mnist.py
-    accelerate launch recipes/train_mnist.py --dataset_name path/to/folder --matmul_precision medium
+    accelerate launch recipes/train_mnist.py                                    # MNIST from the Hub
+    accelerate launch recipes/train_mnist.py --dataset_name path/to/folder
+    accelerate launch recipes/train_mnist.py --config paper/mnist              # the paper's setting, for a GPU
 
-The setting is `recipes/configs/mnist.yaml`; the recipe is `train_images.py`.
+The configuration is `recipes/configs/mnist.yaml`. Run the same command again to resume from the newest checkpoint.
 """
 
-from train_images import CONFIGS, main
-
-from latent_ebm_text.training.configuration import run_recipe
+from latent_ebm_text.commands.train import image_recipe
 
 if __name__ == "__main__":
-    run_recipe(lambda: main(CONFIGS / "mnist.yaml", __doc__))
+    image_recipe(__doc__, "mnist")

@@ -1,30 +1,16 @@
-"""Train a latent space energy-based prior model on Penn Treebank, or on any text.
+"""Train a latent space energy-based prior model on Penn Treebank.
 
-    accelerate launch recipes/train_ptb.py                                     # the paper's setting, PTB from the Hub
-    accelerate launch recipes/train_ptb.py --config recipes/configs/ptb_cpu.yaml --dataset_name path/to/ptb
-    accelerate launch recipes/train_ptb.py --config recipes/configs/quickstart.yaml      # no download, a few minutes
-    accelerate launch recipes/train_ptb.py --decoder transformer              # or gpt2, or a folder with a causal LM
+    accelerate launch recipes/train_ptb.py                                         # PTB from the Hub
+    accelerate launch recipes/train_ptb.py --dataset_name path/to/ptb
+    accelerate launch recipes/train_ptb.py --config quickstart                     # no download, a few minutes
+    accelerate launch recipes/train_ptb.py --decoder_type transformer              # or --pretrained_decoder gpt2
+    accelerate launch recipes/train_ptb.py --config paper/ptb                      # the paper's setting, for a GPU
 
-Run it again and it goes on from its newest checkpoint.
+The configuration is `recipes/configs/ptb.yaml`; `--config` takes the name of another one, or a file. Run the same
+command again to resume from the newest checkpoint.
 """
 
-from pathlib import Path
-
-from latent_ebm_text.training.arguments import DataArguments, HubArguments, ModelArguments, TrainingArguments
-from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
-from latent_ebm_text.training.text import train_text_model
-
-PAPER = Path(__file__).parent / "configs" / "ptb.yaml"
-
-
-def main() -> int:
-    data_args, model_args, args, hub_args = parse_recipe_arguments(
-        (DataArguments, ModelArguments, TrainingArguments, HubArguments),
-        default_config=PAPER,
-        description=__doc__,
-    )
-    return train_text_model(data_args, model_args, args, hub_args)
-
+from latent_ebm_text.commands.train import text_recipe
 
 if __name__ == "__main__":
-    run_recipe(main)
+    text_recipe(__doc__, "ptb")

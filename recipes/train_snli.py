@@ -2,28 +2,14 @@
 
     accelerate launch recipes/train_snli.py                                                 # rebuilt from the Hub
     accelerate launch recipes/train_snli.py --dataset_name path/to/snli                     # train.txt, valid.txt, ...
-    accelerate launch recipes/train_snli.py --dataset_name path/to/snli --train_split validation   # no train.txt there
+    accelerate launch recipes/train_snli.py --dataset_name path/to/snli --train_split validation  # no train.txt
 
-From the Hub these are the unique premises and hypotheses of stanfordnlp/snli, 100,000 to train on, 10,000 to validate
-and 10,000 to test, drawn by a fixed seed: not the sentences of the published down-sample. Run it again and it goes on
-from its newest checkpoint.
+From the Hub these are the unique premises and hypotheses of stanfordnlp/snli, drawn by a fixed seed: 100,000 to train
+on, 10,000 to validate and 10,000 to test. They are not the sentences of the published down-sample. The configuration
+is `recipes/configs/snli.yaml`. Run the same command again to resume from the newest checkpoint.
 """
 
-from pathlib import Path
-
-from latent_ebm_text.training.arguments import DataArguments, HubArguments, ModelArguments, TrainingArguments
-from latent_ebm_text.training.configuration import parse_recipe_arguments, run_recipe
-from latent_ebm_text.training.text import train_text_model
-
-DEFAULTS = Path(__file__).parent / "configs" / "snli.yaml"
-
-
-def main() -> int:
-    data_args, model_args, args, hub_args = parse_recipe_arguments(
-        (DataArguments, ModelArguments, TrainingArguments, HubArguments), default_config=DEFAULTS, description=__doc__
-    )
-    return train_text_model(data_args, model_args, args, hub_args)
-
+from latent_ebm_text.commands.train import text_recipe
 
 if __name__ == "__main__":
-    run_recipe(main)
+    text_recipe(__doc__, "snli")

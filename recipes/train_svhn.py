@@ -1,14 +1,13 @@
-"""Train on SVHN in the paper's setting: the 73,257 images of its training split.
+"""Train a latent space energy-based prior model on SVHN, the 73,257 images of its training split.
 
-    accelerate launch recipes/train_svhn.py
-    accelerate launch recipes/train_svhn.py --dataset_name path/to/folder --matmul_precision medium
+    accelerate launch recipes/train_svhn.py                                    # SVHN from the Hub
+    accelerate launch recipes/train_svhn.py --dataset_name path/to/folder
+    accelerate launch recipes/train_svhn.py --config paper/svhn              # the paper's setting, for a GPU
 
-The setting is `recipes/configs/svhn.yaml`; the recipe is `train_images.py`.
+The configuration is `recipes/configs/svhn.yaml`. Run the same command again to resume from the newest checkpoint.
 """
 
-from train_images import CONFIGS, main
-
-from latent_ebm_text.training.configuration import run_recipe
+from latent_ebm_text.commands.train import image_recipe
 
 if __name__ == "__main__":
-    run_recipe(lambda: main(CONFIGS / "svhn.yaml", __doc__))
+    image_recipe(__doc__, "svhn")

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
-from latent_ebm_text.tokenization import train_word_tokenizer
+from latent_ebm_text.data.tokenizers import train_word_tokenizer
 
 PAD, BOS, EOS = 0, 1, 2
 #: More than 50, the `top_k` that transformers samples with unless told otherwise.
@@ -30,7 +30,7 @@ def tiny_config(**settings: Any) -> LatentEBMTextConfig:
         "prior_sampler": {"name": "langevin", "num_steps": 3, "step_size": 0.4},
         "posterior_sampler": {"name": "langevin", "num_steps": 2, "step_size": 0.1},
         "dropout": 0.0,
-        "max_sentence_length": 12,
+        "max_sequence_length": 12,
     }
     return LatentEBMTextConfig(**{**defaults, **settings})
 

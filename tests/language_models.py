@@ -37,7 +37,7 @@ def tiny_wrapped(kind: str, folder: Path, **settings: Any) -> LatentEBMForTextGe
     tiny_language_model(kind).save_pretrained(folder)
     sampler = {"name": "langevin", "num_steps": 2, "step_size": 0.1}
     defaults = {
-        "latent_dim": LATENT_DIM, "prior_hidden_size": 8, "max_sentence_length": 12,
+        "latent_dim": LATENT_DIM, "prior_hidden_size": 8, "max_sequence_length": 12,
         "prior_sampler": sampler, "posterior_sampler": sampler,
     }  # fmt: skip
     model = LatentEBMForTextGeneration.from_decoder_pretrained(folder, **{**defaults, **settings})

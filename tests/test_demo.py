@@ -1,4 +1,4 @@
-"""The demo: what it computes, and every tab in a real browser."""
+"""The demo: what it computes, and every tab in a browser."""
 
 import importlib.util
 import runpy
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.streams import stream
+from latent_ebm_text.latents.rng import derived_generator
 from tests.helpers import tiny_model
 
 DEMO = Path(__file__).parents[1] / "examples/demo"
@@ -53,11 +53,10 @@ def test_samples_follow_their_settings(text: Any) -> None:
     assert list(text.sample(6, 30, 1.0, 1.0, 0)["energy"]) != list(table["energy"])
 
 
-def test_a_chain_is_the_models_own(text: Any) -> None:
-    """It starts and ends where the sampler's own chain does."""
+def test_a_chain_starts_and_ends_where_the_samplers_own_chain_does(text: Any) -> None:
     chain = text.chain("", text.num_steps, 3)
     assert list(chain["step"]) == list(range(text.num_steps + 1))
-    generator = stream(3, "demo: chain")
+    generator = derived_generator(3, "demo: chain")
     start = text.model.sample_reference(1, generator)
     end = text.model.sample_prior(1, initial_latents=start, generator=generator).latents
     assert chain["energy"].iloc[0] == pytest.approx(text.model.prior.energy(start).item())
@@ -69,7 +68,7 @@ def test_the_chain_of_a_sentence_is_that_of_its_posterior(text: Any) -> None:
     energies = text.chain(SENTENCE, num_steps, 3)["energy"]
     inputs = dict(text.tokenizer([SENTENCE], return_tensors="pt"))
     posterior = text.model.posterior({name: inputs[name] for name in ("input_ids", "attention_mask")})
-    generator = stream(3, "demo: chain")
+    generator = derived_generator(3, "demo: chain")
     start = text.model.sample_reference(1, generator)
     end = text.model.posterior_sampler.sample(start, posterior, generator=generator).latents
     assert energies.iloc[0] == pytest.approx(-posterior(start).item(), rel=1e-4)
@@ -88,24 +87,27 @@ def test_the_map_is_centred_and_holds_what_was_typed(text: Any) -> None:
     table = text.map(50, f"{SENTENCE}\n\nrain will fall", 0)
     drawn = table[table["kind"] == "prior draw"]
     assert len(drawn) == 50
-    assert list(table["sentence"][table["kind"] == "typed"]) == [SENTENCE, "rain will fall"]
+    assert list(table["sentence"][table["kind"] == "your sentence"]) == [SENTENCE, "rain will fall"]
     assert drawn["x"].mean() == pytest.approx(0, abs=1e-4)
     assert drawn["x"].std() >= drawn["y"].std()  # the first direction is that of the largest variance
 
 
 def test_anomaly_scores_agree_with_the_model(text: Any) -> None:
-    words, table = text.anomaly(SENTENCE, 0)
-    expected = text.model.score([SENTENCE], tokenizer=text.tokenizer, seed=0)
+    verdict, table = text.anomaly(SENTENCE, 0)
+    generator = derived_generator(0, "demo: score")
+    expected = text.model.score(
+        [SENTENCE], tokenizer=text.tokenizer, log_partition=text._own_scores.log_partition, generator=generator
+    )
     shown = dict(zip(table["score"], table["this sentence"], strict=True))
     assert shown["nll"] == pytest.approx(expected.nll.item(), abs=0.01)
-    assert f"{expected.nll.item():.2f} ±" in words
-    assert "of 50 sentences" in words
+    assert f"{expected.nll.item():.2f} ±" in verdict
+    assert "of 50 sentences" in verdict
 
 
 def test_images(images: Any) -> None:
     pictures = images.sample(3, 5, 0)
     assert [picture.size for picture in pictures] == [(128, 128)] * 3
-    strip, energies = images.chain(20, 0, num_pictures=5)
+    strip, energies = images.chain(20, 0, num_images=5)
     assert [caption.split(",")[0] for _, caption in strip] == [f"step {step}" for step in (0, 5, 10, 15, 20)]
     assert len(energies) == 21
 
@@ -113,11 +115,11 @@ def test_images(images: Any) -> None:
 def test_what_cannot_be_is_said(text: Any, quickstart_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="type a sentence first"):
         text.path(" ", SENTENCE, 5, "linear", 0)
-    with pytest.raises(UsageError, match="at most 200 words here, this one has 201"):
+    with pytest.raises(UsageError, match="at most 200 words here, but this one has 201"):
         text.anomaly("the " * 201, 0)
     with pytest.raises(UsageError, match="there is no folder"):
         load_views().TextViews(str(tmp_path / "nowhere"))
-    with pytest.raises(UsageError, match="no model of images"):
+    with pytest.raises(UsageError, match="is not an image model"):
         load_views().ImageViews(str(quickstart_folder / "runs/quickstart"))
     tiny_model(latent_dim=0, prior_type="gaussian").save_pretrained(tmp_path)
     text.tokenizer.save_pretrained(tmp_path)
@@ -158,7 +160,7 @@ needs_a_browser = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def address(quickstart_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The demo as a process of its own, on a free port."""
+    """The address of the demo, which runs as a separate process on a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -184,7 +186,7 @@ def address(quickstart_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def page(address: str, tmp_path: Path) -> Iterator[Any]:
-    """The demo's page in a browser of its own, which remembers what it asked the network for; a screenshot is kept."""
+    """The demo's page in a fresh browser, which may send requests to the demo only; a screenshot is kept."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -195,16 +197,16 @@ def page(address: str, tmp_path: Path) -> Iterator[Any]:
         )  # fmt: skip
         page = context.new_page()
         page.set_default_timeout(20_000)
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
+        requested: list[str] = []
+        page.on("request", lambda request: requested.append(request.url))
         page.goto(address)
         page.get_by_role("tab", name="Sample").wait_for()
         yield page
         page.screenshot(path=str(tmp_path / "page.png"))
         assert "Traceback" not in page.content()
         context.close()
-    assert asked
-    assert {url for url in asked if not url.startswith((address, "data:", "blob:"))} == set()
+    assert requested
+    assert {url for url in requested if not url.startswith((address, "data:", "blob:"))} == set()
 
 
 def open_tab(page: Any, name: str) -> Any:
@@ -213,18 +215,59 @@ def open_tab(page: Any, name: str) -> Any:
 
 
 def rows(panel: Any, at_least: int) -> list[str]:
-    """The visible rows of the panel's first table, once there are so many."""
+    """The visible rows of the panel's table, once there are `at_least` of them."""
     body = panel.get_by_role("row").filter(has=panel.page.get_by_role("gridcell"))
     body.nth(at_least - 1).wait_for()
     return [row for row in body.all_inner_texts() if row.strip()]
 
 
+def curve(panel: Any) -> Any:
+    return panel.locator("canvas, svg.marks").first
+
+
+def verdict(page: Any, beginning: str = "") -> str:
+    """The verdict on a sentence, once there is one that does not begin as given."""
+    script = """old => [...document.querySelectorAll('textarea')].map(e => e.value)
+        .find(value => value.includes('more surprising') && !(old && value.startsWith(old)))"""
+    return page.wait_for_function(script, arg=beginning).json_value()
+
+
 @pytest.mark.slow
 @needs_a_browser
 class TestInABrowser:
+    def test_the_page_opens_with_samples(self, page: Any, text: Any) -> None:
+        shown = rows(page.locator('div[role="tabpanel"]:visible'), 8)
+        for row, sentence in zip(shown, text.sample(8, text.num_steps, 1.0, 1.0, 0)["sentence"], strict=True):
+            assert sentence in row
+
+    def test_every_other_tab_opens_with_an_example(self, page: Any) -> None:
+        for name, at_least in (("Chain", 5), ("Interpolate", 8)):
+            panel = open_tab(page, name)
+            assert len(rows(panel, at_least)) >= at_least
+            curve(panel).wait_for()
+        curve(open_tab(page, "Map")).wait_for()
+        panel = open_tab(page, "Anomaly")
+        assert verdict(page)
+        assert any("nll_per_token" in row for row in rows(panel, 5))
+        panel = open_tab(page, "Images")
+        panel.locator("img").nth(15).wait_for()
+        panel.get_by_text("step 0,").first.wait_for()
+        curve(panel).wait_for()
+
+    def test_a_tab_keeps_its_results(self, page: Any) -> None:
+        """Its example is computed when the tab is first opened, and not again."""
+        panel = open_tab(page, "Anomaly")
+        example = verdict(page)
+        panel.get_by_label("sentence", exact=True).fill(SENTENCE)
+        panel.get_by_role("button", name="Score").click()
+        own = verdict(page, beginning=example)
+        open_tab(page, "Sample")
+        open_tab(page, "Anomaly")
+        page.wait_for_timeout(1000)
+        assert verdict(page) == own
+
     def test_sample(self, page: Any) -> None:
         panel = open_tab(page, "Sample")
-        panel.get_by_role("button", name="Sample").click()
         first = rows(panel, 8)
         panel.get_by_label("number input for seed").fill("7")
         panel.get_by_label("number input for seed").press("Enter")
@@ -234,29 +277,33 @@ class TestInABrowser:
 
     def test_chain(self, page: Any) -> None:
         panel = open_tab(page, "Chain")
-        panel.get_by_label("sentence (empty: the prior's chain)").fill(SENTENCE)
+        panel.get_by_label("sentence (leave empty for the prior)").fill(SENTENCE)
         panel.get_by_role("button", name="Run the chain").click()
         assert len(rows(panel, 5)) >= 5
-        panel.locator("canvas, svg.marks").first.wait_for()
+        curve(panel).wait_for()
 
     def test_interpolate(self, page: Any) -> None:
         panel = open_tab(page, "Interpolate")
+        rows(panel, 8)
         panel.get_by_label("from", exact=True).fill(SENTENCE)
         panel.get_by_label("to", exact=True).fill("rain will fall in paris")
-        panel.get_by_label("low_energy").check()
+        panel.get_by_label("low energy").check()
+        panel.get_by_label("number input for sentences on the path").fill("5")
+        panel.get_by_label("number input for sentences on the path").press("Enter")
         panel.get_by_role("button", name="Interpolate").click()
-        assert len(rows(panel, 8)) == 8
-        panel.locator("canvas, svg.marks").first.wait_for()
+        page.wait_for_timeout(3000)
+        assert len(rows(panel, 5)) == 5
+        curve(panel).wait_for()
 
     def test_map_with_hover(self, page: Any) -> None:
         panel = open_tab(page, "Map")
-        panel.get_by_label("your sentences, one a line (may be empty)").fill(SENTENCE)
+        panel.get_by_label("your sentences, one per line (optional)").fill(SENTENCE)
         panel.get_by_role("button", name="Draw the map").click()
-        plot = panel.locator("canvas, svg.marks").first
+        plot = curve(panel)
         plot.wait_for()
         page.wait_for_timeout(1000)
         box, tip = plot.bounding_box(), page.locator("#vg-tooltip-element.visible")
-        for step in range(400):  # across the middle, until something is hit
+        for step in range(400):  # across the middle, until the mouse is over a point
             page.mouse.move(box["x"] + box["width"] * (0.3 + 0.001 * step), box["y"] + box["height"] * 0.5)
             if tip.count():
                 break
@@ -265,23 +312,25 @@ class TestInABrowser:
 
     def test_anomaly(self, page: Any) -> None:
         panel = open_tab(page, "Anomaly")
+        example = verdict(page)
         panel.get_by_label("sentence", exact=True).fill(SENTENCE)
         panel.get_by_role("button", name="Score").click()
-        page.wait_for_function(
-            "[...document.querySelectorAll('textarea')].some(e => e.value.includes('more surprising'))"
-        )
+        assert verdict(page, beginning=example)
         assert any("nll_per_token" in row for row in rows(panel, 5))
 
     def test_images(self, page: Any) -> None:
         panel = open_tab(page, "Images")
-        panel.get_by_role("button", name="Sample images").click()
         panel.locator("img").nth(15).wait_for()
-        panel.get_by_role("button", name="Run an image chain").click()
-        panel.get_by_text("step 0,").first.wait_for()
-        panel.locator("canvas, svg.marks").first.wait_for()
+        panel.get_by_label("number input for steps of the chain").fill("3")
+        panel.get_by_label("number input for steps of the chain").press("Enter")
+        panel.get_by_role("button", name="Sample images").click()
+        panel.get_by_role("button", name="Run a chain").click()
+        panel.get_by_text("step 3,").first.wait_for()
+        curve(panel).wait_for()
 
     def test_an_error_is_a_message(self, page: Any) -> None:
         panel = open_tab(page, "Interpolate")
+        panel.get_by_label("from", exact=True).fill("")
         panel.get_by_role("button", name="Interpolate").click()
         message = page.locator(".toast-body")
         message.wait_for()

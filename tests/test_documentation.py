@@ -112,6 +112,6 @@ def test_site_is_built_without_warnings_and_fetches_nothing(tmp_path: Path) -> N
     mathematics = (tmp_path / "mathematics.html").read_text(encoding="utf-8")
     assert mathematics.count("<math") > 20
     assert r"\frac" not in mathematics
-    core = (tmp_path / "api/core.html").read_text(encoding="utf-8")
-    assert 'id="latent_ebm_text.samplers.langevin.LangevinSampler.sample"' in core
-    assert "[`SamplerOutput`]" not in core  # crossrefs.py has made it a link
+    latents = (tmp_path / "api/latents.html").read_text(encoding="utf-8")
+    assert 'id="latent_ebm_text.latents.samplers.langevin.LangevinSampler.sample"' in latents
+    assert "[`SamplerOutput`]" not in latents  # crossrefs.py has made it a link

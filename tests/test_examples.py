@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
-from latent_ebm_text.tokenization import train_word_tokenizer
+from latent_ebm_text.data.tokenizers import train_word_tokenizer
 
 FOLDER = Path(__file__).parents[1] / "examples"
 RunExample = Callable[..., list[str]]
@@ -23,7 +23,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     tokenizer = train_word_tokenizer(SENTENCES)
     config = LatentEBMTextConfig(
-        vocab_size=len(tokenizer), hidden_size=16, embedding_size=8, latent_dim=4, max_sentence_length=10
+        vocab_size=len(tokenizer), hidden_size=16, embedding_size=8, latent_dim=4, max_sequence_length=10
     )
     torch.manual_seed(0)
     LatentEBMForTextGeneration(config).save_pretrained(folder)

@@ -1,9 +1,10 @@
-"""Play with a trained model in a browser: samples, chains, paths, a map of its latents, anomaly scores, images.
+"""Explore a trained model in a browser: samples, chains, paths, a map of the latents, anomaly scores, images.
 
-    python examples/demo/app.py                                   # the quick start's model, on 127.0.0.1 alone
+    python examples/demo/app.py                                   # the model of the quick start
     python examples/demo/app.py --model runs/ptb-cpu/model --image_model runs/quickstart-images/model
 
-The folder is also a Space; there the variables LATENT_EBM_MODEL and LATENT_EBM_IMAGE_MODEL name the models.
+The demo listens on 127.0.0.1 only. The folder can also be pushed as a Space; there the variables LATENT_EBM_MODEL and
+LATENT_EBM_IMAGE_MODEL name the models.
 """
 
 import argparse
@@ -17,11 +18,11 @@ from latent_ebm_text.errors import LatentEBMError
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("LATENT_EBM_MODEL", "runs/quickstart/model")
-    parser.add_argument("--model", default=default, help="text model: folder or Hub id (default %(default)s)")
+    parser.add_argument("--model", default=default, help="folder or Hub id of a text model (default: %(default)s)")
     parser.add_argument(
-        "--image_model", default=os.environ.get("LATENT_EBM_IMAGE_MODEL"), help="image model: folder or Hub id"
+        "--image_model", default=os.environ.get("LATENT_EBM_IMAGE_MODEL"), help="folder or Hub id of an image model"
     )
-    parser.add_argument("--port", type=int, help="port (default: the first that is free from 7860 on)")
+    parser.add_argument("--port", type=int, help="port (default: the first free port from 7860 on)")
     options = parser.parse_args()
     try:
         import page
@@ -32,7 +33,7 @@ def main() -> None:
         images = ImageViews(options.image_model) if options.image_model else None
     except LatentEBMError as error:
         parser.error(str(error))
-    # Without a name of its own gradio listens on 127.0.0.1; a Space asks for another by GRADIO_SERVER_NAME.
+    # Without a server name gradio listens on 127.0.0.1; a Space sets GRADIO_SERVER_NAME.
     page.build(text, images).launch(
         server_port=options.port, theme=page.SYSTEM_FONTS, footer_links=[], ssr_mode=False, show_error=False
     )

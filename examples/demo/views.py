@@ -1,4 +1,4 @@
-"""What the demo shows: from typed words and sliders to tables and pictures. Knows nothing of browsers."""
+"""What the demo computes: tables and images from typed sentences and the values of sliders, without a browser."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from torch import Tensor
 
 from latent_ebm_text import LatentEBMForImageGeneration
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.hub.loading import IMAGE, find_model, load_text_model, model_kind
+from latent_ebm_text.hub.folders import IMAGE, find_model, model_kind
 from latent_ebm_text.latents.interpolation import PathKind
-from latent_ebm_text.samplers import Sampler, watch_chain
-from latent_ebm_text.streams import stream
+from latent_ebm_text.latents.rng import derived_generator
+from latent_ebm_text.latents.samplers import Sampler, watch_chain
+from latent_ebm_text.models.loading import load_text_model
+from latent_ebm_text.models.scoring import AnomalyScores
 
-#: Words of a typed sentence at most: chains on longer ones take long.
+#: The longest sentence that may be typed: posterior chains on longer ones are slow.
 MAX_WORDS = 200
-#: Sentences of the model's own that a typed one is compared with.
+#: Number of the model's own samples that a typed sentence is compared with.
 NUM_COMPARED = 50
 
 
@@ -28,7 +30,10 @@ def _with_steps(sampler: Sampler, num_steps: int) -> Sampler:
 
 
 class TextViews:
-    """A text model and its tokenizer, by Hub id or folder.
+    """What the demo computes with a text model.
+
+    Args:
+        path: Folder or Hub id of the model.
 
     Raises:
         LatentEBMError: If there is no such model, it cannot be read, or it has no latent.
@@ -41,12 +46,12 @@ class TextViews:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the prior's chain in training."""
+        """Number of steps of the prior's chain in training."""
         return self.model.prior_sampler.num_steps
 
     def sample(self, num_samples: int, num_steps: int, temperature: float, top_p: float, seed: int) -> pd.DataFrame:
-        """Sentences from the prior with the energies of their latents, the most probable latent first."""
-        generator = self._stream(seed, "samples")
+        """Sentences sampled from the model with the energies of their latents, the lowest energy first."""
+        generator = self._generator(seed, "samples")
         sampler = _with_steps(self.model.prior_sampler, num_steps)
         latents = self.model.sample_prior(int(num_samples), sampler=sampler, generator=generator).latents
         ids = self.model.generate(latents=latents, temperature=temperature, top_p=top_p, generator=generator)
@@ -54,8 +59,8 @@ class TextViews:
         return table.sort_values("energy", ignore_index=True)
 
     def chain(self, sentence: str, num_steps: int, seed: int) -> pd.DataFrame:
-        """One chain of the prior or, given a sentence, of its posterior, decoded greedily at every step."""
-        generator = self._stream(seed, "chain")
+        """A chain that samples the prior or, given a sentence, its posterior; decoded greedily at every step."""
+        generator = self._generator(seed, "chain")
         start = self.model.sample_reference(1, generator)
         if sentence.strip():
             sampler, density = self.model.posterior_sampler, self.model.posterior(self._inputs(sentence))
@@ -67,8 +72,8 @@ class TextViews:
         return pd.DataFrame({"step": range(len(energies)), "energy": energies, "sentence": self._text(ids)})
 
     def path(self, start: str, end: str, num_points: int, kind: PathKind, seed: int) -> pd.DataFrame:
-        """Sentences on a path between posterior draws of two sentences."""
-        generator = self._stream(seed, "path")
+        """Sentences on a path between posterior draws of two sentences, decoded greedily."""
+        generator = self._generator(seed, "path")
         ends = [self.model.encode(**self._inputs(sentence), generator=generator)[0] for sentence in (start, end)]
         output = self.model.interpolate(*ends, num_points=int(num_points), path=kind, return_dict_in_generate=True)
         positions = torch.linspace(0, 1, int(num_points)).tolist()
@@ -77,57 +82,64 @@ class TextViews:
         )
 
     def map(self, num_samples: int, sentences: str, seed: int) -> pd.DataFrame:
-        """Prior draws and typed sentences (one a line) on the two directions that prior draws vary most in."""
-        generator = self._stream(seed, "map")
+        """Prior draws and typed sentences (one per line) on the first two principal components of the prior draws."""
+        generator = self._generator(seed, "map")
         drawn = self.model.sample_prior(int(num_samples), generator=generator).latents
-        spoken = self._text(self.model.generate(latents=drawn, generator=generator))
+        decoded = self._text(self.model.generate(latents=drawn, generator=generator))
         typed = [line.strip() for line in sentences.splitlines() if line.strip()]
         for sentence in typed:
-            self._inputs(sentence)  # says what is wrong with it
+            self._inputs(sentence)  # raises an error that names what is wrong with the sentence
         latents = drawn
         if typed:
-            means = self.model.posterior_draws(typed, tokenizer=self.tokenizer, seed=int(seed)).mean(dim=0)
+            means = self.model.posterior_draws(typed, tokenizer=self.tokenizer, generator=generator).mean(dim=0)
             latents = torch.cat([drawn, means.to(drawn)])
         centre = drawn.mean(dim=0)
         directions = torch.linalg.svd(drawn - centre, full_matrices=False).Vh[:2]  # (2, latent_dim)
         x, y = ((latents - centre) @ directions.T).T.tolist()
-        kinds = ["prior draw"] * len(drawn) + ["typed"] * len(typed)
+        kinds = ["prior draw"] * len(drawn) + ["your sentence"] * len(typed)
         energies = [round(energy, 2) for energy in self._energies(latents)]
-        return pd.DataFrame({"x": x, "y": y, "kind": kinds, "energy": energies, "sentence": spoken + typed})
+        return pd.DataFrame({"x": x, "y": y, "kind": kinds, "energy": energies, "sentence": decoded + typed})
 
     def anomaly(self, sentence: str, seed: int) -> tuple[str, pd.DataFrame]:
-        """A verdict in words, and the scores of the sentence beside the median of the model's own sentences."""
+        """The verdict on a sentence, and its scores beside the medians over the model's own samples."""
         self._inputs(sentence)
-        own = self._own_scores(int(seed))
-        scores = self.model.score([sentence], tokenizer=self.tokenizer, seed=int(seed))
-        shown = {name: float(scores.get(name)[0]) for name in scores.names()}
-        beaten = sum(score < shown["nll_per_token"] for score in own["nll_per_token"])
-        error = float(scores.nll_standard_error[0])
-        words = (
-            f"-log p(x) = {shown['nll']:.2f} ± {error:.2f} nats, {shown['nll_per_token']:.2f} per token: more "
-            f"surprising than {beaten} of {len(own)} sentences that the model wrote itself."
+        own = self._own_scores
+        scores = self.model.score(
+            [sentence],
+            tokenizer=self.tokenizer,
+            log_partition=own.log_partition,
+            generator=self._generator(seed, "score"),
+        )
+        shown = {name: scores.get(name).item() for name in scores.names()}
+        exceeded = int((own.get("nll_per_token") < shown["nll_per_token"]).sum())
+        verdict = (
+            f"-log p(x) = {shown['nll']:.2f} ± {scores.nll_standard_error.item():.2f} nats, that is "
+            f"{shown['nll_per_token']:.2f} nats per token: more surprising than {exceeded} of {len(own)} sentences "
+            "sampled from the model."
         )
         table = pd.DataFrame({"score": shown.keys(), "this sentence": shown.values()})
-        table["median of the model's own"] = [own[name].median() for name in shown]
-        return words, table.round(2)
+        table["median of samples"] = [own.get(name).median().item() for name in shown]
+        return verdict, table.round(2)
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019  # the views live as long as the demo
-    def _own_scores(self, seed: int) -> pd.DataFrame:
-        ids = self.model.generate(num_samples=NUM_COMPARED, generator=self._stream(seed, "own sentences"))
+    @functools.cached_property
+    def _own_scores(self) -> AnomalyScores:
+        generator = self._generator(0, "own samples")
+        ids = self.model.generate(num_samples=NUM_COMPARED, generator=generator)
         sentences = [sentence or "." for sentence in self._text(ids)]
-        scores = self.model.score(sentences, tokenizer=self.tokenizer, seed=seed)
-        return pd.DataFrame({name: scores.get(name).tolist() for name in scores.names()})
+        return self.model.score(sentences, tokenizer=self.tokenizer, generator=generator)
 
     def _inputs(self, sentence: str) -> dict[str, Tensor]:
         if not sentence.strip():
             raise UsageError("type a sentence first")
         if len(sentence.split()) > MAX_WORDS:
-            raise UsageError(f"a sentence has at most {MAX_WORDS} words here, this one has {len(sentence.split())}")
+            raise UsageError(
+                f"a sentence may have at most {MAX_WORDS} words here, but this one has {len(sentence.split())}: shorten it"
+            )
         batch = self.tokenizer([sentence], return_tensors="pt")
         return {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
 
-    def _stream(self, seed: int, purpose: str) -> torch.Generator:
-        return stream(int(seed), f"demo: {purpose}", device=self.model.device)
+    def _generator(self, seed: int, purpose: str) -> torch.Generator:
+        return derived_generator(int(seed), f"demo: {purpose}", device=self.model.device)
 
     @torch.no_grad()
     def _energies(self, latents: Tensor) -> list[float]:
@@ -140,51 +152,54 @@ class TextViews:
 
 
 class ImageViews:
-    """An image model, by Hub id or folder; on the processor, which is enough for it.
+    """What the demo computes with an image model, on the CPU, which is fast enough for it.
+
+    Args:
+        path: Folder or Hub id of the model.
 
     Raises:
-        LatentEBMError: If there is no such model, or it is none of images.
+        LatentEBMError: If there is no such model, or it is not an image model.
     """
 
     def __init__(self, path: str) -> None:
         folder = find_model(path)
         if model_kind(folder) != IMAGE:
-            raise UsageError(f"{path!r} is no model of images")
+            raise UsageError(f"{path!r} is not an image model")
         self.model = LatentEBMForImageGeneration.from_pretrained(folder).eval()
 
     @property
     def num_steps(self) -> int:
-        """Steps of the prior's chain in training."""
+        """Number of steps of the prior's chain in training."""
         return self.model.prior_sampler.num_steps
 
     def sample(self, num_samples: int, num_steps: int, seed: int) -> list[Any]:
-        """Images from the prior."""
+        """Images sampled from the model."""
         sampler = _with_steps(self.model.prior_sampler, num_steps)
         images = self.model.generate(
             num_samples=int(num_samples),
             sampler=sampler,
-            generator=stream(int(seed), "demo: images"),
+            generator=derived_generator(int(seed), "demo: images"),
             output_type="pil",
         )
         return [_enlarged(image) for image in images]
 
-    def chain(self, num_steps: int, seed: int, num_pictures: int = 12) -> tuple[list[tuple[Any, str]], pd.DataFrame]:
-        """What one chain of the prior shows on its way: pictures with their step and energy, and all its energies."""
-        generator = stream(int(seed), "demo: image chain")
+    def chain(self, num_steps: int, seed: int, num_images: int = 12) -> tuple[list[tuple[Any, str]], pd.DataFrame]:
+        """Images along a chain that samples the prior, captioned with step and energy, and the energy of every step."""
+        generator = derived_generator(int(seed), "demo: image chain")
         sampler = _with_steps(self.model.prior_sampler, num_steps)
         start = self.model.sample_reference(1, generator)
         positions, trace = watch_chain(sampler, start, self.model.prior, generator=generator)
         energies = trace.energies[:, 0].tolist()
-        shown = sorted(set(torch.linspace(0, len(energies) - 1, num_pictures).round().int().tolist()))
+        shown = sorted(set(torch.linspace(0, len(energies) - 1, num_images).round().int().tolist()))
         images = self.model.generate(latents=positions[shown, 0], output_type="pil")
-        captions = [f"step {step}, {energies[step]:.1f} nats" for step in shown]
-        pictures = [_enlarged(image) for image in images]
-        return list(zip(pictures, captions, strict=True)), pd.DataFrame(
-            {"step": range(len(energies)), "energy": energies}
-        )
+        captioned = [
+            (_enlarged(image), f"step {step}, {energies[step]:.1f} nats")
+            for image, step in zip(images, shown, strict=True)
+        ]
+        return captioned, pd.DataFrame({"step": range(len(energies)), "energy": energies})
 
 
 def _enlarged(image: Any, size: int = 128) -> Any:
-    """At least so many pixels wide, in whole multiples, so that small images keep their edges."""
+    """The image enlarged by a whole factor to about `size` pixels in width, so that small images keep sharp edges."""
     factor = max(1, size // image.width)
     return image.resize((image.width * factor, image.height * factor), resample=0)

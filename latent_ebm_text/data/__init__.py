@@ -1,4 +1,4 @@
-"""Corpora and batches. Importing this package imports neither `datasets` nor `transformers`."""
+"""Corpora, tokenizers and batches. Importing this package imports neither `datasets` nor `transformers`."""
 
 from latent_ebm_text.data.batching import BucketedBatches, TextCollator, ordered_batches, tokenize_corpus
 from latent_ebm_text.data.newswire import grammar_dataset

@@ -1,6 +1,6 @@
 """From text to batches: token ids, batches of sentences of similar length, padded tensors.
 
-Lengths count *predicted* tokens everywhere: the tokens of a sentence and its eos, not its bos.
+Lengths always count *predicted* tokens: the tokens of a sentence with its eos and without its bos.
 """
 
 from __future__ import annotations
@@ -16,37 +16,44 @@ import torch
 
 from latent_ebm_text.data.cache import cached_path
 from latent_ebm_text.data.cleaning import column_array, processes
+from latent_ebm_text.data.tokenizers import tokenizer_identity
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.tokenization import tokenizer_identity
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
 
-IGNORED_LABEL = -100  # what Hugging Face losses leave out
-_FORMAT = 1  # of tokenised data on disk: raised whenever the same text would be stored otherwise than before
-_CHUNK_BATCHES = 50  # sentences are sorted by length among this many batches: little padding, still well mixed
+IGNORED_LABEL = -100  # ignored by the losses of Hugging Face
+_FORMAT = 1  # version of tokenized data on disk, raised whenever the same text would be stored differently
+_CHUNK_BATCHES = 50  # sentences are sorted by length within this many batches: little padding, but well mixed
 
 
 def tokenize_corpus(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int, num_proc: int = 1
 ) -> tuple[DatasetDict, dict[str, int]]:
-    """Tokenise the column `text` of every split.
+    """Tokenizes the column `text` of every split.
 
-    Gives splits with the columns `input_ids` (bos, tokens, eos), `length` (predicted tokens, at most `max_length`) and
-    `words` (words of the same text between white space, and its end) in place of all others, and the number of texts
-    truncated per split, for the caller to report once. A truncated text keeps its first tokens and ends in eos.
+    A truncated text keeps its first tokens and ends in eos. Results are cached on disk under a hash of texts and
+    tokenizer; a file gets its final name only when it is complete.
 
-    Results are kept on disk under a hash of texts and tokeniser, and found there the next time; a file comes to its
-    name only when it is whole. `num_proc` processes share the work on a large split.
+    Args:
+        splits: Splits with a column `text`.
+        tokenizer: A fast tokenizer.
+        max_length: Maximum number of predicted tokens per text.
+        num_proc: Number of processes that share the work on a large split.
 
-    Raises `UsageError` if `max_length` is below 2 or the tokeniser has no bos or eos token.
+    Returns:
+        Splits with the columns `input_ids` (bos, tokens, eos), `length` (predicted tokens) and `words` (see
+        [`count_words`], of the text that was kept) instead of all others, and the number of truncated texts per split.
+
+    Raises:
+        UsageError: If `max_length` is below 2, or the tokenizer is not fast or has no bos or eos token.
     """
     if max_length < 2:
-        raise UsageError(f"max_length is {max_length}, but a word and its eos need 2; make it larger.")
+        raise UsageError(f"max_length is {max_length}, but a token and its eos need 2; make it larger.")
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is None or eos is None:
-        raise UsageError("the tokenizer needs a bos_token and an eos_token; set them before you tokenise a corpus.")
+        raise UsageError("the tokenizer needs a bos_token and an eos_token; set them before you tokenize a corpus.")
     from datasets import DatasetDict, Features, List, Value
 
     integer, identity = Value("int32"), tokenizer_identity(tokenizer)
@@ -78,7 +85,7 @@ def tokenize_corpus(
 
 @contextmanager
 def _one_thread_each(enabled: bool) -> Iterator[None]:
-    """Processes share the cores already; `tokenizers` would start as many threads in each, or warn that it cannot."""
+    """Keeps `tokenizers` from starting threads in every process, or warning that it cannot."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     if enabled:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -94,7 +101,7 @@ def _one_thread_each(enabled: bool) -> Iterator[None]:
 def _encode(
     texts: list[str], *, tokenizer: PreTrainedTokenizerBase, bos: int, eos: int, max_length: int
 ) -> dict[str, list[Any]]:
-    # bos and eos are put on here, because only some tokenisers do it themselves.
+    # bos and eos are added here, because only some tokenizers add them.
     tokens = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     input_ids = [[bos, *ids[: max_length - 1], eos] for ids in tokens]
     truncated = [len(ids) >= max_length for ids in tokens]
@@ -111,36 +118,41 @@ def _encode(
 
 
 def count_words(text: str) -> int:
-    """Words between white space, and the end of the text: what a perplexity per word is divided by."""
+    """Counts whitespace-separated words and the end of the text, as a perplexity per word does."""
     return len(text.split()) + 1
 
 
 class BucketedBatches:
     """Training batches of sentences of similar length, in an order that is a pure function of (seed, epoch).
 
-    lengths: predicted tokens of each example, shape (examples,).
-    batch_size: examples a batch; one batch an epoch may be shorter.
+    Args:
+        lengths: Predicted tokens of every example, `(examples,)`.
+        batch_size: Examples per batch; one batch per epoch may be shorter.
+        seed: Seed of the order.
+
+    Raises:
+        UsageError: If the batch size is not positive or there is no example.
     """
 
     def __init__(self, lengths: npt.ArrayLike, batch_size: int, seed: int) -> None:
         self.lengths = _as_lengths(lengths, batch_size)
         self.batch_size = batch_size
         self.seed = seed
-        self._current: tuple[int, list[npt.NDArray[np.int64]]] | None = None  # an epoch and its batches
+        self._current: tuple[int, list[npt.NDArray[np.int64]]] | None = None  # (epoch, its batches)
 
     def at(self, step: int) -> npt.NDArray[np.int64]:
-        """The batch of a step, counted over all epochs, as example indices."""
+        """Returns the batch of a step, counted over all epochs, as example indices."""
         epoch, position = divmod(step, len(self))
         if self._current is None or self._current[0] != epoch:
             self._current = epoch, self.epoch(epoch)
         return self._current[1][position]
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """The number of batches per epoch."""
         return -(-len(self.lengths) // self.batch_size)
 
     def epoch(self, epoch: int) -> list[npt.NDArray[np.int64]]:
-        """The batches of one epoch, as example indices; every example occurs exactly once."""
+        """Returns the batches of one epoch as example indices; every example occurs exactly once."""
         generator = np.random.default_rng([self.seed, epoch])
         order = generator.permutation(len(self.lengths))
         size = _CHUNK_BATCHES * self.batch_size
@@ -152,7 +164,7 @@ class BucketedBatches:
 
 
 def ordered_batches(lengths: npt.ArrayLike, batch_size: int) -> list[npt.NDArray[np.int64]]:
-    """Evaluation batches: example indices sorted by length, every example exactly once, a short batch last."""
+    """Returns evaluation batches: example indices sorted by length, every example once, a shorter batch last."""
     return _cut(np.argsort(_as_lengths(lengths, batch_size), kind="stable"), batch_size)
 
 
@@ -170,11 +182,14 @@ def _as_lengths(lengths: npt.ArrayLike, batch_size: int) -> npt.NDArray[np.int64
 
 
 class TextCollator:
-    """Pads examples to one batch.
+    """Pads a list of examples with `input_ids` to one batch.
 
-    Takes a list of dicts with `input_ids`, gives LongTensors of shape (batch, length): `input_ids`, `attention_mask`
-    (1 at tokens, 0 at padding) and `labels` (`input_ids` with -100 at padding; the model shifts them by itself, as is
-    the convention of Hugging Face). `length` is the longest example's, rounded up to `pad_to_multiple_of`.
+    A batch has the LongTensors `input_ids`, `attention_mask` (1 at tokens, 0 at padding) and `labels` (`input_ids`
+    with -100 at padding; models of Hugging Face shift them themselves), each of shape `(batch, length)`.
+
+    Args:
+        pad_token_id: The id of padding.
+        pad_to_multiple_of: The length of the longest example is rounded up to a multiple of this.
     """
 
     def __init__(self, pad_token_id: int, pad_to_multiple_of: int = 1) -> None:

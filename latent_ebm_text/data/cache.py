@@ -1,4 +1,4 @@
-"""Where prepared data is kept: beside what `datasets` caches, under a hash of all that it was made of."""
+"""The cache of prepared data, in the cache folder of `datasets`, under a hash of everything the data depends on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from latent_ebm_text.errors import UsageError
 
 
 def cached_path(kind: str, identity: Any) -> Path:
-    """The place of something prepared, in a folder that exists.
+    """Returns the cache path of prepared data, and creates its folder.
 
-    kind: what it is, the name of the folder.
-    identity: JSON-able, everything that it depends on.
+    Args:
+        kind: The kind of data, which names the folder.
+        identity: JSON-able value of everything that the data depends on.
 
-    Raises `UsageError` if the cache cannot be written to.
+    Raises:
+        UsageError: If the cache cannot be written to.
     """
     import datasets
 
@@ -26,7 +28,7 @@ def cached_path(kind: str, identity: Any) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"prepared data cannot be kept in {folder}: {error.strerror}; name another folder in the environment "
-            "variable HF_DATASETS_CACHE."
+            f"prepared data cannot be kept in {folder}: {error.strerror}; set the environment variable "
+            "HF_DATASETS_CACHE to another folder."
         ) from error
     return folder / key

@@ -1,7 +1,6 @@
-"""One string column of stripped, non-blank text, and passes over it in bounded memory.
+"""Reduces data sets to a column of stripped, non-blank text, and passes over it in bounded memory.
 
-A corpus may be larger than memory: it lies in memory-mapped Arrow files, and whatever reads all of it here does so a
-batch at a time.
+A corpus may be larger than memory: it is kept in memory-mapped Arrow files, which are read a batch at a time.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 
 _TEXT_COLUMNS = ("text", "sentence", "content")
 _BATCH = 10_000  # rows in memory at a time
-_ROWS_PER_PROCESS = 10_000  # fewer are done before a process has started
+_ROWS_PER_PROCESS = 10_000  # fewer rows take less time than starting a process
 
 
 def choose_column(features: Mapping[str, Any], text_column: str | None, name: str) -> str:
-    """The column that holds the text. Raises `UsageError`, listing the columns, if that is not evident."""
+    """Returns the column that holds the text, or raises a `UsageError` that lists the columns if that is unclear."""
     strings = [column for column, feature in features.items() if getattr(feature, "dtype", "").endswith("string")]
     listing = f"its columns are {', '.join(features)}; text columns: {', '.join(strings) or 'none'}"
     if text_column is not None:
@@ -50,8 +49,13 @@ def choose_column(features: Mapping[str, Any], text_column: str | None, name: st
 
 
 def clean(dataset: Dataset, column: str, origin: str, num_proc: int = 1) -> tuple[Dataset, int]:
-    """Name the text column `text`, strip its values, drop blank ones; also the number dropped. Other columns stay,
-    save for one that is called `text` while another was chosen."""
+    """Names the text column `text`, strips its values and drops blank ones; also returns how many were dropped.
+
+    Other columns are kept, except for one named `text` that was not chosen.
+
+    Raises:
+        DataError: If no text is left.
+    """
     from datasets import Value
 
     if column != "text":
@@ -82,25 +86,25 @@ def _strip_and_drop_blank(table: pa.Table) -> pa.Table:
 
 
 def processes(dataset: Dataset, num_proc: int) -> int | None:
-    """How many processes `map` should use for a data set: none of their own for a small one."""
+    """Returns how many processes `map` should start for a data set; `None`, for none, if it is small."""
     useful = min(num_proc, len(dataset) // _ROWS_PER_PROCESS)
     return useful if useful > 1 else None
 
 
 def iterate_texts(dataset: Dataset) -> Iterator[str]:
-    """The texts of a cleaned data set, with a batch of them in memory at a time."""
+    """Yields the texts of a cleaned data set, with one batch in memory at a time."""
     for table in dataset.select_columns("text").with_format("arrow").iter(_BATCH):
         yield from table["text"].to_pylist()
 
 
 def column_array(dataset: Dataset, column: str) -> npt.NDArray[Any]:
-    """A column of numbers as an array, without a Python object for each of them."""
+    """Returns a column of numbers as an array, without a Python object for every number."""
     tables = dataset.select_columns(column).with_format("arrow").iter(_BATCH)
     return np.concatenate([table[column].to_numpy() for table in tables])
 
 
 def fingerprint(splits: Mapping[str, Dataset]) -> str:
-    """First 16 hex digits of the SHA-256 over the texts of all splits, in the order given."""
+    """Returns the first 16 hex digits of the SHA-256 over the texts of all splits, in the given order."""
     digest = hashlib.sha256()
     for split, dataset in splits.items():
         digest.update(f"{split} {len(dataset)}\n".encode())

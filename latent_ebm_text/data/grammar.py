@@ -1,8 +1,8 @@
 """Probabilistic grammars with hidden attributes, whose sentences have exact probabilities.
 
-A sentence is drawn in two steps: the attributes a ~ P(a), then a derivation of `START` with the productions that a
-allows. The grammar is checked at construction to have exactly one derivation for each sentence, hence every sentence
-determines its attributes, and log p(x) and the entropy of x are exact. All logarithms are natural (nats).
+A sentence is drawn in two steps: first attributes a ~ P(a), then a derivation of `START` with the productions that a
+allows. The constructor checks that every sentence has exactly one derivation. Every sentence therefore determines its
+attributes, and log p(x) and the entropy of x are exact. All logarithms are natural (nats).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 from latent_ebm_text.errors import UsageError
 
 _MAX_CHECKED_STATES = 100_000
-_Stack = tuple[str | int, ...]  # what is still to be derived: a word, or the index of a nonterminal in `_nodes`
+_Stack = tuple[str | int, ...]  # still to be derived: words, or indices of nonterminals in `_nodes`
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """A hidden attribute: weights of its values, replaced by `given[v]` where the earlier attribute `parent` is v."""
+    """A hidden attribute with weights of its values, which are `given[v]` if the earlier attribute `parent` is v."""
 
     name: str
     weights: Mapping[str, float]
@@ -35,7 +35,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Production:
-    """`lhs -> rhs` with a relative weight, usable only `when` each named attribute has (one of) the given value(s).
+    """`lhs -> rhs` with a relative weight, usable only if every attribute in `when` has (one of) the given value(s).
 
     A symbol in upper case is a nonterminal, any other symbol is a word; `rhs` may be empty.
     """
@@ -52,7 +52,7 @@ class Production:
 
 @dataclass(frozen=True)
 class GrammarSentence:
-    """A sentence, its exact log-probability in nats (the end of the sentence included) and its hidden attributes."""
+    """A sentence, its exact log-probability in nats (with the end of the sentence) and its hidden attributes."""
 
     text: str
     log_prob: float
@@ -61,7 +61,7 @@ class GrammarSentence:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A categorical distribution over `options`; `bounds` are the cumulative probabilities but for the last."""
+    """A categorical distribution over `options`; `bounds` are the cumulative probabilities without the last one."""
 
     options: list[_Stack]
     probs: list[float]
@@ -78,7 +78,7 @@ class _Choice:
         return cls(options, probs, logs, list(accumulate(probs))[:-1], entropy)
 
     def mean(self, values: Mapping[int, float], word: float) -> float:
-        """Expected sum over the symbols of an option: `values[i]` for nonterminal i, `word` for a word."""
+        """Returns the expected sum over the symbols of an option: `values[i]` for nonterminal i, `word` for a word."""
         totals = (sum(word if isinstance(s, str) else values[s] for s in option) for option in self.options)
         return math.fsum(p * total for p, total in zip(self.probs, totals, strict=True))
 
@@ -87,12 +87,12 @@ class ProbabilisticGrammar:
     """A probability distribution over sentences: productions conditioned on attributes, without recursion.
 
     Args:
-        attributes: the hidden attributes, a parent before its children (may be empty).
-        productions: the rules; at least one of `start` under every possible assignment of the attributes.
-        start: the nonterminal from which every sentence is derived.
+        attributes: The hidden attributes, parents before their children; may be empty.
+        productions: The rules, with at least one for `start` under every possible assignment of the attributes.
+        start: The nonterminal from which every sentence is derived.
 
     Raises:
-        UsageError: the rules are incomplete, recursive, or give two derivations to one sentence.
+        UsageError: If the rules are incomplete or recursive, or give a sentence two derivations.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ProbabilisticGrammar:
         self._check_unambiguous()
 
     def sample(self, num_sentences: int, seed: int | Sequence[int] = 0) -> list[GrammarSentence]:
-        """Draw independent sentences; the first n do not depend on `num_sentences`, only on `seed` (PCG64)."""
+        """Draws independent sentences; the first n depend only on `seed` (PCG64), not on `num_sentences`."""
         check_size("num_sentences", num_sentences)
         if any(s < 0 for s in (seed if isinstance(seed, Sequence) else (seed,))):
             raise UsageError(f"seed is {seed}; give an integer that is not negative")
@@ -121,9 +121,9 @@ class ProbabilisticGrammar:
         return [self._sample_one(uniforms) for _ in range(num_sentences)]
 
     def parse(self, text: str) -> GrammarSentence | None:
-        """The sentence with its log-probability and attributes, or None if `text` is not in the language.
+        """Returns the sentence with its log-probability and attributes, or None if `text` is not in the language.
 
-        A text is its sequence of words: the amount of white space between them does not matter.
+        The amount of white space between words does not matter.
         """
         frontier = {s: (log, i) for i, (s, log) in enumerate(zip(self._root.options, self._root.logs, strict=True))}
         words: list[str] = text.split()
@@ -139,16 +139,16 @@ class ProbabilisticGrammar:
         return GrammarSentence(" ".join(words), log, dict(self._assignments[index]))
 
     def log_prob(self, text: str) -> float:
-        """Exact log-probability of `text` in nats, found by parsing it; -inf outside the language."""
+        """Exact log-probability of `text` in nats, found by parsing; -inf outside the language."""
         sentence = self.parse(text)
         return -math.inf if sentence is None else sentence.log_prob
 
     def entropy(self) -> float:
-        """Exact entropy of a sentence in nats, its end included: the least mean NLL any model can have."""
+        """Exact entropy of a sentence in nats, with its end: the lowest mean NLL that any model can reach."""
         return self._root.entropy + self._root.mean(self._entropy, word=0.0)
 
     def attribute_entropy(self, name: str | None = None) -> float:
-        """Exact entropy in nats of all attributes together, or of the one called `name`."""
+        """Exact entropy in nats of all attributes jointly, or of the one called `name`."""
         if name is None:
             return self._root.entropy
         return -math.fsum(p * math.log(p) for p in self.attribute_probs(name).values())
@@ -163,19 +163,19 @@ class ProbabilisticGrammar:
         return probs
 
     def mean_length(self) -> float:
-        """Exact expected number of words of a sentence, its end not counted."""
+        """Exact expected number of words of a sentence, without its end."""
         return self._root.mean(self._length, word=1.0)
 
     def entropy_rate(self) -> float:
-        """Entropy in nats per token, the end of the sentence counted as one token; exp() of it is a perplexity."""
+        """Entropy in nats per token, where the end of a sentence is one token; its exp() is a perplexity."""
         return self.entropy() / (self.mean_length() + 1.0)
 
     def vocabulary(self) -> list[str]:
-        """All words that some sentence contains, in alphabetical order."""
+        """All words of the language, in alphabetical order."""
         return sorted({s for node in self._nodes for rhs in node.options for s in rhs if isinstance(s, str)})
 
     def enumerate(self) -> Iterator[tuple[str, float]]:
-        """Every sentence of the language once, with its probability; only for small grammars."""
+        """Yields every sentence of the language once, with its probability; feasible only for small grammars."""
         roots = zip(self._root.options, self._root.probs, strict=True)
         pending: list[tuple[tuple[str, ...], _Stack, float]] = [((), stack, p) for stack, p in roots]
         while pending:
@@ -233,7 +233,7 @@ class ProbabilisticGrammar:
         return tuple(attribute.name for attribute in self.attributes if attribute.name in used)
 
     def _enumerate_attributes(self) -> tuple[list[dict[str, str]], list[float]]:
-        """Every assignment of the attributes with a positive probability, and that probability."""
+        """Returns all assignments of the attributes with positive probability, and their probabilities."""
         joint: list[tuple[dict[str, str], float]] = [({}, 1.0)]
         for attribute in self.attributes:
             if any(attribute.name in assignment for assignment, _ in joint):
@@ -256,7 +256,7 @@ class ProbabilisticGrammar:
         return [assignment for assignment, _ in joint], [prob for _, prob in joint]
 
     def _resolve(self, lhs: str, attributes: dict[str, str], ids: dict[tuple[str, ...], int | None]) -> int:
-        """Index of the node of `lhs` under these attributes, made (its children first) if it is new."""
+        """Returns the index of the node of `lhs` under these attributes; creates it, after its children, if new."""
         key = (lhs, *(attributes[name] for name in self._relevant[lhs]))
         if key in ids:
             if (known := ids[key]) is None:
@@ -277,7 +277,7 @@ class ProbabilisticGrammar:
         return index
 
     def _moves(self, stack: _Stack) -> dict[str | None, list[tuple[_Stack, float]]]:
-        """Next word (None: the end) -> the stacks that remain after it, each with its log-probability in nats."""
+        """Maps every next word (None: the end) to the stacks that remain after it, with log-probabilities in nats."""
         if (found := self._moves_cache.get(stack)) is not None:
             return found
         moves: dict[str | None, list[tuple[_Stack, float]]] = {}
@@ -295,7 +295,7 @@ class ProbabilisticGrammar:
         return moves
 
     def _check_unambiguous(self) -> None:
-        """Follow all prefixes; two derivations share a sentence iff after some prefix they leave the same stack."""
+        """Follows all prefixes; two derivations share a sentence iff they leave the same stack after some prefix."""
         queue = deque([(self._root.options, "")])
         seen: set[frozenset[_Stack]] = set()
         while queue:
@@ -323,7 +323,7 @@ class ProbabilisticGrammar:
 
 
 def rules(lhs: str, alternatives: str, **when: str | tuple[str, ...]) -> list[Production]:
-    """Productions from `"RHS [weight] | RHS | ..."` (weight 1 if not given), all under the same conditions."""
+    """Builds productions from `"RHS [weight] | RHS | ..."` (default weight 1), all under the same conditions."""
     productions = []
     for alternative in alternatives.split("|"):
         match = re.fullmatch(r"([^\[\]]*)(?:\[(\d+(?:\.\d+)?)\]\s*)?", alternative)
@@ -334,12 +334,12 @@ def rules(lhs: str, alternatives: str, **when: str | tuple[str, ...]) -> list[Pr
 
 
 def lexicon(lhs: str, words: Iterable[str], **when: str | tuple[str, ...]) -> list[Production]:
-    """One production per word (or phrase), the first words being the more frequent ones (weight 1 / (rank + 3))."""
+    """Builds one production per word or phrase; earlier ones are more frequent (weight 1 / (rank + 3))."""
     return [Production(lhs, tuple(word.split()), 1 / (rank + 3), when) for rank, word in enumerate(words)]
 
 
 def check_size(name: str, value: int) -> None:
-    """Refuses a number of sentences that is not positive."""
+    """Raises a `UsageError` unless a number of sentences is positive."""
     if value <= 0:
         raise UsageError(f"{name} is {value}; give a positive number of sentences")
 

@@ -1,7 +1,8 @@
-"""Images: the sets of the paper by name, scikit-learn's digits without a download, local folders and files, the Hub.
+"""Image data: the data sets of the paper, scikit-learn's digits without a download, local folders and files, the Hub.
 
-`load_image_dataset` is the only door. Whatever the source, it gives an `ImageCorpus` with the splits train, validation
-and test as bytes of one size, decoded once and cached on disk by `datasets`, and a description of what the data *is*.
+`load_image_dataset` is the single entry point. For any source it returns an `ImageCorpus` with the splits train,
+validation and test as bytes of one size, decoded once and cached on disk by `datasets`, and a description of what the
+data *is*.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from latent_ebm_text.errors import DataError, UsageError
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-    from latent_ebm_text.image_processing import LatentEBMImageProcessor
+    from latent_ebm_text.data.image_processing import LatentEBMImageProcessor
 
-#: Hub id and configuration of the sets that are known by a name.
+#: Hub id and configuration of the data sets that have a short name.
 NAMED_SETS = {
     "mnist": ("ylecun/mnist", "mnist"),
     "svhn": ("ufldl-stanford/svhn", "cropped_digits"),
@@ -37,15 +38,17 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 @dataclass(frozen=True)
 class ImageCorpus:
-    """Images that are ready to be batched.
+    """Images that are ready for batching.
 
-    splits: train, validation and test with the column `pixels`, the bytes of an image in the order height, width,
-        channel; and `label`, an integer, where the source has one.
-    name: what the data is, e.g. "mnist (ylecun/mnist, Hugging Face Hub)".
-    image_size, num_channels: of every image.
-    skipped: images that could not be read, per split.
-    fingerprint: first 16 hex digits of the SHA-256 over the pixels of all splits.
-    notes: what was done to the data beyond reading it, one sentence each.
+    Attributes:
+        splits: Train, validation and test with the column `pixels`, the bytes of an image in the order height, width,
+            channel, and an integer `label` if the source has one.
+        name: What the data is, such as "mnist (ylecun/mnist, Hugging Face Hub)".
+        image_size: Height and width of every image.
+        num_channels: Number of channels of every image.
+        skipped: Number of images per split that could not be read.
+        fingerprint: First 16 hex digits of the SHA-256 over the pixels of all splits.
+        notes: What was done to the data beyond reading it, one sentence each.
     """
 
     splits: DatasetDict
@@ -57,7 +60,7 @@ class ImageCorpus:
     notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """What a run prints before it trains: the data's name, rows, fingerprint and everything worth knowing."""
+        """Returns what a run prints before training: name, rows and fingerprint of the data, and all notes."""
         rows = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
         size = f"{self.image_size} x {self.image_size} x {self.num_channels}"
         lines = [f"data: {self.name}: {rows} images of {size} (fingerprint {self.fingerprint})"]
@@ -79,22 +82,26 @@ def load_image_dataset(
     strict: bool = False,
     num_images: int | None = None,
 ) -> ImageCorpus:
-    """Load images by name or path.
+    """Loads images by name or path.
 
-    name_or_path: `"digits"` (8 x 8 digits of scikit-learn, no download), `"mnist"`, `"svhn"`, `"cifar10"`, `"celeba"`,
-        a local folder or file, or a Hub id. A folder holds parquet files or pictures, in sub-folders that are named
-        after splits, after classes, or both. Missing validation and test splits are cut off train, 5 % of its rows
-        each, always the same ones.
-    image_column: the column to read; by default the only one that holds images.
-    label_column: the column of integers that becomes `label`; by default `label`, where there is one.
-    train_split: the split to train on, where it is not the one called train.
-    image_size, num_channels: what every image must have; by default what the first one has.
-    adapt: crop images to their central square, resize and convert them, where they are otherwise.
-    strict: whether an image that cannot be read is an error; it is skipped and counted otherwise.
-    num_images: train on the first so many; all by default.
+    Missing validation and test splits are cut off train, 5 % of its rows each and always the same rows.
 
-    Raises `UsageError` (a path, name, column or option that cannot be right) and `DataError` (data that was found but
-    is empty, unreadable, or of different sizes; an unreachable Hub).
+    Args:
+        name_or_path: `"digits"` (8 x 8 digits of scikit-learn, no download), `"mnist"`, `"svhn"`, `"cifar10"`,
+            `"celeba"`, a local folder or file, or a Hub id. A folder holds parquet files or image files, in
+            sub-folders named after splits, classes, or both.
+        image_column: The column to read; by default the only one that holds images.
+        label_column: The integer column that becomes `label`; by default `label`, if it exists.
+        train_split: The split to train on, if it is not the one called train.
+        image_size: Height and width that every image must have; by default those of the first image.
+        num_channels: Number of channels that every image must have; by default that of the first image.
+        adapt: Whether to crop other images to their central square, and to resize and convert them.
+        strict: Whether an unreadable image is an error; otherwise it is skipped and counted.
+        num_images: Train on this many of the first images; by default on all.
+
+    Raises:
+        UsageError: If a path, name, column or option is invalid.
+        DataError: If the data is empty, unreadable or of different sizes, or the Hub cannot be reached.
     """
     notes: list[str] = []
     path = Path(name_or_path).expanduser()
@@ -126,8 +133,7 @@ def load_image_dataset(
     processor = _processor(splits, name, image_size, num_channels, adapt)
     if adapt:
         notes.append(
-            f"images cropped to their central square and resized to {processor.image_size} pixels where larger or "
-            "smaller"
+            f"images of other sizes are cropped to their central square and resized to {processor.image_size} pixels"
         )
     decoded, skipped = {}, {}
     for split, dataset in splits.items():
@@ -146,18 +152,18 @@ def load_image_dataset(
 
 
 class ImageCollator:
-    """Makes one batch of examples with `pixels`: `pixel_values`, `(batch, channels, height, width)` in [-1, 1].
+    """Collates examples with `pixels` to `pixel_values`, `(batch, channels, height, width)` in [-1, 1].
 
     Args:
         image_size: Height and width of every image.
-        num_channels: Its channels.
+        num_channels: Number of channels of every image.
     """
 
     def __init__(self, image_size: int, num_channels: int) -> None:
         self.shape = (image_size, image_size, num_channels)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        from latent_ebm_text.image_processing import to_pixel_values
+        from latent_ebm_text.data.image_processing import to_pixel_values
 
         arrays = [np.frombuffer(example["pixels"], np.uint8).reshape(self.shape) for example in examples]
         return {"pixel_values": to_pixel_values(arrays)}
@@ -170,12 +176,12 @@ class ImageCollator:
         max_images: int | None = None,
         progress: Callable[[range], Iterable[int]] = iter,
     ) -> Iterator[torch.Tensor]:
-        """The `pixel_values` of rows with `pixels`, in their order.
+        """Yields the `pixel_values` of rows with `pixels`, in order.
 
         Args:
             images: The rows.
-            batch_size: Images a batch.
-            max_images: The first so many only.
+            batch_size: Images per batch.
+            max_images: Use only this many of the first rows.
             progress: Wraps the range of batch starts, to show progress.
         """
         end = min(len(images), max_images or len(images))
@@ -184,7 +190,7 @@ class ImageCollator:
             yield self([{"pixels": row} for row in rows])["pixel_values"]
 
 
-# ---- sources ----
+# Sources
 
 
 def _read_digits() -> dict[str, Dataset]:
@@ -201,7 +207,7 @@ def _read_digits() -> dict[str, Dataset]:
 
 
 def _read(source: str, name: str, config: str | None) -> dict[str, Dataset]:
-    """Every split of a local folder or file, or of a Hub set, with undecoded images."""
+    """Reads every split of a local folder or file or of a Hub data set, with undecoded images."""
     import datasets
 
     try:
@@ -230,11 +236,11 @@ def _read(source: str, name: str, config: str | None) -> dict[str, Dataset]:
         ) from error
 
 
-# ---- columns and pixels ----
+# Columns and pixels
 
 
 def _with_columns(dataset: Dataset, image_column: str | None, label_column: str | None, origin: str) -> Dataset:
-    """The columns `image` (undecoded) or `pixels`, and `label` where there is one."""
+    """Keeps the columns `image` (undecoded) or `pixels`, and `label` if there is one."""
     from datasets import Image, Value
 
     features = dataset.features
@@ -266,8 +272,8 @@ def _with_columns(dataset: Dataset, image_column: str | None, label_column: str 
 def _processor(
     splits: dict[str, Dataset], name: str, image_size: int | None, num_channels: int | None, adapt: bool
 ) -> LatentEBMImageProcessor:
-    """The image processor for the wanted size, or that of the first image."""
-    from latent_ebm_text.image_processing import LatentEBMImageProcessor
+    """Returns the image processor for the requested size, or else for that of the first image."""
+    from latent_ebm_text.data.image_processing import LatentEBMImageProcessor
 
     if num_channels not in (None, 1, 3):
         raise UsageError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
@@ -287,7 +293,7 @@ def _processor(
 
 
 def _open(image: Mapping[str, Any]) -> Any:
-    """The picture, or `None` where it cannot be read."""
+    """Opens an image with Pillow; returns `None` if it cannot be read."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -304,7 +310,7 @@ def _open(image: Mapping[str, Any]) -> Any:
 def _decode_all(
     dataset: Dataset, processor: LatentEBMImageProcessor, origin: str, strict: bool
 ) -> tuple[Dataset, int]:
-    """The images as bytes, without those that cannot be read; and how many these are."""
+    """Decodes the images to bytes; skips those that cannot be read, and returns their number too."""
     if "pixels" in dataset.features:
         return dataset, 0
     from datasets import Features, Value

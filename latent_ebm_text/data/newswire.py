@@ -123,7 +123,7 @@ _VERBS = (
 
 
 def _with_suffix(word: str, suffix: str) -> str:
-    """Regular English inflection with "s" or "ed"."""
+    """Inflects a regular English word with "s" or "ed"."""
     if word.endswith("y") and word[-2] not in "aeiou":
         return word[:-1] + ("ies" if suffix == "s" else "ied")
     if suffix == "s":
@@ -147,7 +147,7 @@ def _verb_rules(lhs: str, verbs: str, **when: str) -> list[Production]:
 
 @cache
 def newswire_grammar() -> ProbabilisticGrammar:
-    """The grammar of the embedded corpus (built and checked once)."""
+    """Returns the grammar of the embedded corpus, which is built and checked once."""
     productions = [rule for lhs, alternatives, when in _STRUCTURE for rule in rules(lhs, alternatives, **when)]
     for topic, lhs, words in _LEXICON:
         if lhs == "NOUN":
@@ -169,10 +169,13 @@ def newswire_grammar() -> ProbabilisticGrammar:
 def grammar_dataset(
     num_train: int = 8000, num_validation: int = 1000, num_test: int = 1000, seed: int = 0
 ) -> DatasetDict:
-    """The embedded corpus as a DatasetDict: columns `text`, `log_prob` (float64, nats) and one per attribute.
+    """Generates the embedded corpus, with the columns `text`, `log_prob` (float64, nats) and one per attribute.
 
-    All splits are independent draws from `newswire_grammar()`, so that a short sentence may occur in two of them. A
-    split depends on the seed and its own size alone, and a smaller one is the beginning of a larger one.
+    All splits are independent draws from `newswire_grammar()`, so a short sentence may occur in two of them. A split
+    depends only on the seed and its own size, and a smaller split is the beginning of a larger one.
+
+    Raises:
+        UsageError: If a size is not positive or the seed is negative.
     """
     from datasets import Dataset, DatasetDict, Features, Value
 
@@ -183,8 +186,8 @@ def grammar_dataset(
     sizes = {"train": num_train, "validation": num_validation, "test": num_test}
     for name, size in sizes.items():
         check_size(f"num_{name}", size)
-    for stream, (name, size) in enumerate(sizes.items()):
-        sentences = grammar.sample(size, (seed, stream))
+    for index, (name, size) in enumerate(sizes.items()):
+        sentences = grammar.sample(size, (seed, index))
         columns: dict[str, list[str] | list[float]] = {n: [s.attributes[n] for s in sentences] for n in names}
         columns |= {"text": [s.text for s in sentences], "log_prob": [s.log_prob for s in sentences]}
         splits[name] = Dataset.from_dict(columns, features=features)

@@ -1,4 +1,4 @@
-"""Where texts come from: files and folders, and the Hugging Face Hub, whole or as streams."""
+"""Reads texts from files and folders and from the Hugging Face Hub, as whole data sets or as streams."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 PTB_HUB_ID = "ptb-text-only/ptb_text_only"
-# The main branch of that set is a loading script, which `datasets` refuses since version 4; this branch holds the
-# same rows as parquet.
+# The main branch holds a loading script, which `datasets` refuses from version 4 on; this branch has the rows as
+# parquet.
 PTB_REVISION = "refs/convert/parquet"
 
 _FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
@@ -29,10 +29,14 @@ _SHARD = re.compile(r"-\d+-of-\d+(-\w+)?$")
 def read_local(
     path: Path, name: str, train_split: str | None, notes: list[str], *, streaming: bool = False
 ) -> tuple[dict[str, Any], list[Any]]:
-    """Read a file or folder through the cache of `datasets`, which never writes beside the user's files.
+    """Reads a file or folder through the cache of `datasets`, which never writes into the user's folder.
 
     Returns:
-        The splits, `IterableDataset`s if `streaming`, and what identifies the files.
+        The splits, `IterableDataset`s if `streaming`, and a JSON-able identity of the files.
+
+    Raises:
+        UsageError: If the path has another ending, or the splits of the folder are missing or unclear.
+        DataError: If a file is empty, not UTF-8 or unreadable.
     """
     import datasets
 
@@ -48,12 +52,12 @@ def read_local(
         for file in paths:
             _check_file(file)
         reader = _FORMATS[paths[0].suffix]
-        options: dict[str, Any] = {"encoding": "utf-8-sig"} if reader == "text" else {}  # "-sig": no byte order mark
+        options: dict[str, Any] = {"encoding": "utf-8-sig"} if reader == "text" else {}  # drops a byte order mark
         if streaming:
             options["streaming"] = True
         patterns = [glob.escape(str(file.absolute())) for file in paths]
         with naming(f"{', '.join(map(str, paths))} cannot be read as {reader}"):
-            # Not load_from_disk for .arrow: `map` would later write its cache files into the user's folder.
+            # load_from_disk would make `map` write its cache files into the user's folder.
             splits[split] = datasets.load_dataset(reader, data_files={split: patterns}, split=split, **options)
     stats = {str(file.absolute()): file.stat() for paths in files.values() for file in paths}
     return splits, [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()]
@@ -61,7 +65,7 @@ def read_local(
 
 @contextmanager
 def naming(problem: str) -> Iterator[None]:
-    """What `datasets` and the readers under it raise becomes a `DataError` that begins with `problem`."""
+    """Turns errors of `datasets` and its readers into a `DataError` that begins with `problem`."""
     import datasets
     import pyarrow as pa
 
@@ -74,8 +78,8 @@ def naming(problem: str) -> Iterator[None]:
 
 
 def _find_split_files(folder: Path, name: str, train_split: str | None, notes: list[str]) -> dict[str, list[Path]]:
-    """The data files of each split: `train.txt`, `ptb.train.txt`, `train-00000-of-00002.parquet`, files in a
-    sub-folder `train/`, all of them also one level down in `data/`."""
+    """Finds the data files of every split: `train.txt`, `ptb.train.txt`, `train-00000-of-00002.parquet`, or files in a
+    sub-folder `train/`; all of them also in `data/`."""
     found: dict[str, list[Path]] = {}
     for entry in sorted([*folder.iterdir(), *folder.glob("data/*")]):
         words = re.split(r"[._]", _SHARD.sub("", entry.name if entry.is_dir() else entry.stem).lower())
@@ -83,7 +87,7 @@ def _find_split_files(folder: Path, name: str, train_split: str | None, notes: l
         if split is not None and (entry.is_dir() or entry.suffix in _FORMATS):
             found.setdefault(split, []).extend(_data_files(entry) if entry.is_dir() else [entry])
         elif split is not None:
-            notes.append(f"{entry.name} is left aside: files that are read end in {', '.join(_FORMATS)}")
+            notes.append(f"{entry.name} is ignored: data files end in {', '.join(_FORMATS)}")
     if not found and (saved := sorted(folder.glob("data-*.arrow"))):
         return {"train": saved}  # a single Dataset written by save_to_disk
 
@@ -103,14 +107,14 @@ def _find_split_files(folder: Path, name: str, train_split: str | None, notes: l
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """The data files directly in a split's folder; one written by save_to_disk also holds .json files of its own."""
+    """Returns the data files in a split's folder, without the .json files that save_to_disk adds."""
     saved = sorted(folder.glob("data-*.arrow"))
     return saved or sorted(file for file in folder.iterdir() if file.suffix in _FORMATS)
 
 
 def _check_file(path: Path) -> None:
-    """Raise `DataError` for an empty file and, in text and JSON files, for the first byte that is not UTF-8: the
-    readers would name neither the line nor, for some, the file."""
+    """Raises a `DataError` for an empty file, and for the first byte of a text or JSON file that is not UTF-8, because
+    the readers would not name the line, and some not even the file."""
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; give a file with at least one sentence.")
     with path.open("rb") as file:
@@ -133,6 +137,7 @@ def _check_file(path: Path) -> None:
 
 
 def refuse_what_cannot_be_a_hub_id(name: str) -> None:
+    """Raises a `UsageError` if a name cannot be an id on the Hub and is therefore a path that does not exist."""
     if not _HUB_ID.fullmatch(name) or Path(name).suffix in _FORMATS:
         raise UsageError(f"there is no file or folder {name!r}; check the path (and the working directory).")
 
@@ -140,10 +145,14 @@ def refuse_what_cannot_be_a_hub_id(name: str) -> None:
 def read_hub(
     repo_id: str, revision: str | None, notes: list[str], *, streaming: bool = False
 ) -> tuple[dict[str, Any], list[Any]]:
-    """Load a Hub set, or its cached copy if the Hub cannot be reached.
+    """Loads a data set of the Hub, or its cached copy if the Hub cannot be reached.
 
     Returns:
-        The splits, `IterableDataset`s if `streaming`, and what identifies them.
+        The splits, `IterableDataset`s if `streaming`, and a JSON-able identity of the data.
+
+    Raises:
+        UsageError: If the Hub has no such data set.
+        DataError: If it cannot be loaded, or the Hub cannot be reached and there is no cached copy.
     """
     import datasets
 
@@ -169,27 +178,27 @@ def read_hub(
             f"(for a set that is a loading script try revision={PTB_REVISION!r})"
         ) from error
     if obstacle is not None:
-        notes.append(f"the Hub was not asked ({obstacle}): this is the latest cached copy, of whatever revision")
+        notes.append(f"the Hub was not asked ({obstacle}): this is the latest cached copy, of any revision")
     return splits, identity
 
 
 def _commit(repo_id: str, revision: str | None) -> str | None:
-    """The commit that a revision stands for: a stream must not go on in another one."""
+    """Returns the commit of a revision, because a stream must not be continued in another one."""
     from huggingface_hub import HfApi
 
     return HfApi().dataset_info(repo_id, revision=revision).sha
 
 
 def _what_keeps_us_from_the_hub() -> str | None:
-    """Why there is no point in asking the Hub, or None. One short request: `datasets` itself would retry for 23 s."""
+    """Returns why the Hub cannot be asked, or None, after one short request; `datasets` would retry for 23 s."""
     import datasets
     from huggingface_hub import get_session
 
     if datasets.config.HF_HUB_OFFLINE:
         return "offline mode is on: HF_HUB_OFFLINE or HF_DATASETS_OFFLINE"
     try:
-        get_session().head(datasets.config.HF_ENDPOINT, timeout=5)  # any answer will do, whatever its status
-    # The Hub's client changed its HTTP library between versions: there is no exception class to name.
+        get_session().head(datasets.config.HF_ENDPOINT, timeout=5)  # any answer will do, of any status
+    # The HTTP library of the Hub's client differs between versions, so there is no exception class to name.
     except Exception as error:
         return f"{datasets.config.HF_ENDPOINT}: {_first_line(error)}"
     return None
@@ -197,7 +206,7 @@ def _what_keeps_us_from_the_hub() -> str | None:
 
 @contextmanager
 def _cached_copies_only(enabled: bool) -> Iterator[None]:
-    """Put `datasets` in offline mode for a moment; its environment variable is read only once, at import."""
+    """Puts `datasets` in offline mode temporarily; its environment variable is read only at import."""
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
@@ -209,7 +218,7 @@ def _cached_copies_only(enabled: bool) -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    """The message of the innermost cause, cut to one line."""
+    """Returns the first line of the message of the innermost cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

@@ -1,4 +1,4 @@
-"""From whatever splits a source has to train, validation and test."""
+"""Maps the splits of a source to train, validation and test, and creates those that are missing."""
 
 from __future__ import annotations
 
@@ -14,21 +14,29 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
-#: What the splits are called elsewhere.
+#: Other names of the splits.
 SPLIT_ALIASES = {"train": "train", "training": "train", "test": "test"} | dict.fromkeys(
     ("validation", "valid", "val", "dev"), "validation"
 )
 
-#: Of so many rows in a row, one goes to every split that is missing.
+#: One of this many consecutive rows goes to every missing split.
 BLOCK = 20
 
 
 def choose_splits(available: list[str], name: str, train_split: str | None, notes: list[str]) -> dict[str, str]:
-    """Which split of a source serves as train, validation and test; those with other names are left out.
+    """Chooses which splits of a source serve as train, validation and test; those with other names are left out.
 
-    train_split: the one to train on, where it is not the one called train. It is then missing from its own place.
+    Args:
+        available: The splits of the source.
+        name: Name of the source, for messages.
+        train_split: The split to train on, if it is not the one called train; it then serves no other purpose.
+        notes: Receives what the user should know about the choice.
 
-    Raises `UsageError`, listing the splits, if there is none to train on.
+    Returns:
+        The source's name of every split that was found.
+
+    Raises:
+        UsageError: If there is no split to train on; the message lists the splits.
     """
     found: dict[str, str] = {}
     for split in available:
@@ -45,7 +53,7 @@ def choose_splits(available: list[str], name: str, train_split: str | None, note
         }
         if SPLIT_ALIASES.get(chosen.lower()) != "train":
             notes.append(
-                f"TRAINING ON THE {chosen.upper()} SPLIT, as asked for: this is not the set's own training data"
+                f"TRAINING ON THE {chosen.upper()} SPLIT, as requested: this is not the data set's own training split"
             )
     if "train" not in found:
         raise UsageError(
@@ -60,12 +68,19 @@ def choose_splits(available: list[str], name: str, train_split: str | None, note
 def cut_missing_splits(
     splits: dict[str, Dataset], name: str, notes: list[str], *, unit: str = "sentences"
 ) -> dict[str, Dataset]:
-    """Cut absent validation and test splits off train, 5 % of its rows each, in a fixed pseudo-random choice.
+    """Cuts missing validation and test splits off train, 5 % of its rows each, in a fixed pseudo-random choice.
 
-    A row goes to the same split whichever others follow it, so that a run on the first part of a source is not tested
-    on what a run on the whole is trained on.
+    The split of a row does not depend on the rows after it, so a run on the first part of a source is not tested on
+    rows on which a run on the whole source is trained.
 
-    unit: what a row is, for people.
+    Args:
+        splits: The splits that were found.
+        name: Name of the source, for messages.
+        notes: Receives a note on what was cut off.
+        unit: What a row is called in messages.
+
+    Raises:
+        DataError: If train has too few rows.
     """
     missing = [split for split in SPLITS if split not in splits]
     train = splits["train"]
@@ -85,26 +100,26 @@ def cut_missing_splits(
 
 
 def rows_with_train(num_train: int, num_missing: int) -> int:
-    """How many rows must be read so that `num_train` are left once the missing splits are cut off."""
+    """Returns how many rows must be read so that `num_train` are left after missing splits are cut off."""
     if num_missing == 0:
         return num_train
     return BLOCK * max(2, -(-num_train // (BLOCK - num_missing)))
 
 
 def _places(num_rows: int) -> npt.NDArray[np.int64]:
-    """The place of every row in a pseudo-random order of its block: the first places go to the missing splits.
+    """Returns the rank of every row in a pseudo-random order of its block; the first ranks go to the missing splits.
 
-    The order must not follow the run's seed, else two runs would test on each other's training data; nor, for the same
-    reason, how many rows were read.
+    The order must depend neither on the run's seed nor on how many rows were read, or two runs would test on each
+    other's training data.
     """
     generator = np.random.default_rng(0)
-    if num_rows < 2 * BLOCK:  # two rows a place, which a standard error needs
+    if num_rows < 2 * BLOCK:  # two rows per split, as a standard error needs
         return generator.permutation(num_rows) // 2
     return generator.random((-(-num_rows // BLOCK), BLOCK)).argsort(axis=1).ravel()[:num_rows]
 
 
 def _rows(dataset: Dataset, mask: npt.NDArray[np.bool_]) -> Dataset:
-    """Some rows, in the order of the data set. Written anew: `select` would leave every later pass to gather them."""
+    """Copies some rows, in order; `select` would make every later pass gather them."""
     return (
         dataset.with_format("arrow")
         .map(_filter, with_indices=True, batched=True, fn_kwargs={"mask": mask}, desc="Cutting splits")

@@ -1,6 +1,6 @@
-"""A stream of rows, stored on disk once: read in order, in bounded memory, from where an earlier reading was stopped.
+"""Stores a stream of rows on disk, in bounded memory; an interrupted reading continues where it was stopped.
 
-Training reads the stored rows, memory-mapped, as it reads any corpus. So the order of the batches stays a function of
+Training reads the stored, memory-mapped rows like any corpus. The order of the batches therefore stays a function of
 (seed, step), and a resumed run equals one that never stopped; see docs/decisions.md.
 """
 
@@ -27,21 +27,21 @@ ROWS_PER_PART = 100_000
 def store_stream(
     stream: IterableDataset, folder: Path, *, text_column: str | None, limit: int | None, origin: str
 ) -> Dataset:
-    """The first rows of a stream, as a memory-mapped data set with the column `text`.
+    """Stores the first rows of a stream, and returns them as a memory-mapped data set with the column `text`.
 
-    Rows are written in parts, each with the position of the stream after it; a part counts once both are there. What
-    was stopped goes on after its last part, what is finished is not read again.
+    Rows are written in parts, each followed by the position of the stream after it; a part is complete once both
+    exist. An interrupted reading continues after its last complete part, and a finished one is not repeated.
 
     Args:
         stream: Rows in a fixed order.
-        folder: Holds this stream with this column and limit, and nothing else.
-        text_column: As of `load_text_dataset`.
-        limit: Read on until there are so many rows with text; all by default.
-        origin: What the stream is called in messages.
+        folder: A folder for this stream with this column and limit only.
+        text_column: The column to read, as for `load_text_dataset`.
+        limit: Stop after this many rows with text; by default read all rows.
+        origin: Name of the stream in messages.
 
     Raises:
-        DataError: A stream without rows, or with a text that is none.
-        UsageError: A column that cannot be the text's.
+        DataError: If the stream has no rows, or a value of the column is not text.
+        UsageError: If the text column is missing or unclear.
     """
     from datasets import Dataset, concatenate_datasets
 
@@ -73,7 +73,7 @@ def store_stream(
 
 
 def _stored_parts(folder: Path) -> tuple[list[Path], dict[str, Any] | None, bool]:
-    """The parts that are complete, the position after them, and whether that is the end."""
+    """Returns the complete parts, the position after them, and whether that is the end."""
     parts: list[Path] = []
     position: dict[str, Any] | None = None
     while (path := folder / f"part-{len(parts):05d}.arrow").exists() and path.with_suffix(".json").exists():
@@ -83,7 +83,7 @@ def _stored_parts(folder: Path) -> tuple[list[Path], dict[str, Any] | None, bool
 
 
 def _features(stream: IterableDataset, origin: str) -> dict[str, Any]:
-    """The columns of a stream; JSON tells them only by its rows."""
+    """Returns the columns of a stream, from its first row if the format does not declare them."""
     from datasets import Dataset
 
     if stream.features is not None:
@@ -97,9 +97,9 @@ def _features(stream: IterableDataset, origin: str) -> dict[str, Any]:
 def _chunks(
     stream: IterableDataset, column: str, rows: int, limit: int | None, origin: str
 ) -> Iterator[tuple[list[str], bool]]:
-    """The texts of each part to come, and whether it is the last. The stream stands where the part ends.
+    """Yields the texts of every further part, with the stream at the end of it, and whether it is the last part.
 
-    rows: read before. limit: how many with text are still to be read.
+    `rows` is the number of rows read before, `limit` the number of rows with text that are still to be read.
     """
     texts: list[str] = []
     usable = 0
@@ -122,7 +122,7 @@ def _chunks(
 
 
 def is_usable(text: str) -> bool:
-    """Whether a text is more than white space; cleaning drops the others."""
+    """Whether a text is more than white space; cleaning drops all others."""
     return bool(text.strip())
 
 

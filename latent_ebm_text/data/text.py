@@ -1,8 +1,8 @@
-"""Text corpora: the embedded grammar, PTB, local files and folders, and any text set of the Hugging Face Hub.
+"""Text corpora: the embedded grammar, PTB, local files and folders, and any text data set of the Hugging Face Hub.
 
-`load_text_dataset` is the only door. Whatever the source, it gives a `TextCorpus` with the splits train, validation
-and test, and a description of what the data *is*, so that a run can print it and nobody believes they trained on PTB
-when they did not.
+`load_text_dataset` is the single entry point. For any source it returns a `TextCorpus` with the splits train,
+validation and test, and a description of what the data *is*, so that a run can print it and nobody believes they
+trained on PTB when they did not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_ebm_text.data import rebuilt
+from latent_ebm_text.data import snli_yahoo as rebuilt
 from latent_ebm_text.data.cache import cached_path
 from latent_ebm_text.data.cleaning import choose_column, clean, fingerprint
 from latent_ebm_text.data.sources import (
@@ -33,14 +33,17 @@ GRAMMAR_TRAIN_SENTENCES = 8_000
 
 @dataclass(frozen=True)
 class TextCorpus:
-    """A corpus that is ready to be tokenised.
+    """A corpus that is ready for tokenization.
 
-    splits: train, validation and test, each with a string column `text` (stripped, never blank); other columns kept.
-    name: what the data is, e.g. "ptb (ptb-text-only/ptb_text_only @ refs/convert/parquet)".
-    rows, blank_lines_skipped: counts per split (skipped lines under the split they were found in).
-    fingerprint: first 16 hex digits of the SHA-256 over the texts of all splits, test before it is shortened; equal
-        texts give equal fingerprints, whatever file or hub they came from.
-    notes: what was done to the data beyond reading it, one sentence each.
+    Attributes:
+        splits: Train, validation and test, each with a string column `text` (stripped, never blank); other columns are
+            kept.
+        name: What the data is, such as "ptb (ptb-text-only/ptb_text_only @ refs/convert/parquet)".
+        rows: Number of rows per split.
+        blank_lines_skipped: Number of skipped blank lines per split in which they were found.
+        fingerprint: First 16 hex digits of the SHA-256 over the texts of all splits, with the whole test split. Equal
+            texts from different sources have equal fingerprints.
+        notes: What was done to the data beyond reading it, one sentence each.
     """
 
     splits: DatasetDict
@@ -51,7 +54,7 @@ class TextCorpus:
     notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """What a run prints before it trains: the data's name, rows, fingerprint and everything worth knowing."""
+        """Returns what a run prints before training: name, rows and fingerprint of the data, and all notes."""
         rows = ", ".join(f"{count:,} {split}" for split, count in self.rows.items())
         lines = [f"data: {self.name}: {rows} (fingerprint {self.fingerprint})"]
         if any(self.blank_lines_skipped.values()):
@@ -72,28 +75,31 @@ def load_text_dataset(
     num_proc: int = 1,
     seed: int = 0,
 ) -> TextCorpus:
-    """Load a corpus by name or path.
+    """Loads a corpus by name or path.
 
-    name_or_path: `"grammar"` (the embedded corpus, no download), `"ptb"`, `"snli"`, `"yahoo"`, a local file or folder,
-        or a Hub id. The names win over a folder of the same name; write `./ptb` for the folder. A file becomes train;
-        a folder holds files or sub-folders named after splits (.txt with one sentence a line, .jsonl, .json,
-        .parquet), or is one written by `save_to_disk`. Missing validation and test splits are cut off train, 5 % of
-        its rows each, always the same ones, so that no run is tested on what another was trained on. `"snli"` and
-        `"yahoo"` are drawn from the Hub's sets by a fixed seed, see `latent_ebm_text.data.rebuilt`.
-    text_column: the column to read; by default `text`, `sentence`, `content`, or the only string column.
-    revision: branch, tag or commit of a Hub set; refused for other sources.
-    train_split: the split to train on, of a source that has no train split or should not be trained on it.
-    num_sentences: size of the train split. The grammar generates that many (default 8,000); of other sources the
-        first `num_sentences` train rows are used (all, if there are fewer).
-    num_test_sentences: the first so many rows of the test split are kept (all, if there are fewer). The fingerprint is
-        that of the whole split.
-    streaming: read the rows one after the other, no more of train than `num_sentences` needs, and keep their texts
-        alone on disk: for a set that is larger than one wants to download. Refused for sets that are made here.
-    num_proc: processes that prepare a large corpus.
-    seed: of the grammar's generator; other sources do not depend on it.
+    Missing validation and test splits are cut off train, 5 % of its rows each and always the same rows, so that no run
+    is tested on what another was trained on.
 
-    Raises `UsageError` (a path, name, column, split or option that cannot be right) and `DataError` (data that was
-    found but is empty, not UTF-8 or unreadable; an unreachable Hub).
+    Args:
+        name_or_path: `"grammar"` (the embedded corpus, no download), `"ptb"`, `"snli"`, `"yahoo"`, a local file or
+            folder, or a Hub id. The names take precedence over a folder of the same name; write `./ptb` for the
+            folder. A file becomes train. A folder holds files or sub-folders named after splits (.txt with one
+            sentence per line, .jsonl, .json, .parquet), or was written by `save_to_disk`. `"snli"` and `"yahoo"` are
+            drawn from data sets of the Hub with a fixed seed, see `latent_ebm_text.data.snli_yahoo`.
+        text_column: The column to read; by default `text`, `sentence`, `content`, or the only string column.
+        revision: Branch, tag or commit of a Hub data set; refused for other sources.
+        train_split: The split to train on, if it is not the one called train.
+        num_sentences: Size of the train split. The grammar generates that many sentences (default 8,000); other
+            sources use their first train rows.
+        num_test_sentences: Keeps this many of the first test rows. The fingerprint is that of the whole split.
+        streaming: Whether to read row by row, only as many train rows as `num_sentences` needs, and to store nothing
+            but their texts: for data sets that are too large to download. Refused for data sets that are built here.
+        num_proc: Number of processes that prepare a large corpus.
+        seed: Seed of the grammar; other sources do not depend on it.
+
+    Raises:
+        UsageError: If a path, name, column, split or option is invalid.
+        DataError: If the data is empty, not UTF-8 or unreadable, or the Hub cannot be reached.
     """
     for option, size in (("num_sentences", num_sentences), ("num_test_sentences", num_test_sentences)):
         if size is not None and size < 1:
@@ -103,7 +109,7 @@ def load_text_dataset(
     if revision is not None and (name_or_path == "grammar" or is_local):
         raise UsageError(f"revision={revision!r} is for Hub data sets, and {name_or_path!r} is none; leave it out.")
     if streaming and name_or_path in ("grammar", "snli", "yahoo"):
-        raise UsageError(f"streaming is for rows that are used as they are; {name_or_path!r} is made of all of them")
+        raise UsageError(f"streaming needs rows that are used unchanged; {name_or_path!r} is built here: leave it out")
 
     notes: list[str] = []
     identity: list[Any] = []
@@ -140,7 +146,7 @@ def _assemble(
     notes: list[str],
     num_proc: int,
 ) -> TextCorpus:
-    """Clean every split, cut off those that are missing, shorten those with a size, and count."""
+    """Cleans every split, cuts off the missing ones, shortens those with a size, and counts rows."""
     from datasets import DatasetDict
 
     cleaned, blank = {}, {}
@@ -164,7 +170,7 @@ def _assemble(
 
 
 def _shorten(splits: dict[str, Dataset], split: str, size: int | None, notes: list[str]) -> dict[str, Dataset]:
-    """The splits with the first `size` rows of one of them, and a note where that leaves some out."""
+    """Keeps the first `size` rows of one split, with a note if that leaves some out."""
     available = len(splits[split])
     if size is None or size >= available:
         return splits
@@ -179,7 +185,7 @@ def _generate_grammar(num_train: int, seed: int) -> dict[str, Dataset]:
 
 
 def _rebuild(name: str, revision: str | None, notes: list[str]) -> tuple[dict[str, Dataset], str]:
-    """One of the sets that are drawn from a larger one of the Hub."""
+    """Builds one of the data sets that are drawn from a larger one of the Hub."""
     repo_id, rebuild, note = {
         "snli": (rebuilt.SNLI_HUB_ID, rebuilt.rebuild_snli, rebuilt.SNLI_NOTE),
         "yahoo": (rebuilt.YAHOO_HUB_ID, rebuilt.rebuild_yahoo, rebuilt.YAHOO_NOTE),
@@ -197,7 +203,7 @@ def _store_streams(
     identity: list[Any],
     notes: list[str],
 ) -> dict[str, Dataset]:
-    """The rows of streams, on disk; of train as many as will be left to train on once missing splits are cut off."""
+    """Stores the rows of streams on disk, with enough train rows to cut the missing splits off."""
     from latent_ebm_text.data.streaming import store_stream
 
     limit = None if num_sentences is None else rows_with_train(num_sentences, len(SPLITS) - len(streams))

@@ -1,1 +1,1 @@
-"""Figures of trained models, each with n, an interval and its definition. Importing this package imports nothing."""
+"""Metrics of trained models, each with its 95 % interval, n and definition. Importing this package imports nothing."""

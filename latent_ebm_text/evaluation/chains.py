@@ -1,16 +1,17 @@
 """Whether the chains of a latent sampler have arrived, and how fast they mix: drift of the energy, R-hat, ESS.
 
-Knows samplers, log-densities and latents; sentences come in through a function that decodes latents. Needs the extra
-`diagnostics` (arviz-stats).
+This module knows samplers, log-densities and latents; a function that decodes latents gives it sentences. It needs the
+extra `diagnostics` (arviz-stats).
 
-The Markov kernel that is judged is one repetition of the training chain, all its steps and schedules. Repeated, a
-schedule begins anew each time (and so does the adaptation of a step size), so that the repeated kernel is the same
-each time and has a stationary law, which within a repetition a chain with a schedule does not have. All statistics
-are therefore of the ends of repetitions; energies within them are kept for the picture only.
+The Markov kernel that is judged is one repetition of the training chain with all its steps and schedules. In every
+repetition a schedule begins anew, and so does the adaptation of a step size. The repeated kernel is therefore the same
+each time and has a stationary distribution, which a chain within a schedule does not have. So all statistics are taken
+at the ends of repetitions; the energies within them are kept for the plot only.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,22 +20,21 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.chain_plots import plot_chain_report as plot_chain_report
 from latent_ebm_text.evaluation.convergence import (
     MIN_REPETITIONS,
     MIXED,
     NEARLY_MIXED,
     ChainStatistics,
     array_stats,
+    chain_statistics,
     check_initial,
     superchain_ids,
 )
-from latent_ebm_text.evaluation.convergence import chain_statistics as chain_statistics
 from latent_ebm_text.evaluation.estimates import Estimate
-from latent_ebm_text.evaluation.sampler_comparison import compare_samplers as compare_samplers
-from latent_ebm_text.samplers.base import LogDensity, Sampler
+from latent_ebm_text.latents.density import LogDensity
+from latent_ebm_text.latents.samplers.base import Sampler
 
-#: Differences of the mean energy below so many of its standard deviations are small (Cohen, 1988).
+#: Differences of the mean energy below this many standard deviations of the energy are small (Cohen, 1988).
 SMALL_DRIFT = 0.2
 #: Confidence of the interval that must exclude zero for a difference to be significant.
 SIGNIFICANCE = 0.99
@@ -48,16 +48,16 @@ Mixing = Literal["mixed", "nearly mixed", "not mixed"]
 
 @dataclass(frozen=True)
 class ChainStage:
-    """The chains after so many repetitions of the training chain.
+    """The chains after some number of repetitions of the training chain.
 
     Attributes:
         multiple: Number of repetitions.
         num_steps: Number of steps.
-        energy: Mean energy in nats; its standard error is that between superchains.
+        energy: Mean energy in nats, with the standard error between superchains.
         difference: Mean energy minus that of the long run, in nats, paired by superchain.
         squared_norm: Mean of `|z|^2 / latent_dim`, 1 for the reference Gaussian.
         drift: What the difference amounts to, see [`ChainReport`].
-        texts: Sentences decoded from the same chains at every stage.
+        texts: Sentences decoded from the chains, which are the same ones at every stage.
     """
 
     multiple: int
@@ -71,7 +71,7 @@ class ChainStage:
 
 @dataclass(frozen=True)
 class ChainReport:
-    """What becomes of chains that run on for many times the length of the training chain.
+    """What becomes of chains that run for many times the length of the training chain.
 
     The *long run* is the second half of the run. The mean energy of a stage is compared with that of the long run by
     the differences of the superchains, which are independent of each other:
@@ -84,19 +84,19 @@ class ChainReport:
 
     Whether the chains of the long run have mixed is judged by the nested R-hat where the chains of each superchain
     started from one point. Otherwise superchains agree even if no chain moves, and R-hat itself must judge, which is
-    only near 1 if each chain alone has some fifty independent draws.
+    near 1 only if each chain alone has some fifty independent draws.
 
     Attributes:
-        sampler: Its settings.
+        sampler: The settings of the sampler.
         stages: The run at each multiple, ascending.
         energy: Mean energy of the long run in nats, with the standard error between superchains.
         energy_std: Standard deviation of the energy over chains and draws of the long run.
         late_difference: Mean energy of the last half of the long run minus that of its first half.
-        late_drift: The same in a word, by the rules above.
+        late_drift: What `late_difference` amounts to, by the rules above.
         energy_statistics: Convergence of the energy in the long run.
         latent_statistics: Convergence of every dimension in the long run.
         energies: `(num_chains, repetitions)`, energies at the ends of repetitions.
-        latents: `(num_chains, repetitions, latent_dim)`, latents at the same places.
+        latents: `(num_chains, repetitions, latent_dim)`, latents at the ends of repetitions.
         trace: `(repetitions * num_steps, num_chains)`, energies after every step.
         superchains: Number of superchains.
         shared_starts: Whether the chains of each superchain started from one point.
@@ -118,23 +118,23 @@ class ChainReport:
 
     @property
     def first_draw(self) -> int:
-        """Repetitions before the long run."""
+        """Number of repetitions before the long run."""
         return self.energies.shape[1] // 2
 
     @property
     def drift(self) -> Drift:
-        """That of the first stage, or `"drifting"` if the long run itself drifts."""
+        """The drift of the first stage, or `"drifting"` if the long run itself drifts."""
         return "drifting" if self.late_drift == "drifting" else self.stages[0].drift
 
     @property
     def r_hats(self) -> tuple[Tensor, Tensor]:
-        """The R-hats that judge the long run, nested or not: of the energy, and of every dimension `(latent_dim,)`."""
+        """The R-hat that judges the long run, nested or not, of the energy and of every dimension, `(latent_dim,)`."""
         name = "nested_r_hat" if self.shared_starts else "r_hat"
         return getattr(self.energy_statistics, name), getattr(self.latent_statistics, name)
 
     @property
     def r_hat(self) -> float:
-        """The largest of them."""
+        """The largest of `r_hats`."""
         return max(float(values.max()) for values in self.r_hats)
 
     @property
@@ -146,15 +146,11 @@ class ChainReport:
 
     @property
     def arrival(self) -> int | None:
-        """The multiple from which on no stage is drifting; `None` if the long run itself is."""
+        """The multiple from which no stage is drifting any more; `None` if the long run itself drifts."""
         if self.late_drift == "drifting":
             return None
-        arrived = None
-        for stage in reversed(self.stages):
-            if stage.drift == "drifting":
-                break
-            arrived = stage.multiple
-        return arrived
+        arrived = itertools.takewhile(lambda stage: stage.drift != "drifting", reversed(self.stages))
+        return min((stage.multiple for stage in arrived), default=None)
 
     @property
     def verdict(self) -> str:
@@ -164,17 +160,15 @@ class ChainReport:
     def _drift_verdict(self) -> str:
         first = self.stages[0]
         size = abs(first.difference.value)
-        start = f"{_pm(first.energy)} nats at {first.multiple}x ({first.num_steps} steps)"
-        end = f"{_pm(self.energy)} in the long run ({self.first_draw + 1}x to {self.energies.shape[1]}x)"
+        start = f"{first.energy:.2f} nats at {first.multiple}x ({first.num_steps} steps)"
+        end = f"{self.energy:.2f} in the long run ({self.first_draw + 1}x to {self.energies.shape[1]}x)"
         moved = (
             f"the mean energy {'falls' if first.difference.value > 0 else 'rises'} from {start} to {end}, by "
             f"{size:.2f} nats or {size / self.energy_std:.2f} standard deviations of the energy"
         )
-        stayed = (
-            f"the mean energy is {start} and {end}; the difference of {_pm(first.difference)} cannot be told from none"
-        )
+        stayed = f"the mean energy is {start} and {end}; the difference of {first.difference:.2f} is not significant"
         reach = (size + _margin(first.difference, EQUIVALENCE)) / self.energy_std
-        arrival = f"From {self.arrival}x on it has." if self.arrival else "No longer one has either."
+        arrival = f"It has from {self.arrival}x on." if self.arrival else "No longer chain has arrived either."
         words = {
             "drifting": f"{moved}: the chain of {first.multiple}x is a short-run chain that has not arrived. "
             f"{arrival}",
@@ -191,14 +185,14 @@ class ChainReport:
         late = self.late_difference
         still = "still drifts" if self.late_drift == "drifting" else "drifts a little"
         return [
-            f"The long run itself {still}, by {_pm(late)} nats ({abs(late.value) / self.energy_std:.2f} standard "
+            f"The long run itself {still}, by {late:.2f} nats ({abs(late.value) / self.energy_std:.2f} standard "
             "deviations) from its first half to its last."
         ]
 
     def _mixing_verdict(self) -> str:
         energy, latents = (part.to_dict() for part in (self.energy_statistics, self.latent_statistics))
         judge, units = ("nested R-hat", "superchains") if self.shared_starts else ("R-hat", "chains")
-        figures = (
+        r_hats = (
             f"R-hat of the long run is {energy['r_hat']:.3f} for the energy and at most "
             f"{latents['r_hat']['worst']:.3f} over {self.latents.shape[-1]} dimensions, nested R-hat "
             f"{energy['nested_r_hat']:.3f} and {latents['nested_r_hat']['worst']:.3f}"
@@ -209,10 +203,10 @@ class ChainReport:
             "not mixed": f"{NEARLY_MIXED} or more, the {units} have not mixed and remember where they started"
             + ("." if self.shared_starts else f", or the {energy['num_draws']} draws of a chain are too few to tell."),
         }
-        return f"{figures}: by the {judge} of {self.r_hat:.3f}, {meaning[self.mixing]}"
+        return f"{r_hats}: by the {judge} of {self.r_hat:.3f}, {meaning[self.mixing]}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values, without the draws."""
+        """The report as JSON-able values, without the draws."""
         return {
             "verdict": self.verdict,
             "drift": self.drift,
@@ -225,14 +219,11 @@ class ChainReport:
             "repetitions": self.energies.shape[1],
             "stages": [
                 {
-                    "multiple": stage.multiple,
-                    "num_steps": stage.num_steps,
-                    "drift": stage.drift,
+                    **vars(stage),
                     "energy": stage.energy.to_dict(),
                     "difference": stage.difference.to_dict(),
                     "difference_in_std": stage.difference.value / self.energy_std,
                     "squared_norm": stage.squared_norm.to_dict(),
-                    "texts": list(stage.texts),
                 }
                 for stage in self.stages
             ],
@@ -259,8 +250,8 @@ class ChainReport:
         ]
         for stage in self.stages:
             lines.append(
-                f"| {stage.multiple}x | {stage.num_steps} | {_pm(stage.energy)} | {_pm(stage.difference)} "
-                f"| {stage.difference.value / self.energy_std:.2f} | {_pm(stage.squared_norm)} | {stage.drift} |"
+                f"| {stage.multiple}x | {stage.num_steps} | {stage.energy:.2f} | {stage.difference:.2f} "
+                f"| {stage.difference.value / self.energy_std:.2f} | {stage.squared_norm:.2f} | {stage.drift} |"
             )
         lines += [
             "",
@@ -272,8 +263,8 @@ class ChainReport:
         ]
         latents = self.latent_statistics.to_dict()
         for which in ("worst", "median"):
-            figures = {name: value[which] for name, value in latents.items() if isinstance(value, dict)}
-            lines.append(_statistics_row(f"latent, {which} dimension", figures))
+            statistics = {name: value[which] for name, value in latents.items() if isinstance(value, dict)}
+            lines.append(_statistics_row(f"latent, {which} dimension", statistics))
         for chain in range(len(self.stages[0].texts)):
             lines += ["", f"Chain {chain + 1}:", ""]
             lines += [f"- {stage.multiple}x: {stage.texts[chain]}" for stage in self.stages]
@@ -292,19 +283,19 @@ def run_chain_report(
     generator: torch.Generator | None = None,
     progress: Callable[[list[int]], Any] = iter,
 ) -> ChainReport:
-    """Runs chains on from where each repetition of the training chain ends, and judges whether it had arrived.
+    """Repeats the training chain, each time from where it ended before, and judges whether it had arrived at first.
 
     A few hundred chains in 16 or more superchains resolve a small drift.
 
     Args:
         logdensity: The target.
-        sampler: The training chain, repeated as often as the largest multiple says.
+        sampler: The training chain; it is repeated as often as the largest multiple says.
         initial: `(num_chains, latent_dim)`, where the chains start. The chains of a superchain are consecutive rows
             and should start from one point, `starts.repeat_interleave(num_chains // superchains, dim=0)`, so that
             the nested R-hat can tell whether they still remember it.
-        superchains: Number of superchains; the independent units of all standard errors.
-        multiples: After how many repetitions to look, see [`ChainStage`].
-        decode: Turns latents `(num_texts, latent_dim)` into sentences; called once for each multiple.
+        superchains: Number of superchains, which are the independent units of all standard errors.
+        multiples: The numbers of repetitions after which there is a [`ChainStage`].
+        decode: Turns latents `(num_texts, latent_dim)` into sentences; it is called once for each multiple.
         num_texts: Number of chains whose latents are decoded.
         generator: Source of the noise.
         progress: Wraps the list of repetitions, to show progress.
@@ -312,7 +303,7 @@ def run_chain_report(
     Raises:
         UsageError: If there are too few chains or repetitions, the chains do not make equal superchains, the start is
             not finite, or arviz-stats is not installed (names the extra).
-        DivergenceError: If a chain leaves the finite numbers.
+        DivergenceError: If a chain is not finite any more.
     """
     multiples = sorted(set(multiples))
     if not multiples or multiples[0] < 1 or multiples[-1] < MIN_REPETITIONS:
@@ -344,30 +335,34 @@ def run_chain_report(
     energy_std = float(long_run.std())
     quarter = long_run.shape[1] // 2
 
-    def estimate(values: Tensor) -> Estimate:
-        """The mean of values of the chains, `(num_chains,)`, from independent superchains."""
-        return Estimate.of_mean(values.double().unflatten(0, (superchains, -1)).mean(dim=1))
+    def estimate(values: Tensor, definition: str) -> Estimate:
+        """The mean of values of the chains, `(num_chains,)`, with superchains as independent units."""
+        return Estimate.of_mean(values.double().unflatten(0, (superchains, -1)).mean(dim=1), definition)
 
     stages = []
     for multiple in multiples:
-        difference = estimate(energies[:, multiple - 1] - long_run.mean(dim=1))
+        ends = energies[:, multiple - 1]
+        difference = estimate(ends - long_run.mean(dim=1), "mean energy minus that of the long run, in nats")
         stages.append(
             ChainStage(
                 multiple=multiple,
                 num_steps=multiple * num_steps,
-                energy=estimate(energies[:, multiple - 1]),
+                energy=estimate(ends, "mean energy in nats"),
                 difference=difference,
-                squared_norm=estimate(visited[:, multiple - 1].square().mean(dim=-1)),
+                squared_norm=estimate(visited[:, multiple - 1].square().mean(dim=-1), "mean of |z|^2 / latent_dim"),
                 drift=_judge(difference, energy_std),
                 texts=texts.get(multiple, ()),
             )
         )
     groups = initial.unflatten(0, (superchains, -1))
-    late = estimate(long_run[:, -quarter:].mean(dim=1) - long_run[:, :quarter].mean(dim=1))
+    late = estimate(
+        long_run[:, -quarter:].mean(dim=1) - long_run[:, :quarter].mean(dim=1),
+        "mean energy of the last half of the long run minus that of its first half, in nats",
+    )
     return ChainReport(
         sampler=sampler.to_dict(),
         stages=tuple(stages),
-        energy=estimate(long_run.mean(dim=1)),
+        energy=estimate(long_run.mean(dim=1), "mean energy of the long run in nats"),
         energy_std=energy_std,
         late_difference=late,
         late_drift=_judge(late, energy_std),
@@ -385,6 +380,7 @@ def _margin(difference: Estimate, confidence: float) -> float:
     """Half the width of the interval of a mean, by Student's t."""
     from scipy.stats import t  # type: ignore[import-untyped]  # comes with arviz-stats
 
+    assert difference.standard_error is not None  # every mean has one
     return float(t.ppf(0.5 + confidence / 2, difference.n - 1)) * difference.standard_error
 
 
@@ -396,12 +392,6 @@ def _judge(difference: Estimate, energy_std: float) -> Drift:
     return "stationary" if size + _margin(difference, EQUIVALENCE) < small else "undecided"
 
 
-def _pm(estimate: Estimate) -> str:
-    return f"{estimate.value:.2f} ± {estimate.standard_error:.2f}"
-
-
-def _statistics_row(name: str, figures: Mapping[str, Any]) -> str:
-    return (
-        f"| {name} | {figures['r_hat']:.3f} | {figures['nested_r_hat']:.3f} | {figures['ess_bulk']:.0f} "
-        f"| {figures['ess_tail']:.0f} | {figures['mcse_mean']:.3g} |"
-    )
+def _statistics_row(name: str, statistics: Mapping[str, Any]) -> str:
+    formats = {"r_hat": ".3f", "nested_r_hat": ".3f", "ess_bulk": ".0f", "ess_tail": ".0f", "mcse_mean": ".3g"}
+    return f"| {name} | {' | '.join(format(statistics[key], spec) for key, spec in formats.items())} |"

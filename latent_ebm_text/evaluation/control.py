@@ -6,24 +6,22 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from latent_ebm_text.data.batching import count_words
 from latent_ebm_text.data.grammar import GrammarSentence, ProbabilisticGrammar
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.estimates import Estimate
-from latent_ebm_text.evaluation.measurements import Measurement
-from latent_ebm_text.latents.training import wilson_interval
 
 
 class AttributeReader:
-    """Reads an attribute from a sentence: exactly where the grammar has it, else from its words.
+    """Reads an attribute from a sentence: exactly where the grammar can parse it, otherwise from its words.
 
     A sentence of the language has one derivation, and so one value of every attribute. For other sentences the words
     and their number decide, by naive Bayes with add-one smoothing over sentences of the corpus.
 
     Args:
         grammar: The grammar.
-        sentences: Sentences of its language, to count words in.
+        sentences: Sentences of its language, whose words are counted.
     """
 
     def __init__(self, grammar: ProbabilisticGrammar, sentences: Sequence[GrammarSentence]) -> None:
@@ -44,7 +42,7 @@ class AttributeReader:
         return (set(words) & self._vocabulary) | {f"{len(words)} words"}
 
     def by_words(self, text: str, attribute: str) -> str:
-        """The value that the words speak for."""
+        """The most probable value given the words."""
         counts, features = self._values[attribute], self._features(text)
 
         def log_prob(value: str) -> float:
@@ -60,34 +58,34 @@ class AttributeReader:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a set of sentences was asked for: `attribute` to be `value`, or not to be."""
+    """What sentences were asked for: that `attribute` is `value`, or with `negated` that it is not."""
 
     attribute: str
     value: str
     negated: bool = False
 
     def holds(self, found: str) -> bool:
-        """Whether a value that was read grants it."""
+        """Whether a value that was read fulfils the wish."""
         return (found == self.value) != self.negated
 
     def __str__(self) -> str:
         return f"{'not ' if self.negated else ''}{self.attribute}={self.value}"
 
 
-def control_figures(
+def control_metrics(
     texts: Sequence[str], wishes: Sequence[Sequence[Wish]], grammar: ProbabilisticGrammar, reader: AttributeReader
-) -> dict[str, Measurement]:
-    """Accuracy of control beside fluency.
+) -> dict[str, Estimate]:
+    """The accuracy of control, and the fluency of the sentences.
 
     Args:
         texts: Generated sentences.
-        wishes: For each of them what it was asked for; all of a sentence's wishes must hold.
-        grammar: Judges fluency.
+        wishes: What each of them was asked for; all wishes of a sentence must hold.
+        grammar: The grammar, which judges fluency.
         reader: Reads the attributes.
 
     Returns:
-        `accuracy`, `grammatical rate` (both with Wilson's interval), and `perplexity` per word, the exact one under
-        the grammar of the sentences of its language (left out where there are fewer than two).
+        `accuracy`, `grammatical rate`, and `perplexity` per word: the exact one under the grammar of those sentences
+        that belong to its language, left out where there are fewer than two.
     """
     if len(texts) != len(wishes) or not texts:
         raise UsageError(
@@ -99,45 +97,30 @@ def control_figures(
         for text, sentence, wanted in zip(texts, parsed, wishes, strict=True)
     )
     sentences = [sentence for sentence in parsed if sentence is not None]
-    n, words = len(texts), "attributes by the grammar's parser, by the words where a sentence has no derivation"
-    figures = {
-        "accuracy": Measurement(granted / n, wilson_interval(granted, n), n, f"sentences as asked for; {words}"),
-        "grammatical rate": Measurement(
-            len(sentences) / n, wilson_interval(len(sentences), n), n, "sentences of the grammar's language"
+    metrics = {
+        "accuracy": Estimate.of_proportion(
+            granted,
+            len(texts),
+            "sentences as asked for; attributes by the grammar's parser, or by the words where a sentence has no "
+            "derivation",
         ),
+        "grammatical rate": Estimate.of_proportion(len(sentences), len(texts), "sentences of the grammar's language"),
     }
     if len(sentences) > 1:
-        figures["perplexity"] = _perplexity(sentences)
-    return figures
+        metrics["perplexity"] = Estimate.of_bootstrap(
+            [-sentence.log_prob for sentence in sentences],
+            "exact perplexity per word under the grammar, the end counted, of the sentences of its language",
+            tokens=[count_words(sentence.text) for sentence in sentences],
+        )
+    return metrics
 
 
-def _perplexity(sentences: Sequence[GrammarSentence]) -> Measurement:
-    import torch
-
-    tokens = [len(sentence.text.split()) + 1 for sentence in sentences]
-    rate = -sum(sentence.log_prob for sentence in sentences) / sum(tokens)
-    # A ratio of means: its delta-method error is that of the mean of the residuals over the mean length.
-    residuals = torch.tensor(
-        [-s.log_prob - rate * count for s, count in zip(sentences, tokens, strict=True)], dtype=torch.double
-    )
-    margin = 1.96 * Estimate.of_mean(residuals).standard_error * len(tokens) / sum(tokens)
-    definition = "exact perplexity per token under the grammar, the end counted, of the sentences of its language"
-    interval = (math.exp(rate - margin), math.exp(rate + margin))
-    return Measurement(math.exp(rate), interval, len(sentences), definition)
-
-
-def control_table(rows: Mapping[str, Mapping[str, Measurement]]) -> str:
+def control_table(rows: Mapping[str, Mapping[str, Estimate]]) -> str:
     """A Markdown table, one row per setting, 95 % intervals in brackets."""
     lines = ["| setting | n | accuracy | grammatical rate | perplexity |", "|---|---|---|---|---|"]
-    for name, figures in rows.items():
-        cells: list[Any] = [name, f"{figures['accuracy'].n:,}"]
-        for figure, scale, unit in (("accuracy", 100, " %"), ("grammatical rate", 100, " %"), ("perplexity", 1, "")):
-            found = figures.get(figure)
-            if found is None:
-                cells.append("-")
-                continue
-            value, low, high = (scale * x for x in (found.value, *found.interval_95))
-            digits = 1 if unit else 2
-            cells.append(f"{value:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]")
+    for name, metrics in rows.items():
+        cells = [name, f"{metrics['accuracy'].n:,}"]
+        for key, spec in (("accuracy", ".1%"), ("grammatical rate", ".1%"), ("perplexity", ".2f")):
+            cells.append(f"{metrics[key]:{spec}}" if key in metrics else "-")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -20,14 +20,14 @@ MIN_REPETITIONS = 8
 
 @dataclass(frozen=True)
 class ChainStatistics:
-    """Convergence of one or more quantities along several chains; every figure has the shape of a single draw.
+    """Convergence of one or more quantities along several chains; every tensor has the shape of a single draw.
 
     Attributes:
         r_hat: Rank-normalised split R-hat (Vehtari et al., 2021), 1 for chains that agree.
-        nested_r_hat: The same between superchains (Margossian et al., 2024), which many short chains can satisfy;
-            where superchains were given.
+        nested_r_hat: R-hat between superchains (Margossian et al., 2024), which many short chains can satisfy; `None`
+            where no superchains were given.
         ess_bulk: Effective sample size of all draws for the centre of the distribution.
-        ess_tail: The smaller one of those for its 5 % and 95 % quantiles.
+        ess_tail: The smaller of the effective sample sizes for its 5 % and 95 % quantiles.
         mcse_mean: Monte Carlo standard error of the mean.
         num_chains: Number of chains.
         num_draws: Draws per chain.
@@ -42,16 +42,16 @@ class ChainStatistics:
     num_draws: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values: a number for a single quantity, else the `worst` and `median` over quantities."""
-        figures: dict[str, Any] = {"num_chains": self.num_chains, "num_draws": self.num_draws}
+        """JSON-able values: a number for a single quantity, otherwise the `worst` and `median` over quantities."""
+        found: dict[str, Any] = {"num_chains": self.num_chains, "num_draws": self.num_draws}
         for name in ("r_hat", "nested_r_hat", "ess_bulk", "ess_tail", "mcse_mean"):
             values = getattr(self, name)
             if values is None:
                 continue
             worst = values.min() if name.startswith("ess") else values.max()
             several = {"worst": float(worst), "median": float(values.quantile(0.5))}
-            figures[name] = float(values) if values.dim() == 0 else several
-        return figures
+            found[name] = float(values) if values.dim() == 0 else several
+        return found
 
 
 def chain_statistics(draws: Tensor, *, superchains: int | None = None) -> ChainStatistics:
@@ -60,12 +60,12 @@ def chain_statistics(draws: Tensor, *, superchains: int | None = None) -> ChainS
     Args:
         draws: `(num_chains, num_draws, ...)`, such as energies `(num_chains, num_draws)` or latents
             `(num_chains, num_draws, latent_dim)`.
-        superchains: Number of superchains, each of as many consecutive chains. For the nested R-hat the chains of
-            one superchain should have started from one point.
+        superchains: Number of superchains, each made of equally many consecutive chains. For the nested R-hat the
+            chains of one superchain should have started from one point.
 
     Raises:
-        UsageError: If there are less than two chains of four draws, values that are not finite, a quantity that never
-            changes, superchains that do not divide the chains evenly, or arviz-stats is not installed (names the
+        UsageError: If there are fewer than two chains of four draws, values that are not finite, a quantity that never
+            changes, or superchains that do not divide the chains evenly, or arviz-stats is not installed (names the
             extra).
     """
     if draws.dim() < 2 or draws.shape[0] < 2 or draws.shape[1] < 4:
@@ -109,7 +109,7 @@ def array_stats() -> Any:
 
 
 def superchain_ids(num_chains: int, superchains: int) -> NDArray[np.int64]:
-    """Which superchain each chain belongs to, `(num_chains,)`."""
+    """The superchain that each chain belongs to, `(num_chains,)`."""
     if not 2 <= superchains <= num_chains or num_chains % superchains:
         raise UsageError(
             f"{num_chains} chains do not make {superchains} superchains of equal size: superchains must be at least 2 "
@@ -119,7 +119,7 @@ def superchain_ids(num_chains: int, superchains: int) -> NDArray[np.int64]:
 
 
 def check_initial(initial: Tensor) -> None:
-    """Refuses starts of chains that are not finite, or not of shape `(num_chains, latent_dim)` with two or more."""
+    """Refuses starts that are not finite, or not of shape `(num_chains, latent_dim)` with two or more chains."""
     if initial.dim() != 2 or len(initial) < 2:
         raise UsageError(f"initial must have shape (num_chains >= 2, latent_dim), got {tuple(initial.shape)}")
     if not bool(torch.isfinite(initial).all()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,31 +13,27 @@ import torch
 from numpy.typing import NDArray
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.estimates import Estimate
-from latent_ebm_text.evaluation.measurements import Measurement
-
-#: The 97.5 % quantile of the normal distribution, of which 95 % intervals are made.
-_Z = 1.959963984540054
+from latent_ebm_text.evaluation.estimates import Z_95, Estimate
 
 NGram = tuple[str, ...]
 
 
-def self_bleu(texts: Sequence[str], *, num_references: int = 99, seed: int = 0) -> Measurement:
+def self_bleu(texts: Sequence[str], *, num_references: int = 99, seed: int = 0) -> Estimate:
     """Self-BLEU (Zhu et al., 2018): how much each sentence resembles others of the same model; high is monotonous.
 
     The sentences are shuffled into groups of `num_references + 1`, and within its group each is scored against all
     others. Groups share no sentence, so the spread of their means gives an honest standard error, which scores against
     common references would not. Sentences that fill no group are left out. Self-BLEU grows with the number of
-    references: compare only figures of the same number.
+    references: compare only values with the same number.
 
     Args:
         texts: Generated sentences, words separated by spaces.
         num_references: Other sentences that each is scored against.
-        seed: Of the shuffling.
+        seed: Seed of the shuffling.
 
     Returns:
-        Mean sentence-level BLEU-4, from 0 to 100, by sacrebleu; words as they are, effective n-gram order, exponential
-        smoothing.
+        Mean sentence-level BLEU-4, from 0 to 100, by sacrebleu without tokenization, with effective n-gram order and
+        exponential smoothing.
 
     Raises:
         UsageError: If sacrebleu is not installed (names the extra), all sentences are blank, or there are too few for
@@ -57,16 +53,16 @@ def self_bleu(texts: Sequence[str], *, num_references: int = 99, seed: int = 0) 
         group = [texts[index] for index in order[start : start + size]]
         scores = [bleu.sentence_score(text, group[:i] + group[i + 1 :]).score for i, text in enumerate(group)]
         means.append(sum(scores) / size)
-    estimate = Estimate.of_mean(torch.tensor(means))
-    margin = _Z * estimate.standard_error
-    return Measurement(
-        value=estimate.value,
-        interval_95=(max(0.0, estimate.value - margin), min(100.0, estimate.value + margin)),
-        n=len(means) * size,
-        definition=f"mean sentence BLEU-4 (0 to 100) of each generated sentence against {num_references} others; "
-        f"normal interval over {len(means)} disjoint groups",
-        details={"num_references": num_references, "num_groups": len(means), "signature": str(bleu.get_signature())},
+    estimate = Estimate.of_mean(
+        torch.tensor(means),
+        f"mean sentence BLEU-4 (0 to 100) of each sentence against {num_references} others, in {len(means)} disjoint "
+        "groups",
+        num_references=num_references,
+        num_groups=len(means),
+        signature=str(bleu.get_signature()),
     )
+    low, high = estimate.interval_95
+    return replace(estimate, interval_95=(max(0.0, low), min(100.0, high)), n=len(means) * size)
 
 
 def bleu_scorer() -> Any:
@@ -83,27 +79,26 @@ def bleu_scorer() -> Any:
     return BLEU(tokenize="none", effective_order=True)
 
 
-def sample_entropy(texts: Sequence[str], *, order: int = 1) -> Measurement:
+def sample_entropy(texts: Sequence[str], *, order: int = 1) -> Estimate:
     """Entropy in nats of the distribution of words (`order=1`) or of n-grams of words; low is monotonous.
 
     The plug-in entropy of the observed frequencies is too low, by about `(K - 1) / 2N` with `K` distinct n-grams among
-    `N`; that is added (Miller and Madow). Where most n-grams were seen once the result is still too low: compare only
-    figures of the same number of sentences, and with that of as many real ones.
+    `N`; that is added (Miller and Madow). Where most n-grams were seen once the result is still too low: compare it
+    only between equal numbers of sentences, and with the entropy of as many real ones.
 
     Args:
         texts: Generated sentences, words separated by spaces. An n-gram lies within a sentence.
         order: Length of the n-grams.
 
     Returns:
-        The corrected entropy; `plug_in`, `num_ngrams` and `num_distinct` among its details. The interval, of the delta
-        method, treats sentences as independent, not words.
+        The corrected entropy, with `plug_in`, `num_ngrams` and `num_distinct` among its details. The standard error,
+        by the delta method, takes sentences as independent, but not the words within them.
 
     Raises:
-        UsageError: If there are less than two sentences, all are blank, or none has as many words as an n-gram.
+        UsageError: If there are fewer than two sentences, all are blank, or none has as many words as an n-gram.
     """
     _require_texts(texts)
-    if order < 1:
-        raise UsageError(f"order of the n-grams must be at least 1, got {order}")
+    _require_order(order)
     ngrams = [_ngrams(text.split(), order) for text in texts]
     counts = Counter(ngram for sentence in ngrams for ngram in sentence)
     total = counts.total()
@@ -111,56 +106,56 @@ def sample_entropy(texts: Sequence[str], *, order: int = 1) -> Measurement:
         raise UsageError(f"no sentence has {order} words: lower order")
     surprise = {ngram: -math.log(count / total) for ngram, count in counts.items()}
     plug_in = math.fsum(count * surprise[ngram] for ngram, count in counts.items()) / total
-    value = plug_in + (len(counts) - 1) / (2 * total)
     # The linear part of each sentence's influence on the plug-in entropy.
     influence = [math.fsum(surprise[ngram] - plug_in for ngram in sentence) for sentence in ngrams]
-    margin = _Z * math.sqrt(math.fsum(part**2 for part in influence)) / total
-    return Measurement(
-        value=value,
-        interval_95=(value - margin, value + margin),
-        n=len(texts),
-        definition=f"entropy in nats of the distribution of {order}-grams of words, plug-in with Miller-Madow "
-        "correction, still too low where most of them are rare; delta-method interval over sentences",
-        details={"plug_in": plug_in, "num_ngrams": total, "num_distinct": len(counts)},
+    return Estimate.of_normal(
+        plug_in + (len(counts) - 1) / (2 * total),
+        math.sqrt(math.fsum(part**2 for part in influence)) / total,
+        len(texts),
+        f"entropy in nats of the distribution of {order}-grams of words, plug-in with Miller-Madow correction, still "
+        "too low where most of them are rare; standard error by the delta method over sentences",
+        plug_in=plug_in,
+        num_ngrams=total,
+        num_distinct=len(counts),
     )
 
 
-def unique_rate(texts: Sequence[str]) -> Measurement:
-    """Distinct sentences over all, with the Wilson interval; it falls as more sentences are drawn.
+def unique_rate(texts: Sequence[str]) -> Estimate:
+    """The proportion of distinct sentences, which falls as more sentences are drawn.
 
     Args:
-        texts: Generated sentences; they are the same if their words are.
+        texts: Generated sentences; two are the same if their words are.
 
     Raises:
-        UsageError: If there are less than two sentences, or all are blank.
+        UsageError: If there are fewer than two sentences, or all are blank.
     """
     _require_texts(texts)
     distinct = len({tuple(text.split()) for text in texts})
-    return _share(distinct, len(texts), "distinct sentences over all sentences")
+    return Estimate.of_proportion(distinct, len(texts), "distinct sentences over all sentences")
 
 
 @dataclass(frozen=True)
 class TrainingOverlap:
     """How close generated sentences come to the training text, beside how close held-out real sentences do.
 
-    Each of the two maps names to figures: `mean_overlap`, the quantiles `overlap_q50`, `overlap_q90` and
-    `overlap_q99`, and `copy_rate`.
+    Each of the two dictionaries holds `mean_overlap`, the quantiles `overlap_q50`, `overlap_q90` and `overlap_q99`,
+    and `copy_rate`.
 
     Attributes:
-        samples: Figures of the generated sentences.
-        held_out: The same of real sentences that were not trained on.
+        samples: The metrics of the generated sentences.
+        held_out: The metrics of real sentences that were not trained on.
         closest: The generated sentences with the highest overlap: sentence, nearest training sentence, overlap.
     """
 
-    samples: dict[str, Measurement]
-    held_out: dict[str, Measurement]
+    samples: dict[str, Estimate]
+    held_out: dict[str, Estimate]
     closest: tuple[tuple[str, str, float], ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
+        """The overlap as JSON-able values."""
         return {
-            "samples": {name: figure.to_dict() for name, figure in self.samples.items()},
-            "held_out": {name: figure.to_dict() for name, figure in self.held_out.items()},
+            "samples": {name: metric.to_dict() for name, metric in self.samples.items()},
+            "held_out": {name: metric.to_dict() for name, metric in self.held_out.items()},
             "closest": [list(triple) for triple in self.closest],
         }
 
@@ -188,18 +183,17 @@ def training_overlap(
         num_closest: How many of the closest pairs to keep.
 
     Raises:
-        UsageError: If there are less than two sentences of a kind, or all of a kind are blank.
+        UsageError: If there are fewer than two sentences of a kind, or all of a kind are blank.
     """
     for name, kind in (("texts", texts), ("training_texts", training_texts), ("held_out_texts", held_out_texts)):
         _require_texts(kind, name)
-    if order < 1:
-        raise UsageError(f"order of the n-grams must be at least 1, got {order}")
+    _require_order(order)
     index = _NGramIndex(training_texts, order)
     overlaps, nearest = index.nearest(texts)
     closest = np.argsort(-overlaps, kind="stable")[:num_closest]
     return TrainingOverlap(
-        samples=_overlap_figures(overlaps, index.count_copies(texts), order),
-        held_out=_overlap_figures(index.nearest(held_out_texts)[0], index.count_copies(held_out_texts), order),
+        samples=_overlap_metrics(overlaps, index.count_copies(texts), order),
+        held_out=_overlap_metrics(index.nearest(held_out_texts)[0], index.count_copies(held_out_texts), order),
         closest=tuple((texts[i], training_texts[nearest[i]], float(overlaps[i])) for i in closest),
     )
 
@@ -242,36 +236,31 @@ class _NGramIndex:
         return sum(tuple(text.split()) in self._sentences for text in texts)
 
 
-def _overlap_figures(overlaps: NDArray[np.float64], copies: int, order: int) -> dict[str, Measurement]:
-    of = f"Jaccard index of {order}-gram sets with the nearest training sentence"
-    estimate = Estimate.of_mean(torch.from_numpy(overlaps))
-    figures = {"mean_overlap": estimate.described(f"mean {of}; normal interval over sentences")}
-    for percent in (50, 90, 99):
-        figures[f"overlap_q{percent}"] = _quantile(np.sort(overlaps), percent / 100, of)
-    figures["copy_rate"] = _share(copies, len(overlaps), "sentences that are a training sentence word for word")
-    return figures
+def _overlap_metrics(overlaps: NDArray[np.float64], copies: int, order: int) -> dict[str, Estimate]:
+    overlap = f"Jaccard index of {order}-gram sets with the nearest training sentence"
+    quantiles = {
+        f"overlap_q{percent}": _quantile(np.sort(overlaps), percent / 100, overlap) for percent in (50, 90, 99)
+    }
+    return {
+        "mean_overlap": Estimate.of_mean(torch.from_numpy(overlaps), f"mean over sentences of the {overlap}"),
+        **quantiles,
+        "copy_rate": Estimate.of_proportion(
+            copies, len(overlaps), "sentences that are a training sentence word for word"
+        ),
+    }
 
 
-def _quantile(ordered: NDArray[np.float64], level: float, of: str) -> Measurement:
+def _quantile(ordered: NDArray[np.float64], level: float, definition: str) -> Estimate:
     """A quantile of sorted values, with the interval between the order statistics around it."""
     n = len(ordered)
-    margin = _Z * math.sqrt(n * level * (1 - level))
+    margin = Z_95 * math.sqrt(n * level * (1 - level))
     low, high = math.floor(n * level - margin), math.ceil(n * level + margin)
-    return Measurement(
+    return Estimate(
         value=float(np.quantile(ordered, level)),
         interval_95=(float(ordered[max(low, 0)]), float(ordered[min(high, n - 1)])),
         n=n,
-        definition=f"{level:.0%} quantile over sentences of the {of}; interval between order statistics",
+        definition=f"{level:.0%} quantile over sentences of the {definition}; interval between order statistics",
     )
-
-
-def _share(count: int, n: int, what: str) -> Measurement:
-    """A share with the interval of Wilson (1927), which stays within 0 and 1."""
-    share, spread = count / n, _Z**2 / n
-    centre = (share + spread / 2) / (1 + spread)
-    margin = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
-    interval = (min(share, max(0.0, centre - margin)), max(share, min(1.0, centre + margin)))  # rounding aside
-    return Measurement(share, interval, n, f"{what}; Wilson interval", {"count": count})
 
 
 def _ngrams(words: Sequence[str], order: int) -> list[NGram]:
@@ -284,8 +273,13 @@ def _boundary_ngrams(text: str, order: int) -> set[NGram]:
     return set(_ngrams([*boundary, *text.split(), *boundary], order))
 
 
+def _require_order(order: int) -> None:
+    if order < 1:
+        raise UsageError(f"order of the n-grams must be at least 1, got {order}")
+
+
 def _require_texts(texts: Sequence[str], name: str = "texts") -> None:
-    """Refuses what comes of a broken generation or a wrong path, and would get a figure all the same."""
+    """Refuses what a broken generation or a wrong path gives, which would otherwise be measured all the same."""
     if isinstance(texts, str):
         raise UsageError(f"{name} is one string; give a list of sentences")
     if len(texts) < 2:

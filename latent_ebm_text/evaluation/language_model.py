@@ -1,7 +1,8 @@
 """A sentence-level LSTM language model, used only as an evaluator: FPPL and RPPL are perplexities under such a model.
 
-A perplexity says nothing without the language model behind it. So the model is a named recipe, is trained for a fixed
-number of epochs, and is kept under a hash of everything that its weights depend on: equal hash, equal numbers.
+A perplexity means nothing without the language model behind it. So the model follows a named recipe, is trained for a
+fixed number of epochs, and is cached under a hash of everything that its weights depend on: equal hashes mean equal
+perplexities.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from accelerate.utils import tqdm
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from latent_ebm_text import __version__
 from latent_ebm_text.data.batching import BucketedBatches, TextCollator, ordered_batches
-from latent_ebm_text.decoders.base import predicted_mask
-from latent_ebm_text.decoders.softmax import CandidateWords, SoftmaxOutput
-from latent_ebm_text.dropout import drop_features, dropout_mask
-from latent_ebm_text.errors import DataError, DivergenceError, UsageError
-from latent_ebm_text.streams import stream, stream_seed
+from latent_ebm_text.errors import DataError, DivergenceError, UsageError, require_in_interval, require_positive
+from latent_ebm_text.latents.rng import derived_generator, derived_seed
+from latent_ebm_text.networks.base import predicted_mask
+from latent_ebm_text.networks.dropout import drop_features, dropout_mask
+from latent_ebm_text.networks.softmax import CandidateTokens, SoftmaxOutput
 from latent_ebm_text.training.checkpointing import (
     Checkpoint,
     flatten_optimizer_state,
@@ -38,51 +40,51 @@ from latent_ebm_text.training.checkpointing import (
     restore_optimizer_state,
     save_checkpoint,
 )
-from latent_ebm_text.training.configuration import require_in_interval, require_positive
-from latent_ebm_text.version import __version__
 
-#: Raised whenever this file trains other weights than before: what is cached is then left alone, and trained anew.
+#: To be raised with every change of the training, so that cached language models are trained again.
 RECIPE_VERSION = 1
 
 #: Sentences of token ids, each from its beginning-of-sentence to its end-of-sentence token.
 Sentences = Sequence[Sequence[int]] | Sequence[npt.NDArray[np.int64]]
 
 logger = logging.getLogger(__name__)
-_collate = TextCollator(pad_token_id=0)  # any id will do: padding is neither predicted nor followed by a word
+_collate = TextCollator(pad_token_id=0)  # any id will do: padding is neither predicted nor followed by a token
 
 
 @dataclass(frozen=True)
 class LanguageModelRecipe:
-    """Everything about a language model but its data and its seed.
+    """Everything about a language model except its data and its seed.
 
     Attributes:
-        name: Stands beside every figure; a changed recipe gets a name of its own.
-        embedding_size: Width of the word embedding, which is also the output layer, behind a projection.
+        name: The name that every metric carries; a changed recipe needs a new name.
+        embedding_size: Width of the token embedding, which is also the output layer, behind a projection.
         hidden_size: Width of every LSTM layer.
-        num_layers: LSTM layers.
-        word_dropout: Probability that a word is absent from the input, wherever it stands in the batch.
-        embedding_dropout: Dropout on word embeddings; one mask for all words of a sentence, as the following two.
+        num_layers: Number of LSTM layers.
+        token_dropout: Probability that a token is absent from the input, wherever it stands in the batch.
+        embedding_dropout: Dropout on token embeddings; as with the following two, one mask serves a whole sentence.
         hidden_dropout: Dropout between LSTM layers.
         output_dropout: Dropout on the last layer's hidden states.
-        epochs: Passes through the training sentences.
-        averaged_epochs: The last so many epochs, over all steps of which the weights are averaged.
-        frequent_words: Before these epochs the softmax is taken over so many most frequent words of the training text,
-            the batch's own, and `drawn_words` of the others, see `CandidateWords`; zero for all words from the start.
-        drawn_words: See `frequent_words`.
+        epochs: Number of passes through the training sentences.
+        averaged_epochs: Number of epochs at the end, over all steps of which the weights are averaged.
+        frequent_tokens: Before these epochs the softmax is taken over this many of the most frequent tokens of the
+            training text, those of the batch, and `drawn_tokens` others, see `CandidateTokens`; 0 takes all tokens
+            from the start.
+        drawn_tokens: See `frequent_tokens`.
         batch_size: Sentences a step.
-        learning_rate: Of AdamW, after the warm-up.
+        learning_rate: Learning rate of AdamW after the warm-up.
         warmup_steps: Steps over which the learning rate rises from zero.
-        final_learning_rate_factor: It then falls linearly to this part of itself.
-        weight_decay: Of AdamW.
+        final_learning_rate_factor: The factor by which the learning rate falls linearly to the end of the training.
+        weight_decay: Weight decay of AdamW.
         max_grad_norm: Gradient clip, for a loss in nats per token.
-        matmul_precision: Of training, see `torch.set_float32_matmul_precision`. Evaluation has full precision always.
+        matmul_precision: Precision of training, see `torch.set_float32_matmul_precision`. Evaluation always has full
+            precision.
     """
 
     name: str
     embedding_size: int
     hidden_size: int
     num_layers: int
-    word_dropout: float
+    token_dropout: float
     embedding_dropout: float
     hidden_dropout: float
     output_dropout: float
@@ -94,8 +96,8 @@ class LanguageModelRecipe:
     final_learning_rate_factor: float = 0.1
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    frequent_words: int = 0
-    drawn_words: int = 0
+    frequent_tokens: int = 0
+    drawn_tokens: int = 0
     matmul_precision: Literal["highest", "high", "medium"] = "medium"
 
     def __post_init__(self) -> None:
@@ -104,23 +106,24 @@ class LanguageModelRecipe:
             "warmup_steps", "max_grad_norm",
         ):  # fmt: skip
             require_positive(name, getattr(self, name))
-        for name in ("word_dropout", "embedding_dropout", "hidden_dropout", "output_dropout"):
+        for name in ("token_dropout", "embedding_dropout", "hidden_dropout", "output_dropout"):
             require_in_interval(name, getattr(self, name), 0.0, 0.95)
         require_in_interval("averaged_epochs", self.averaged_epochs, 1, self.epochs)
         require_in_interval("final_learning_rate_factor", self.final_learning_rate_factor, 0.0, 1.0)
-        for name in ("weight_decay", "frequent_words"):
+        for name in ("weight_decay", "frequent_tokens"):
             require_in_interval(name, getattr(self, name), 0.0, math.inf)
-        if self.frequent_words:
-            require_positive("drawn_words", self.drawn_words)
+        if self.frequent_tokens:
+            require_positive("drawn_tokens", self.drawn_tokens)
 
 
-#: For figures that are reported. Some 18 MFLOP a token and epoch of PTB: about an hour on one core of 70 GFLOP/s.
+#: For metrics that are reported. It takes some 18 MFLOP a token and epoch of PTB, about an hour on one core of
+#: 70 GFLOP/s.
 EVALUATOR = LanguageModelRecipe(
     name="evaluator",
     embedding_size=256,
     hidden_size=512,
     num_layers=1,
-    word_dropout=0.1,
+    token_dropout=0.1,
     embedding_dropout=0.2,
     hidden_dropout=0.0,
     output_dropout=0.4,
@@ -128,17 +131,17 @@ EVALUATOR = LanguageModelRecipe(
     averaged_epochs=3,
     batch_size=64,
     learning_rate=3e-3,
-    frequent_words=2000,
-    drawn_words=800,
+    frequent_tokens=2000,
+    drawn_tokens=800,
 )
 
-#: For a first look, in minutes. Its figures are not comparable with those of [`EVALUATOR`], and carry its name.
+#: For a first look, in minutes. Its metrics are not comparable with those of [`EVALUATOR`], and carry its name.
 QUICK_EVALUATOR = LanguageModelRecipe(
     name="quick-evaluator",
     embedding_size=128,
     hidden_size=256,
     num_layers=1,
-    word_dropout=0.0,
+    token_dropout=0.0,
     embedding_dropout=0.1,
     hidden_dropout=0.0,
     output_dropout=0.2,
@@ -146,8 +149,8 @@ QUICK_EVALUATOR = LanguageModelRecipe(
     averaged_epochs=1,
     batch_size=64,
     learning_rate=5e-3,
-    frequent_words=2000,
-    drawn_words=800,
+    frequent_tokens=2000,
+    drawn_tokens=800,
 )
 
 
@@ -156,11 +159,11 @@ class TrainingRecord:
     """How a language model was trained.
 
     Attributes:
-        seed: Of weights, order of the data and dropout.
+        seed: Seed of the initial weights, the order of the data and dropout.
         train_sentences: Number of training sentences.
-        train_tokens: Predicted tokens of these, the ends of sentences counted.
-        validation_perplexity: After each epoch, of the weights that would have been returned then; empty without
-            validation sentences.
+        train_tokens: Number of their predicted tokens, the ends of sentences counted.
+        validation_perplexity: The perplexity after each epoch, of the weights that would have been returned then;
+            empty without validation sentences.
         seconds: Time spent training.
     """
 
@@ -175,14 +178,14 @@ class LanguageModel(nn.Module):
     """`p(sentence)`, each sentence on its own: from the beginning-of-sentence token to the end-of-sentence token.
 
     Args:
-        vocab_size: Number of words.
+        vocab_size: Number of tokens in the vocabulary.
         recipe: Sizes and dropout rates.
     """
 
     def __init__(self, vocab_size: int, recipe: LanguageModelRecipe) -> None:
         super().__init__()
         self.vocab_size, self.recipe = vocab_size, recipe
-        #: How the weights came about; `None` of a model that [`train_language_model`] did not make.
+        #: How the weights came about; `None` for a model that [`train_language_model`] did not make.
         self.record: TrainingRecord | None = None
         widths = [recipe.embedding_size, *[recipe.hidden_size] * recipe.num_layers]
         self.embedding = nn.Embedding(vocab_size, recipe.embedding_size)
@@ -194,38 +197,39 @@ class LanguageModel(nn.Module):
         self,
         inputs: dict[str, Tensor],
         generator: torch.Generator | None = None,
-        frequent_words: Tensor | None = None,
+        frequent_tokens: Tensor | None = None,
     ) -> Tensor:
-        """`log p(word | words before it)` in nats, differentiable in the weights.
+        """`log p(token | tokens before it)` in nats, differentiable in the weights.
 
         Args:
             inputs: `input_ids` and `attention_mask` of shape `(batch, length)`, padded on the right.
-            generator: Draws the dropout masks; there is no dropout without it.
-            frequent_words: Ids; if given, the normaliser is estimated from these and `recipe.drawn_words` others.
+            generator: Draws the dropout masks; without it there is no dropout.
+            frequent_tokens: Token ids; if given, the normaliser is estimated from these and `recipe.drawn_tokens`
+                others.
 
         Returns:
             Shape `(batch, length - 1)`, for every token but the first; zero at padding.
         """
         rows = predicted_mask(inputs).t()  # (time, batch)
         previous, targets = inputs["input_ids"][:, :-1].t(), inputs["input_ids"][:, 1:].t()
-        words, recipe = self.embedding(previous), self.recipe  # (time, batch, embedding_size)
+        embedded, recipe = self.embedding(previous), self.recipe  # (time, batch, embedding_size)
         if generator is not None:
-            words = words * dropout_mask(recipe.word_dropout, (self.vocab_size, 1), generator)[previous]
-        hidden = _drop(words, recipe.embedding_dropout, generator)
+            embedded = embedded * dropout_mask(recipe.token_dropout, (self.vocab_size, 1), generator)[previous]
+        hidden = _drop(embedded, recipe.embedding_dropout, generator)
         for number, layer in enumerate(self.layers, start=1):
             is_last = number == len(self.layers)
             hidden = _drop(layer(hidden)[0], recipe.output_dropout if is_last else recipe.hidden_dropout, generator)
         candidates = None
-        if frequent_words is not None:
-            candidates = CandidateWords.draw(
-                targets[rows], frequent_words, self.vocab_size, recipe.drawn_words, generator
+        if frequent_tokens is not None:
+            candidates = CandidateTokens.draw(
+                targets[rows], frequent_tokens, self.vocab_size, recipe.drawn_tokens, generator
             )
         values = self.output.log_prob(hidden[rows], targets[rows], self.embedding.weight, candidates)
         return values.new_zeros(rows.shape).masked_scatter(rows, values).t()
 
 
 def _drop(hidden: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Dropout, where there is a generator to draw it."""
+    """Dropout, if there is a generator to draw it."""
     return hidden if generator is None else drop_features(hidden, rate, generator)
 
 
@@ -248,8 +252,8 @@ def sentence_nll(
         NLLs and numbers of predicted tokens, both of shape `(sentences,)`.
 
     Raises:
-        DataError: No sentence, or one without any word to predict.
-        UsageError: Ids outside of the vocabulary.
+        DataError: If there is no sentence, or one without any token to predict.
+        UsageError: If ids are outside of the vocabulary.
     """
     rows = _check_ids(ids, lm.vocab_size, "evaluated")
     tokens = np.array([len(row) - 1 for row in rows])
@@ -262,7 +266,7 @@ def sentence_nll(
 
 
 def perplexity(nll: npt.NDArray[np.float64], tokens: npt.NDArray[np.int64]) -> float:
-    """`exp(sum of NLLs / sum of tokens)`, of what [`sentence_nll`] returns."""
+    """`exp(sum of NLLs / sum of tokens)`, from the values that [`sentence_nll`] returns."""
     return math.exp(nll.sum() / tokens.sum())
 
 
@@ -274,7 +278,7 @@ def _check_ids(ids: Sentences, vocab_size: int, what: str) -> list[npt.NDArray[n
     if len(rows[shortest]) < 2:
         raise DataError(
             f"sentence {shortest} of the {what} text has {len(rows[shortest])} tokens and nothing to predict; "
-            "put the bos token before and the eos token after its words."
+            "put the bos token before and the eos token after its tokens."
         )
     lowest, highest = min(row.min() for row in rows), max(row.max() for row in rows)
     if lowest < 0 or highest >= vocab_size:
@@ -292,7 +296,7 @@ def _batch(rows: list[npt.NDArray[np.int64]], indices: npt.NDArray[np.int64], lm
 
 @contextmanager
 def _matmul_precision(precision: str) -> Iterator[None]:
-    """Whatever a recipe has set for the whole process, the same model gives the same numbers."""
+    """Sets the precision of matrix products for a while, so that what is set elsewhere does not change a model."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -314,33 +318,33 @@ def train_language_model(
     seed: int = 0,
     progress: bool = True,
 ) -> LanguageModel:
-    """The language model of a recipe, trained on sentences; from the cache where it was trained before.
+    """The language model of a recipe, trained on sentences, or read from the cache if it was trained before.
 
     **Nothing is selected.** The weights are always those of the end, averaged over the steps of the last epochs, as
-    the paper's language models are trained for a fixed number of epochs. The model for RPPL sees generated text only:
-    to choose its weights by real validation text would tell it something about the real text, and no generated text
-    can stand in, for want of which a model that repeats itself would be judged by its own repetitions. And the model
-    for FPPL must be made in the same way, or the two could not be compared. Validation sentences are thus measured
-    after every epoch, for people, and change no weight.
+    the paper's language models are trained for a fixed number of epochs. The model for RPPL must see generated text
+    alone. Choosing its weights by real validation text would tell it something about the real text, and choosing them
+    by generated text would judge a model that repeats itself by its own repetitions. The model for FPPL must be made
+    in the same way, or the two could not be compared. The perplexity of validation sentences after every epoch is
+    therefore for people only, and changes no weight.
 
     A model is kept in `cache_dir/<hash of recipe, data, vocabulary size, seed and version>/`, as a checkpoint of
-    [`latent_ebm_text.training.checkpointing`]; so is the state after every epoch while it trains, from which a killed
-    training goes on, bit for bit on a CPU with the same number of threads. What is damaged there is trained again,
-    and a line of the log says so. One process trains a model at a time.
+    [`latent_ebm_text.training.checkpointing`]. So is the state after every epoch while it trains, from which a killed
+    training is resumed, bit for bit on a CPU with the same number of threads. A damaged model is trained again, and a
+    line of the log says so. Only one process may train a model at a time.
 
     Args:
         train_ids: Sentences, each from its beginning-of-sentence to its end-of-sentence token.
         validation_ids: Sentences to measure after every epoch, or `None`.
-        vocab_size: Number of words.
+        vocab_size: Number of tokens in the vocabulary.
         recipe: The recipe, such as [`EVALUATOR`].
         cache_dir: Where models are kept.
-        seed: Of weights, order of the data and dropout.
+        seed: Seed of the initial weights, the order of the data and dropout.
         progress: Whether to show a progress bar.
 
     Raises:
-        DataError: No sentence, or one without any word to predict.
-        UsageError: Ids outside of the vocabulary, or a `cache_dir` that cannot be a folder.
-        DivergenceError: A gradient that is not finite.
+        DataError: If there is no sentence, or one without any token to predict.
+        UsageError: If ids are outside of the vocabulary, or `cache_dir` cannot be a folder.
+        DivergenceError: If a gradient is not finite.
     """
     train = _check_ids(train_ids, vocab_size, "training")
     validation = None if validation_ids is None else _check_ids(validation_ids, vocab_size, "validation")
@@ -361,8 +365,8 @@ def train_language_model(
     for reason in damaged:
         logger.warning("a cached language model is damaged and is trained again: %s", reason)
 
-    with torch.random.fork_rng(devices=[]):  # the initialisers of torch draw from the global stream
-        torch.manual_seed(stream_seed(seed, "language model weights"))
+    with torch.random.fork_rng(devices=[]):  # torch's initialisers draw from its global generator
+        torch.manual_seed(derived_seed(seed, "language model weights"))
         lm = LanguageModel(vocab_size, recipe)
     lm = lm.to("cuda" if torch.cuda.is_available() else "cpu")
     if checkpoint is None or "record" not in checkpoint.state:
@@ -383,10 +387,10 @@ def _train(
     identity: dict[str, Any],
     progress: bool,
 ) -> LanguageModel:
-    """Trains from a checkpoint, which always stands between two epochs, and leaves only the finished model behind."""
+    """Trains from a checkpoint, which is always made between two epochs, and leaves only the finished model behind."""
     recipe, seed, started = lm.recipe, identity["seed"], time.monotonic()
     lengths = np.array([len(row) - 1 for row in train])
-    batches = BucketedBatches(lengths, recipe.batch_size, stream_seed(seed, "language model batches"))
+    batches = BucketedBatches(lengths, recipe.batch_size, derived_seed(seed, "language model batches"))
     total = recipe.epochs * len(batches)
     tokens_per_batch = lengths.sum() / len(batches)
     optimizer = torch.optim.AdamW(
@@ -394,7 +398,7 @@ def _train(
     )
     averaged = AveragedModel(lm)
     counts = np.bincount(np.concatenate(train), minlength=lm.vocab_size)
-    frequent = torch.from_numpy(np.argsort(-counts, kind="stable")[: recipe.frequent_words].copy())
+    frequent = torch.from_numpy(np.argsort(-counts, kind="stable")[: recipe.frequent_tokens].copy())
     frequent = frequent.to(lm.embedding.weight.device)
     step, perplexities = 0, []
     if checkpoint is not None:
@@ -409,10 +413,10 @@ def _train(
         for epoch in range(step // len(batches), recipe.epochs):
             is_averaging = epoch >= recipe.epochs - recipe.averaged_epochs
             for indices in batches.epoch(epoch):
-                dropout = stream(seed, "language model dropout", step, device=lm.embedding.weight.device)
+                dropout = derived_generator(seed, "language model dropout", step, device=lm.embedding.weight.device)
                 # Over the tokens of an average batch, not of this one: every token of the corpus weighs the same.
-                some_words = frequent if len(frequent) and not is_averaging else None
-                loss = -lm.log_prob(_batch(train, indices, lm), dropout, some_words).sum() / tokens_per_batch
+                some_tokens = frequent if len(frequent) and not is_averaging else None
+                loss = -lm.log_prob(_batch(train, indices, lm), dropout, some_tokens).sum() / tokens_per_batch
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(lm.parameters(), recipe.max_grad_norm)
                 if not math.isfinite(norm):
@@ -432,7 +436,7 @@ def _train(
             if validation is not None:
                 perplexities.append(perplexity(*sentence_nll(current, validation)))
                 bar.set_postfix(validation_perplexity=f"{perplexities[-1]:.1f}")
-            figures: dict[str, Any] = {"validation_perplexity": perplexities, "seconds": time.monotonic() - started}
+            measured: dict[str, Any] = {"validation_perplexity": perplexities, "seconds": time.monotonic() - started}
             if step < total:
                 optimizer_tensors, optimizer_rest = flatten_optimizer_state(optimizer)
                 tensors = {
@@ -440,18 +444,18 @@ def _train(
                     "averaged": dict(averaged.state_dict()),
                     "optimizer": optimizer_tensors,
                 }
-                state = {**figures, "optimizer": optimizer_rest}
+                state = {**measured, "optimizer": optimizer_rest}
                 save_checkpoint(folder, step, tensors, state, identity=identity)
 
     final: LanguageModel = current
-    final.record = TrainingRecord(seed, len(train), int(lengths.sum()), **figures)
+    final.record = TrainingRecord(seed, len(train), int(lengths.sum()), **measured)
     tensors, state = {"model": dict(final.state_dict())}, {"record": asdict(final.record)}
     save_checkpoint(folder, total, tensors, state, identity=identity, keep_last=1)
     return final
 
 
 def learning_rate(step: int, total: int, recipe: LanguageModelRecipe) -> float:
-    """The learning rate at a step: a linear rise from zero, and a linear fall to its final part."""
+    """The learning rate at a step: a linear rise from zero, then a linear fall to the final value."""
     fall = 1.0 - (1.0 - recipe.final_learning_rate_factor) * step / total
     return recipe.learning_rate * fall * min(1.0, (step + 1) / recipe.warmup_steps)
 

@@ -1,8 +1,9 @@
-"""Whether the latent is used and whether the prior matches it: figures that need latents and energies only."""
+"""How well a model explains data through their latents, whether it uses the latent, and whether the prior fits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,33 +11,121 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.bootstrap import Floats, percentile_interval, resampled_sums
+from latent_ebm_text.evaluation.estimates import Estimate
+
 #: Variance of the posterior mean above which a dimension counts as active (Burda et al., 2016, appendix C).
 ACTIVE_VARIANCE = 0.01
+#: The metrics of this module by their keys in `results.json`, with the names that reports and cards give them.
+NAMES = {
+    "mse": "reconstruction MSE",
+    "reconstruction_nll": "reconstruction NLL",
+    "prior_nll": "prior NLL",
+    "active_units": "active units",
+    "posterior_std": "posterior standard deviation",
+    "prior_std": "prior standard deviation",
+    "std_mismatch": "posterior-prior mismatch",
+    "energy_gap": "energy gap",
+}
+_LATENT_KEYS = ("active_units", "posterior_std", "prior_std", "std_mismatch", "energy_gap")
 
 
 @dataclass(frozen=True)
-class LatentReport:
-    """How posterior and prior draws compare.
+class LatentDraws:
+    """Posterior and prior draws for `n` data, and the NLL of the data given each.
 
     Attributes:
-        active_units: Dimensions whose posterior mean varies with x, see [`active_units`].
-        posterior_std: Mean over dimensions of the standard deviation of posterior draws over the data.
-        prior_std: The same of prior draws.
-        std_mismatch: Mean over dimensions of `|posterior std / prior std - 1|`.
-        energy_gap: Mean energy of posterior draws minus that of prior draws, in nats.
-        n: Number of data points, and of prior draws.
+        first: `(n, latent_dim)`, one latent per datum from the model's own posterior sampler.
+        second: `(n, latent_dim)`, the same from independent chains.
+        prior: `(n, latent_dim)`, from the model's own prior sampler.
+        posterior_energy: `(n,)`, energies of `first` under the prior.
+        prior_energy: `(n,)`, energies of `prior`.
+        reconstruction_nll: `(n,)`, `-log p(x | z)` in nats, averaged over `first` and `second`.
+        prior_nll: `(n,)`, `-log p(x | z)` in nats with z from `prior`.
     """
 
-    active_units: int
-    posterior_std: float
-    prior_std: float
-    std_mismatch: float
-    energy_gap: float
-    n: int
+    first: Tensor
+    second: Tensor
+    prior: Tensor
+    posterior_energy: Tensor
+    prior_energy: Tensor
+    reconstruction_nll: Tensor
+    prior_nll: Tensor
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
-        return dict(self.__dict__)
+
+def draw_metrics(draws: LatentDraws, unit: str) -> dict[str, Estimate]:
+    """The metrics that follow from posterior and prior draws, by the keys of [`NAMES`].
+
+    Those of the latents are left out where there is none.
+
+    Args:
+        draws: The draws.
+        unit: What a datum is, for the definitions, such as `"image"`.
+    """
+    metrics = {
+        "reconstruction_nll": Estimate.of_mean(
+            draws.reconstruction_nll,
+            f"-log p(x | z) in nats per {unit}, with z from the model's own posterior sampler, averaged over two "
+            "chains",
+        ),
+        "prior_nll": Estimate.of_mean(
+            draws.prior_nll,
+            f"-log p(x | z) in nats per {unit}, with z from the model's prior sampler; how far it lies above the "
+            "reconstruction NLL is what the latent carries",
+        ),
+    }
+    return metrics | latent_metrics(draws) if draws.first.shape[1] else metrics
+
+
+def latent_metrics(draws: LatentDraws, *, num_resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    """How posterior and prior draws compare, for a latent of one dimension or more.
+
+    The intervals of `active_units`, of the standard deviations and of their mismatch come from resampling the data and
+    the prior draws. They are widened where needed to hold the value itself, which is an extreme of its resamples where
+    noise can only add to it.
+
+    Args:
+        draws: The draws.
+        num_resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+    """
+    posterior_std, prior_std = torch.cat([draws.first, draws.second]).std(dim=0), draws.prior.std(dim=0)
+    mismatch = (posterior_std / prior_std - 1).abs()
+    values: dict[str, tuple[float, str]] = {
+        "active_units": (
+            active_units(draws.first, draws.second),
+            f"of {len(mismatch)} dimensions, those whose posterior mean varies over the data with a variance above "
+            f"{ACTIVE_VARIANCE}, by two standard errors",
+        ),
+        "posterior_std": (
+            float(posterior_std.mean()),
+            "mean over dimensions of the standard deviation of posterior draws over the data",
+        ),
+        "prior_std": (float(prior_std.mean()), "mean over dimensions of the standard deviation of prior draws"),
+        "std_mismatch": (
+            float(mismatch.mean()),
+            "mean over dimensions of |posterior standard deviation / prior standard deviation - 1|",
+        ),
+    }
+    resampled = _resample(draws, num_resamples, seed)
+    metrics = {}
+    for key, (value, definition) in values.items():
+        low, high = percentile_interval(resampled[key])
+        metrics[key] = Estimate(
+            value,
+            (min(low, value), max(high, value)),
+            len(draws.first),
+            f"{definition}; percentile interval of {num_resamples} bootstrap resamples of data and prior draws",
+        )
+    variances = [energy.double().var() / len(energy) for energy in (draws.posterior_energy, draws.prior_energy)]
+    metrics["energy_gap"] = Estimate.of_normal(
+        float(draws.posterior_energy.mean() - draws.prior_energy.mean()),
+        float(sum(variances)) ** 0.5,
+        len(draws.first),
+        "mean energy of posterior draws minus that of prior draws, in nats",
+    )
+    return metrics
 
 
 def active_units(first: Tensor, second: Tensor) -> int:
@@ -48,7 +137,7 @@ def active_units(first: Tensor, second: Tensor) -> int:
 
     Args:
         first: `(n, latent_dim)` posterior draws, one per data point.
-        second: The same data points' draws from independent chains.
+        second: `(n, latent_dim)` draws for the same data points from independent chains.
     """
     products = (first - first.mean(0)) * (second - second.mean(0))  # (n, latent_dim)
     variance = products.sum(0) / (len(first) - 1)
@@ -56,71 +145,85 @@ def active_units(first: Tensor, second: Tensor) -> int:
     return int((variance - 2 * standard_error > ACTIVE_VARIANCE).sum())
 
 
-def latent_intervals(
-    first: Tensor, second: Tensor, prior_draws: Tensor, *, num_resamples: int = 1000, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """95 % intervals of `active_units` and `std_mismatch`, by resampling data points and prior draws.
-
-    Args:
-        first: `(n, latent_dim)`, as of [`compare_latents`].
-        second: `(n, latent_dim)`.
-        prior_draws: `(n, latent_dim)`.
-        num_resamples: Number of bootstrap resamples.
-        seed: Of the resampling.
-
-    Returns:
-        Percentiles, low and high, by the name of the figure; widened where needed to hold the figure itself, which
-        is an extreme of its resamples where noise can only add to it.
-    """
-    n, rng = len(first), np.random.default_rng(seed)
-    centre = torch.cat([first, second]).mean(dim=0)
-    x, y, z = (t.double() - c for t, c in ((first, centre), (second, centre), (prior_draws, prior_draws.mean(dim=0))))
-    columns = torch.stack([x, y, x * y, (x * y).square(), x.square(), y.square(), z, z.square()])  # (8, n, latent_dim)
-    units, mismatches = [], []
-    for _ in range(num_resamples):
-        data, prior = (torch.from_numpy(np.bincount(rng.integers(n, size=n), minlength=n) / n) for _ in range(2))
-        mean_x, mean_y, mean_xy, square_xy, square_x, square_y = torch.einsum("n,knd->kd", data, columns[:6])
-        mean_z, square_z = torch.einsum("n,knd->kd", prior, columns[6:])
-        variance = mean_xy - mean_x * mean_y
-        standard_error = (square_xy - mean_xy.square()).clamp(min=0).sqrt() / n**0.5
-        units.append(int((variance - 2 * standard_error > ACTIVE_VARIANCE).sum()))
-        posterior = (square_x + square_y) / 2 - ((mean_x + mean_y) / 2).square()
-        mismatches.append(_mean(((posterior / (square_z - mean_z.square())).sqrt() - 1).abs()))
-    own_mismatch = _mean((torch.cat([first, second]).std(dim=0) / prior_draws.std(dim=0) - 1).abs())
+def _resample(draws: LatentDraws, num_resamples: int, seed: int) -> dict[str, Floats]:
+    """Statistics of bootstrap resamples of the latents, `(num_resamples,)` each, from sums of powers and products."""
+    n, centre = len(draws.first), torch.cat([draws.first, draws.second]).mean(dim=0)
+    x, y, z = (
+        (part - middle).double().cpu().numpy()
+        for part, middle in ((draws.first, centre), (draws.second, centre), (draws.prior, draws.prior.mean(dim=0)))
+    )
+    data, prior = np.stack([x, y, x * y, (x * y) ** 2, x**2, y**2], axis=1), np.stack([z, z**2], axis=1)
+    means = [
+        resampled_sums(part.reshape(n, -1), num_resamples, seed + number).reshape(num_resamples, part.shape[1], -1) / n
+        for number, part in enumerate((data, prior))
+    ]
+    x, y, xy, xy_squared, x_squared, y_squared = means[0].swapaxes(0, 1)
+    z, z_squared = means[1].swapaxes(0, 1)
+    variance, standard_error = xy - x * y, np.sqrt(np.maximum(xy_squared - xy**2, 0) / n)
+    posterior_std = np.sqrt(np.maximum((x_squared + y_squared) / 2 - ((x + y) / 2) ** 2, 0))
+    prior_std = np.sqrt(np.maximum(z_squared - z**2, 0))
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample of very few draws may hold but one of them
+        mismatch = np.abs(posterior_std / prior_std - 1)
     return {
-        "active_units": _interval(units, active_units(first, second)),
-        "std_mismatch": _interval(mismatches, own_mismatch),
+        "active_units": (variance - 2 * standard_error > ACTIVE_VARIANCE).sum(axis=1),
+        "posterior_std": posterior_std.mean(axis=1),
+        "prior_std": prior_std.mean(axis=1),
+        "std_mismatch": mismatch.mean(axis=1),
     }
 
 
-def _interval(resampled: Sequence[float], own: float) -> tuple[float, float]:
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return min(float(low), own), max(float(high), own)
-
-
-def compare_latents(
-    first: Tensor, second: Tensor, prior_draws: Tensor, posterior_energy: Tensor, prior_energy: Tensor
-) -> LatentReport:
-    """Compares posterior draws (two independent ones per data point) with as many prior draws.
+def split_results(metrics: Mapping[str, Estimate], n: int) -> dict[str, Any]:
+    """Metrics of one split as `results.json` holds them: each with its name and definition, by its key.
 
     Args:
-        first: `(n, latent_dim)`.
-        second: `(n, latent_dim)`.
-        prior_draws: `(n, latent_dim)`.
-        posterior_energy: `(n,)`, energies of `first` under the prior.
-        prior_energy: `(n,)`, energies of `prior_draws`.
+        metrics: The metrics by the keys of [`NAMES`].
+        n: Number of data.
+
+    Returns:
+        JSON-able values, with the plain numbers that describe the latents under `latents`; they are zero for a model
+        without a latent.
     """
-    posterior_std, prior_std = torch.cat([first, second]).std(dim=0), prior_draws.std(dim=0)
-    return LatentReport(
-        active_units=active_units(first, second),
-        posterior_std=_mean(posterior_std),
-        prior_std=_mean(prior_std),
-        std_mismatch=_mean((posterior_std / prior_std - 1).abs()),
-        energy_gap=float(posterior_energy.mean() - prior_energy.mean()),
-        n=len(first),
+    latents = {key: metrics[key].value if key in metrics else 0 for key in _LATENT_KEYS}
+    return {
+        **{key: {"name": NAMES[key], **metric.to_dict()} for key, metric in metrics.items()},
+        "latents": {**latents, "n": n},
+    }
+
+
+@torch.no_grad()
+def mutual_information(
+    log_likelihood: Callable[[Tensor], Tensor], latents: Tensor, *, likelihood_weight: float = 1.0
+) -> Estimate:
+    """A lower bound of I(x; z) between data and their posterior draws, in nats.
+
+    The noise-contrastive bound (van den Oord et al., 2018; Poole et al., 2019, section 2.3) is
+    `I >= mean_i [ c(x_i, z_i) - log mean_j exp c(x_i, z_j) ]` for any critic `c`; here it is `w log p(x | z)`, the
+    best one there is up to a function of x alone, which cancels. The estimate cannot exceed `log n`, its detail
+    `limit`. Within half a nat of that limit the information may be any larger, and a `warning` among the details says
+    so.
+
+    Args:
+        log_likelihood: Latents `(n, latent_dim)` to `log p(x_i | z_i)`, `(n,)`, for the same n data at every call.
+        latents: `(n, latent_dim)` posterior draws, one per datum.
+        likelihood_weight: `w` of the posterior that they are drawn from.
+
+    Raises:
+        UsageError: If there are fewer than 2 data.
+    """
+    size = len(latents)
+    if size < 2:
+        raise UsageError(f"mutual information needs at least 2 data, got {size}")
+    own = likelihood_weight * log_likelihood(latents).double()
+    total = torch.full_like(own, -math.inf)
+    for shift in range(size):
+        others = likelihood_weight * log_likelihood(latents.roll(shift, dims=0)).double()
+        total = torch.logaddexp(total, others)
+    bounds, limit = own - total + math.log(size), math.log(size)
+    saturated = float(bounds.mean()) > limit - 0.5
+    return Estimate.of_mean(
+        bounds,
+        "noise-contrastive lower bound of I(x; z) in nats between data and their posterior draws; biased downwards, "
+        f"at most log n = {limit:.2f}",
+        limit=limit,
+        warning=f"at least this: the estimator cannot exceed {limit:.1f}" if saturated else None,
     )
-
-
-def _mean(values: Tensor) -> float:
-    """Zero of nothing: a model without a latent has no dimensions."""
-    return float(values.mean()) if len(values) else 0.0

@@ -7,12 +7,12 @@ Both are computed by the functions below, and as a metric of `evaluate`, without
 
     evaluate.load("latent_ebm_text/evaluation/perplexity.py", "rppl")  # the same class, by the path of this file
 
-They take text, so that any model can be judged. Words that the tokeniser of the real training text does not know
+They take text, so that any model can be judged. Words that the tokenizer of the real training text does not know
 count as `<unk>`.
 
 A perplexity per token depends on what a token is. So both are also given per word, the words counted between white
-space and the end of the sentence as one: figures of models with different tokenisers can then be compared. With a
-word-level tokeniser the two agree.
+space and the end of the sentence as one, by which models with different tokenizers can be compared. With a word-level
+tokenizer the two agree.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 
 from latent_ebm_text.data.batching import count_words
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.compare import bootstrap_interval
+from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.language_model import (
     LanguageModel,
     Sentences,
@@ -50,25 +50,27 @@ def forward_perplexity(
 ) -> dict[str, Any]:
     """FPPL: the perplexity of generated sentences under a language model of real training text.
 
-    Real text has the FPPL `evaluator_test_perplexity`. Far below it the samples are not better than real text, but
-    duller, as those of greedy decoding are. A sentence without words is kept: leaving it out would flatter the model.
+    Real text has the FPPL `evaluator_test_perplexity`. Samples with an FPPL far below it are not better than real text
+    but duller, as those of greedy decoding are. A sentence without words is kept: leaving it out would flatter the
+    model.
 
     Args:
-        samples: Generated sentences, words separated by spaces; drawn ancestrally, unless the row says otherwise.
+        samples: Generated sentences, words separated by spaces; drawn ancestrally, unless the result is labelled
+            otherwise.
         lm: The evaluator, trained on the real training text.
-        tokenizer: The tokeniser of the real training text.
+        tokenizer: The tokenizer of the real training text.
         real_test: The real test sentences, by which the evaluator itself is judged.
         progress: Whether to show progress bars.
 
     Returns:
         `perplexity`, `interval_95`, `n_sentences`, `n_tokens`, `sentence_nll` of [`estimate_perplexity`], and
         `perplexity_per_word`, `interval_95_per_word`, `n_words`; `evaluator`, `evaluator_seed`;
-        `evaluator_test_perplexity` and `evaluator_test_interval_95`, of the real test text under `lm`, and the same
-        `_per_word`; `definition`.
+        `evaluator_test_perplexity` and `evaluator_test_interval_95` of the real test text under `lm`, both also with
+        the ending `_per_word`; and `definition`.
 
     Raises:
-        UsageError: Samples that are none, all blank or all the same, no test text, or a tokeniser of another
-            vocabulary than the evaluator's.
+        UsageError: If there are no samples, or all are blank or the same, there is no test text, or the tokenizer has
+            another vocabulary than the evaluator.
     """
     _require_samples(samples)
     sample_ids = _encode(samples, "samples", lm, tokenizer)
@@ -92,24 +94,24 @@ def reverse_perplexity(
 ) -> dict[str, Any]:
     """RPPL: the perplexity of real test text under a language model of generated sentences.
 
-    The language model has recipe, seed and vocabulary of the evaluator `lm` and is trained as it was, on the first of
-    the samples, as many as the evaluator had training sentences. So samples as good as the real training text have
-    the RPPL `evaluator_test_perplexity`, and a model that covers a part of the text only has a higher one.
+    The language model has the recipe, seed and vocabulary of the evaluator `lm` and is trained as it was, on the first
+    samples, as many as the evaluator had training sentences. So samples as good as the real training text have the
+    RPPL `evaluator_test_perplexity`, and a model that covers only part of the text has a higher one.
 
     Args:
-        samples: Generated sentences, words separated by spaces; drawn ancestrally, unless the row says otherwise.
+        samples: Generated sentences, as for [`forward_perplexity`].
         lm: The evaluator, trained on the real training text by `train_language_model`.
-        tokenizer: The tokeniser of the real training text.
+        tokenizer: The tokenizer of the real training text.
         real_test: The real test sentences.
         cache_dir: Where `train_language_model` keeps the language model of the samples.
         progress: Whether to show progress bars.
 
     Returns:
-        The same as [`forward_perplexity`], with the test sentences counted in `n_sentences` and `n_tokens`;
-        `n_samples`, the generated sentences trained on; `warning`, `None` unless these are fewer than they should be.
+        The keys of [`forward_perplexity`], where `n_sentences` and `n_tokens` count the test sentences; `n_samples`,
+        the number of generated sentences trained on; and `warning`, `None` unless these are fewer than they should be.
 
     Raises:
-        UsageError: As [`forward_perplexity`], an evaluator that was not trained, or an unusable `cache_dir`.
+        UsageError: As [`forward_perplexity`]; or if the evaluator was not trained or `cache_dir` cannot be used.
         DivergenceError: As `train_language_model`.
     """
     if lm.record is None:
@@ -148,8 +150,8 @@ def estimate_perplexity(
 
     Args:
         lm: The language model.
-        ids: As of `sentence_nll`.
-        words: Words of each sentence, its end counted; for the perplexity per word.
+        ids: Sentences, as for `sentence_nll`.
+        words: Number of words of each sentence, its end counted; for the perplexity per word.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -159,13 +161,13 @@ def estimate_perplexity(
         `exp(nats / words)`, `interval_95_per_word` and `n_words`.
     """
     nll, tokens = sentence_nll(lm, ids, progress=progress)
-    figures: dict[str, Any] = {"n_sentences": len(nll), "sentence_nll": nll.tolist()}
+    found: dict[str, Any] = {"n_sentences": len(nll), "sentence_nll": nll.tolist()}
     for unit, suffix, counts in (("tokens", "", tokens), ("words", "_per_word", words)):
         if counts is not None:
-            figures[f"perplexity{suffix}"] = perplexity(nll, np.asarray(counts))
-            figures[f"interval_95{suffix}"] = list(bootstrap_interval(nll, tokens=counts).interval_95)
-            figures[f"n_{unit}"] = int(np.sum(counts))
-    return figures
+            found[f"perplexity{suffix}"] = perplexity(nll, np.asarray(counts))
+            found[f"interval_95{suffix}"] = list(Estimate.of_bootstrap(nll, "perplexity", tokens=counts).interval_95)
+            found[f"n_{unit}"] = int(np.sum(counts))
+    return found
 
 
 def _count_words(texts: Sequence[str]) -> list[int]:
@@ -179,15 +181,16 @@ def _describe_evaluator(
     return {
         "evaluator": lm.recipe.name,
         "evaluator_seed": None if lm.record is None else lm.record.seed,
-        "evaluator_test_perplexity": own["perplexity"],
-        "evaluator_test_interval_95": own["interval_95"],
-        "evaluator_test_perplexity_per_word": own["perplexity_per_word"],
-        "evaluator_test_interval_95_per_word": own["interval_95_per_word"],
+        **{
+            f"evaluator_test_{key}{suffix}": own[f"{key}{suffix}"]
+            for suffix in ("", "_per_word")
+            for key in ("perplexity", "interval_95")
+        },
     }
 
 
 def _require_samples(samples: Sequence[str]) -> None:
-    """Refuses what comes of a broken generation, and would get a perplexity all the same."""
+    """Refuses what a broken generation gives, which would otherwise get a perplexity all the same."""
     if isinstance(samples, str):
         raise UsageError("samples is one string; give a list of sentences.")
     distinct = {" ".join(sample.split()) for sample in samples}
@@ -201,7 +204,7 @@ def _require_samples(samples: Sequence[str]) -> None:
 
 
 def _encode(texts: Sequence[str], name: str, lm: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids with bos and eos put on here, because only some tokenisers do it themselves."""
+    """Ids with bos and eos added, because only some tokenizers add them themselves."""
     if isinstance(texts, str) or not len(texts):
         raise UsageError(f"{name} must be a list of at least one sentence.")
     if len(tokenizer) != lm.vocab_size:
@@ -209,8 +212,8 @@ def _encode(texts: Sequence[str], name: str, lm: LanguageModel, tokenizer: PreTr
             f"the tokenizer knows {len(tokenizer)} tokens and the evaluator {lm.vocab_size}; "
             "use the tokenizer of the real training text for both."
         )
-    words = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in words]
+    rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in rows]
 
 
 class SamplePerplexity(evaluate.Metric):
@@ -220,21 +223,21 @@ class SamplePerplexity(evaluate.Metric):
     [`reverse_perplexity`] by name, and returns what they return.
 
     Raises:
-        UsageError: Another name than these two.
+        UsageError: If the name is none of these two.
     """
 
-    # One class, for `evaluate.load` knows but one of a file.
-    _figures: dict[str, Callable[..., dict[str, Any]]] = {"fppl": forward_perplexity, "rppl": reverse_perplexity}
+    # `evaluate.load` finds only one class in a file, so that one class serves both.
+    _metrics: dict[str, Callable[..., dict[str, Any]]] = {"fppl": forward_perplexity, "rppl": reverse_perplexity}
 
     def _info(self) -> evaluate.MetricInfo:
-        if self.config_name not in self._figures:
+        if self.config_name not in self._metrics:
             raise UsageError(f"this metric is 'fppl' or 'rppl', not {self.config_name!r}; name one as config_name.")
         return evaluate.MetricInfo(
-            description=self._figures[self.config_name].__doc__,
+            description=self._metrics[self.config_name].__doc__,
             citation="Pang, Han, Nijkamp, Zhu and Wu. Learning Latent Space Energy-Based Prior Model. NeurIPS 2020.",
             inputs_description="predictions: generated sentences, words separated by spaces.",
             features=datasets.Features({"predictions": datasets.Value("string")}),
         )
 
     def _compute(self, predictions: list[str], **settings: Any) -> dict[str, Any]:
-        return self._figures[self.config_name](predictions, **settings)
+        return self._metrics[self.config_name](predictions, **settings)

@@ -1,4 +1,4 @@
-"""A report of figures, each with its interval, its n and its definition: as JSON and as a Markdown table."""
+"""The report on a model: its metrics, each with interval, n and definition, as JSON and as a Markdown table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latent_ebm_text.evaluation.measurements import Measurement
+from latent_ebm_text.evaluation.estimates import Estimate
 
 
 @dataclass
@@ -17,47 +17,47 @@ class Report:
 
     Attributes:
         facts: What a reader needs to know to measure it again: model, data, command, commit, wall time.
-        figures: By name, in the order in which they are shown.
-        texts: Further sections in Markdown, by title, such as that of a chain report.
-        settings: Of the evaluation, by which it can be done again.
+        metrics: The metrics by name, in the order in which they are shown.
+        texts: Further sections in Markdown by title, such as that on the chains.
+        settings: The settings of the evaluation, by which it can be repeated.
     """
 
     facts: dict[str, Any]
-    figures: dict[str, Measurement] = field(default_factory=dict)
+    metrics: dict[str, Estimate] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, figures: Mapping[str, Measurement]) -> None:
-        """Adds figures; a name may stand in a report only once."""
-        for name, figure in figures.items():
-            if name in self.figures:
-                raise ValueError(f"the report has a figure {name!r} already")
-            self.figures[name] = figure
+    def add(self, metrics: Mapping[str, Estimate]) -> None:
+        """Adds metrics, each of which may stand in a report only once."""
+        for name, metric in metrics.items():
+            if name in self.metrics:
+                raise ValueError(f"the report has a metric {name!r} already")
+            self.metrics[name] = metric
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
+        """The report as JSON-able values."""
         return {
             "facts": self.facts,
-            "figures": {name: figure.to_dict() for name, figure in self.figures.items()},
+            "metrics": {name: metric.to_dict() for name, metric in self.metrics.items()},
             "texts": self.texts,
             "settings": self.settings,
         }
 
     def to_markdown(self) -> str:
-        """For people: facts, a table of figures, their definitions, and the further sections."""
+        """The report for people: facts, a table of the metrics, their definitions, and the further sections."""
         lines = [f"- {name}: {value}" for name, value in self.facts.items()]
-        lines += ["", "| figure | value | 95 % interval | n | |", "|---|---|---|---|---|"]
-        for name, figure in self.figures.items():
-            low, high = figure.interval_95
-            note = figure.details.get("warning") or ""
-            lines.append(f"| {name} | {figure.value:.5g} | {low:.5g} to {high:.5g} | {figure.n:,} | {note} |")
-        lines += ["", *(f"- **{name}**: {figure.definition}." for name, figure in self.figures.items())]
+        lines += ["", "| metric | value | 95 % interval | n | |", "|---|---|---|---|---|"]
+        for name, metric in self.metrics.items():
+            low, high = metric.interval_95
+            warning = metric.details.get("warning") or ""
+            lines.append(f"| {name} | {metric.value:.5g} | {low:.5g} to {high:.5g} | {metric.n:,} | {warning} |")
+        lines += ["", *(f"- **{name}**: {metric.definition}." for name, metric in self.metrics.items())]
         for title, text in self.texts.items():
             lines += ["", f"## {title}", "", text.rstrip()]
         return "\n".join(lines) + "\n"
 
     def write(self, folder: str | Path) -> list[Path]:
-        """Writes `evaluation.json` and `evaluation.md` into a folder, which is made where it is not there."""
+        """Writes `evaluation.json` and `evaluation.md` into a folder, which is created if it does not exist."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / "evaluation.json", folder / "evaluation.md"]

@@ -13,30 +13,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.convergence import (
-    MIN_REPETITIONS,
-    array_stats,
-    chain_statistics,
-    check_initial,
-)
+from latent_ebm_text.evaluation.convergence import MIN_REPETITIONS, array_stats, chain_statistics, check_initial
 from latent_ebm_text.evaluation.estimates import Estimate
-from latent_ebm_text.samplers.base import LogDensity, Sampler, score_function, value_and_score_function
+from latent_ebm_text.latents.density import LogDensity, score_function, value_and_score_function
+from latent_ebm_text.latents.samplers.base import Sampler
 
 
 @dataclass(frozen=True)
-class SamplerFigures:
+class SamplerMetrics:
     """How well one sampler mixes, and at what cost.
 
     Attributes:
-        name: As the caller named it.
-        num_steps: Steps of a repetition.
-        ess_energy: Bulk effective sample size of the energy; standard error by the jackknife over groups of chains,
-            `n` the number of chains.
-        ess_worst_dimension: The same of the dimension where it is smallest.
-        r_hat: The largest of the energy and all dimensions. An effective sample size means nothing while it is far
-            above 1.
+        name: The name that the caller gave it.
+        num_steps: Number of steps of a repetition.
+        ess_energy: Bulk effective sample size of the energy, with a standard error by the jackknife over groups of
+            chains; `n` is the number of chains.
+        ess_worst_dimension: Bulk effective sample size of the dimension in which it is smallest.
+        r_hat: The largest R-hat of the energy and all dimensions. While it is far above 1 an effective sample size
+            means nothing.
         gradients_per_chain: Gradient evaluations per chain, those of dropped draws included.
-        seconds: Wall time of the same.
+        seconds: Wall time, that of dropped draws included.
     """
 
     name: str
@@ -54,12 +50,12 @@ class SamplerFigures:
 
     @property
     def ess_per_second(self) -> float:
-        """Of the smaller one; depends on the machine and its load."""
+        """`ess` per second, which depends on the machine and its load."""
         return self.ess / self.seconds
 
     @property
     def ess_per_thousand_gradients(self) -> float:
-        """Of the smaller one, per 1,000 gradient evaluations of a single latent; the same on every machine."""
+        """`ess` per 1,000 gradient evaluations of a single latent, which is the same on every machine."""
         return 1000 * self.ess / (self.gradients_per_chain * self.ess_energy.n)
 
 
@@ -68,29 +64,25 @@ class SamplerComparison:
     """Samplers side by side.
 
     Attributes:
-        rows: One per sampler, in the order given.
+        rows: One row per sampler, in the order given.
         num_chains: Number of chains.
-        num_draws: Draws per chain that the effective sample sizes are of.
+        num_draws: Number of draws per chain behind the effective sample sizes.
     """
 
-    rows: tuple[SamplerFigures, ...]
+    rows: tuple[SamplerMetrics, ...]
     num_chains: int
     num_draws: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
+        """The comparison as JSON-able values."""
         return {
             "num_chains": self.num_chains,
             "num_draws": self.num_draws,
             "samplers": [
                 {
-                    "name": row.name,
-                    "num_steps": row.num_steps,
+                    **vars(row),
                     "ess_energy": row.ess_energy.to_dict(),
                     "ess_worst_dimension": row.ess_worst_dimension.to_dict(),
-                    "r_hat": row.r_hat,
-                    "gradients_per_chain": row.gradients_per_chain,
-                    "seconds": row.seconds,
                     "ess_per_second": row.ess_per_second,
                     "ess_per_thousand_gradients": row.ess_per_thousand_gradients,
                 }
@@ -99,22 +91,21 @@ class SamplerComparison:
         }
 
     def to_markdown(self) -> str:
-        """As a table."""
+        """The comparison as a Markdown table."""
         lines = [
             f"Bulk effective sample sizes (ESS) of {self.num_chains} chains of {self.num_draws} draws, one per "
             "repetition, after as many that were dropped; ± is one jackknife standard error. Costs include the "
-            "dropped half; the last two columns take the smaller ESS. Where R-hat is "
-            "1.05 or more the chains have not mixed or are too short, and the ESS beside it cannot be trusted.",
+            "dropped half; the last two columns take the smaller ESS. Where R-hat is 1.05 or more the chains have not "
+            "mixed or are too short, and the ESS in that row cannot be trusted.",
             "",
             "| sampler | steps | ESS of the energy | ESS of the worst dimension | R-hat | gradients per chain "
             "| seconds | ESS per second | ESS per 1,000 gradients |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for row in self.rows:
-            energy, worst = row.ess_energy, row.ess_worst_dimension
             lines.append(
-                f"| {row.name} | {row.num_steps} | {energy.value:.0f} ± {energy.standard_error:.0f} "
-                f"| {worst.value:.0f} ± {worst.standard_error:.0f} | {row.r_hat:.3f} "
+                f"| {row.name} | {row.num_steps} | {row.ess_energy:.0f} | {row.ess_worst_dimension:.0f} "
+                f"| {row.r_hat:.3f} "
                 f"| {row.gradients_per_chain:.0f} | {row.seconds:.2f} | {row.ess_per_second:.3g} "
                 f"| {row.ess_per_thousand_gradients:.3g} |"
             )
@@ -136,16 +127,16 @@ def compare_samplers(
 
     Args:
         logdensity: The target.
-        samplers: By name.
+        samplers: The samplers by name.
         initial: `(num_chains, latent_dim)`, where the chains of every sampler start.
-        repetitions: How often each sampler is repeated.
+        repetitions: Number of times that each sampler is repeated.
         generator: Source of the noise, used by the samplers in turn.
         progress: Wraps the list of names, to show progress.
 
     Raises:
         UsageError: If there is no sampler, too few chains or repetitions, the start is not finite, or arviz-stats is
             not installed (names the extra).
-        DivergenceError: If a chain leaves the finite numbers.
+        DivergenceError: If a chain is not finite any more.
     """
     if not samplers:
         raise UsageError("there is no sampler to compare; give at least one")
@@ -168,7 +159,7 @@ def compare_samplers(
         statistics = chain_statistics(draws)
         energy, worst = _ess_with_errors(draws.double().numpy())
         rows.append(
-            SamplerFigures(
+            SamplerMetrics(
                 name=name,
                 num_steps=samplers[name].num_steps,
                 ess_energy=energy,
@@ -203,7 +194,7 @@ class _CountingDensity:
 
 
 def _ess_with_errors(draws: NDArray[np.float64], num_groups: int = 8) -> tuple[Estimate, Estimate]:
-    """Bulk ESS of the energy, the first column of `(num_chains, num_draws, 1 + latent_dim)`, and of the worst other.
+    """Bulk ESS of the energy, the first column of `(num_chains, num_draws, 1 + latent_dim)`, and the smallest other.
 
     Standard errors by the jackknife: groups of chains are left out in turn.
     """
@@ -216,5 +207,8 @@ def _ess_with_errors(draws: NDArray[np.float64], num_groups: int = 8) -> tuple[E
     groups = np.array_split(np.arange(num_chains), min(num_groups, num_chains))
     left_out = np.stack([ess(np.delete(draws, group, axis=0)) for group in groups])
     errors = np.sqrt((len(groups) - 1) * left_out.var(axis=0))
-    energy, worst = (Estimate(float(v), float(e), num_chains) for v, e in zip(ess(draws), errors, strict=True))
+    energy, worst = (
+        Estimate.of_normal(float(value), float(error), num_chains, "bulk effective sample size, jackknife error")
+        for value, error in zip(ess(draws), errors, strict=True)
+    )
     return energy, worst

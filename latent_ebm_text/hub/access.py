@@ -1,4 +1,4 @@
-"""What goes wrong between this machine and the Hub, in one line that says what to do."""
+"""Errors of the Hub's client, turned into one line that says what to do."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def hub_errors(task: str) -> Iterator[None]:
         task: What is being done, such as `"pushing to me/model"`; every message begins with it.
 
     Raises:
-        UsageError: Without a token, with one that is wrong or lacks rights, for a name that cannot be right.
-        HubError: Without network, in offline mode, with a full disk, for whatever else the Hub answers.
+        UsageError: If there is no token, it is wrong or lacks rights, or a name is invalid.
+        HubError: If there is no network, offline mode is on, the disk is full, or the Hub answers with another error.
     """
     try:
         yield
@@ -36,7 +36,7 @@ def hub_errors(task: str) -> Iterator[None]:
 
 
 def explain(error: BaseException, task: str) -> LatentEBMError:
-    """The error to raise in place of one of the Hub's client, or of the disk."""
+    """The error to raise instead of one by the Hub's client or the disk."""
     chain = list(_causes(error))
     if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in chain):
         return _disk_full(task)
@@ -81,7 +81,7 @@ def _disk_full(task: str) -> HubError:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
+    """The error, the one it was raised from, and so on."""
     current: BaseException | None = error
     while current is not None:
         yield current

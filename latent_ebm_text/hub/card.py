@@ -1,4 +1,4 @@
-"""The model card: generated from what was measured, so that it says no more and no less."""
+"""The model card, generated from what was measured, so that it claims no more and no less."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from jinja2 import Environment, PackageLoader
 
 from latent_ebm_text.errors import DataError
 from latent_ebm_text.hub.corpora import CorpusFacts, corpus_facts
-from latent_ebm_text.hub.figures import CardFigure, evaluation_figures, merge_figures, read_json, run_figures
-from latent_ebm_text.hub.loading import TEXT, model_kind
+from latent_ebm_text.hub.folders import TEXT, model_kind, read_json
+from latent_ebm_text.hub.metrics import CardMetric, card_metrics
 
-#: Pictures that a card shows, where a run or its evaluation has made them.
-PICTURES = {
+#: The plots and grids of images that a card shows if the run or its evaluation has made them, with their captions.
+PLOTS = {
     "training.png": "The course of the training",
     "evaluation.png": "The evaluation",
     "chains.png": "Chains of the prior",
-    "samples.png": "Samples, as they came",
+    "samples.png": "Samples, none picked",
     "reconstructions.png": "Test images above, their reconstructions below",
 }
+#: Number of generated sentences that a card shows.
 NUM_SAMPLES = 16
 _MARK = re.compile(r"\n*<!-- Written by latent_ebm_text\. digest: (\w+) -->\s*$")
 _FRONT_MATTER = re.compile(r"^---\n(.*?)\n---\n(.*)$", re.DOTALL)
@@ -55,14 +56,14 @@ def build_card(
     """The card of a model, in Markdown with its metadata.
 
     Args:
-        model_folder: The model.
-        model_id: What to load it by: its id on the Hub, or a folder.
-        run: Folder of the run that made it, with `results.json` and `samples.txt`.
-        evaluation: Folder of its evaluation, with `evaluation.json`.
-        remote_code: Whether the repository has what loads it as remote code.
+        model_folder: The folder of the model.
+        model_id: The name to load it by: its id on the Hub, or a folder.
+        run: The folder of the run that made it, with `results.json` and `samples.txt`.
+        evaluation: The folder of its evaluation, with `evaluation.json`.
+        remote_code: Whether the repository holds the code that loads it as remote code.
 
     Raises:
-        DataError: If one of these files is damaged, or the evaluation is on other data than the run.
+        DataError: If one of these files is damaged, or the evaluation used other data than the run.
     """
     is_text, config = model_kind(model_folder) == TEXT, read_json(model_folder / "config.json")
     record = read_json(run / "results.json") if run else {}
@@ -76,14 +77,14 @@ def build_card(
             f"{evaluation} was made on other data (fingerprint {measured_on}) than the run ({fingerprint}): leave it "
             "out of the card, or evaluate on the run's data"
         )
-    figures = merge_figures(run_figures(record), evaluation_figures(evaluated))
+    metrics = card_metrics(record, evaluated)
     samples = _samples(evaluation, run) if is_text else []
     folders = [folder for folder in (evaluation, run) if folder]
     environment = Environment(
         loader=PackageLoader("latent_ebm_text.hub", ""), trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     text = environment.get_template("card.md.jinja").render(
-        metadata=_metadata(model_id, is_text, facts, figures, config, fingerprint),
+        metadata=_metadata(model_id, is_text, facts, metrics, config, fingerprint),
         title=model_id.rstrip("/").split("/")[-1],
         is_text=is_text,
         description=_describe(config, is_text),
@@ -92,58 +93,56 @@ def build_card(
         remote_code=remote_code,
         data=[line.removeprefix("data: ").strip() for line in record.get("data", ["not recorded"])],
         facts=facts,
-        figures=figures,
-        definitions={figure.name: figure.definition for figure in reversed(figures)},
-        number=_number,
-        interval=lambda figure: " to ".join(map(_number, figure.interval)) if figure.interval else "-",
+        metrics=metrics,
+        definitions={metric.name: metric.definition for metric in reversed(metrics)},
         can_verify=is_text and bool(settings or evaluated.get("settings")),
         dataset_name=facts.name or settings.get("dataset_name", "path/to/the/data"),
         verdict=read_json(evaluation / "chains.json").get("verdict") if evaluation else None,
         samples=samples,
-        sampling=evaluated.get("facts", {}).get("sampling") or "ancestral sampling at temperature 1, nothing picked",
-        pictures={
-            name: caption for name, caption in PICTURES.items() if any((folder / name).is_file() for folder in folders)
+        sampling=evaluated.get("facts", {}).get("sampling") or "ancestral sampling at temperature 1",
+        plots={
+            name: caption for name, caption in PLOTS.items() if any((folder / name).is_file() for folder in folders)
         },
         record=record,
         training=_describe_training(record, evaluated),
         settings=yaml.safe_dump(settings, sort_keys=False).rstrip() if settings else "",
-        limits=_limits(record, figures, is_text),
+        limits=_limits(record, metrics, is_text),
     )
     home = str(Path.home())
     return sign(text if home == "/" else text.replace(f"{home}/", "~/"))
 
 
-# -------- edited by hand or not
+# -------- whether a card was edited by hand
 
 
 def sign(card: str) -> str:
-    """The card with a mark at its end, by which a later edit is seen."""
+    """The card with a mark at its end, by which a later edit is recognised."""
     card = _MARK.sub("", card).rstrip()
     return f"{card}\n\n<!-- Written by latent_ebm_text. digest: {_digest(card)} -->\n"
 
 
 def is_edited(card: str) -> bool:
-    """Whether a card was written or changed by someone else: it has no mark, or one that does not fit."""
+    """Whether somebody else wrote or changed a card: it has no mark, or one that does not fit its content."""
     found = _MARK.search(card.replace("\r\n", "\n"))
     return found is None or found[1] != _digest(_MARK.sub("", card.replace("\r\n", "\n")))
 
 
 def _digest(card: str) -> str:
-    """Of what the card says; metadata may be laid out anew, as tools of the Hub do."""
+    """A hash of what the card says, whatever the layout of its metadata, which tools of the Hub change."""
     parts = _FRONT_MATTER.match(card.strip() + "\n")
     metadata, body = (yaml.safe_load(parts[1]), parts[2]) if parts else (None, card)
     content = json.dumps(metadata, sort_keys=True, default=str) + body.strip()
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-# -------- parts
+# -------- the parts of a card
 
 
 def _metadata(
     model_id: str,
     is_text: bool,
     facts: CorpusFacts,
-    figures: list[CardFigure],
+    metrics: list[CardMetric],
     config: dict[str, Any],
     fingerprint: str,
 ) -> str:
@@ -153,15 +152,15 @@ def _metadata(
             task_type=task,
             dataset_type=facts.hub_id or facts.title,
             dataset_name=facts.title,
-            dataset_split=figure.split,
+            dataset_split=metric.split,
             dataset_args={"fingerprint": fingerprint} if fingerprint else None,
-            metric_type=figure.slug,
-            metric_name=figure.name,
-            metric_value=_rounded(figure.value),
-            metric_args={"interval_95": [_rounded(bound) for bound in figure.interval], "n": figure.n},
+            metric_type=metric.slug,
+            metric_name=metric.name,
+            metric_value=_rounded(metric.value),
+            metric_args={"interval_95": [_rounded(bound) for bound in metric.interval_95], "n": metric.n},
         )
-        for figure in figures
-        if figure.interval is not None and not figure.is_of_real_data
+        for metric in metrics
+        if not metric.is_of_real_data
     ]
     base_model = (config.get("decoder_config") or {}).get("_name_or_path")
     data = ModelCardData(
@@ -187,15 +186,13 @@ def _metadata(
 def _describe(config: dict[str, Any], is_text: bool) -> str:
     dimensions = config.get("latent_dim", 32 if is_text else 100)
     prior = "a learned energy" if config.get("prior_type", "energy") == "energy" else "N(0, I)"
-    if is_text:
-        kind = config.get("decoder_type", "lstm")
-        decoder = "an LSTM" if kind == "lstm" else f"a {kind.replace('_', ' ')}"
-        decoder = f"{decoder} over a vocabulary of {config.get('vocab_size', 10_000):,}"
-    else:
+    latent = f"a latent of {dimensions} dimensions, whose prior is {prior}"
+    if not is_text:
         size, channels = config.get("image_size", 32), config.get("num_channels", 3)
-        decoder = f"a convolutional network decodes images of {size} x {size} x {channels}"
-        return f"{decoder} from a latent of {dimensions} dimensions, whose prior is {prior}."
-    return f"{decoder} decodes a latent of {dimensions} dimensions, whose prior is {prior}."
+        return f"a convolutional network decodes images of {size} x {size} x {channels} from {latent}."
+    kind = config.get("decoder_type", "lstm")
+    decoder = "an LSTM" if kind == "lstm" else f"a {kind.replace('_', ' ')}"
+    return f"{decoder} over a vocabulary of {config.get('vocab_size', 10_000):,} decodes {latent}."
 
 
 def _describe_training(record: dict[str, Any], evaluated: dict[str, Any]) -> list[str]:
@@ -210,26 +207,28 @@ def _describe_training(record: dict[str, Any], evaluated: dict[str, Any]) -> lis
     return lines
 
 
-def _limits(record: dict[str, Any], figures: list[CardFigure], is_text: bool) -> list[str]:
-    limits = ["One training with one seed: intervals say what other test data would change, not another training."]
-    by_name = {figure.name: figure for figure in figures if figure.split == "test"}
+def _limits(record: dict[str, Any], metrics: list[CardMetric], is_text: bool) -> list[str]:
+    limits = [
+        "The model was trained once, with one seed: the intervals cover the choice of test data, not that of the seed."
+    ]
+    by_name = {metric.name: metric for metric in metrics if metric.split == "test"}
     if is_text and {"reconstruction NLL", "prior NLL"} <= by_name.keys():
         own, drawn = (by_name[name].value for name in ("reconstruction NLL", "prior NLL"))
         limits.append(
-            f"A sentence costs {own:.1f} nats with a latent of its own and {drawn:.1f} with one of the prior: what "
-            "lies between is what the latent carries."
+            f"A sentence costs {own:.1f} nats with a latent of its own and {drawn:.1f} with one from the prior; the "
+            "difference is what the latent carries."
         )
-    limits += [f"A warning of the training: {warning}." for warning in record.get("warnings", [])]
-    limits += [f"{figure.name}: {figure.warning}." for figure in figures if figure.warning]
+    limits += [f"The training warned: {warning}." for warning in record.get("warnings", [])]
+    limits += [f"{metric.name}: {metric.warning}." for metric in metrics if metric.warning]
     if is_text:
         limits += [
-            "It makes single sentences or short texts in the manner of its corpus. It follows no instructions, knows "
-            "no facts, and repeats whatever bias its corpus has. Samples were not filtered.",
-            "NLLs and perplexities compare only with those of the same data and tokeniser.",
+            "The model generates single sentences or short texts like those of its corpus. It follows no "
+            "instructions, knows no facts, and repeats the biases of its corpus. Samples were not filtered.",
+            "NLLs and perplexities can be compared only on the same data and with the same tokenizer.",
         ]
     else:
         limits.append(
-            "It makes images in the manner of its data, with whatever bias these have. Nothing was filtered."
+            "The model generates images like those of its data, with the biases of these. Nothing was filtered."
         )
     return limits
 
@@ -245,13 +244,9 @@ def _samples(evaluation: Path | None, run: Path | None) -> list[str]:
 
 
 def _fingerprint(lines: list[str]) -> str:
-    """That of the description of the data, for runs that did not write it by itself."""
+    """The fingerprint in the description of the data, for runs that recorded it nowhere else."""
     found = re.search(r"fingerprint (\w+)", " ".join(lines))
     return found[1] if found else ""
-
-
-def _number(value: float) -> str:
-    return f"{value:.5g}"
 
 
 def _rounded(value: float) -> float:

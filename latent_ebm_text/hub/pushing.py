@@ -1,4 +1,4 @@
-"""Pushing a model with its card: one commit, which either is there as a whole or not at all."""
+"""Pushing a model with its card, in one commit that arrives as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.hub.access import hub_errors
-from latent_ebm_text.hub.card import PICTURES, build_card, is_edited
-from latent_ebm_text.hub.loading import IMAGE, TEXT, find_model, model_kind
+from latent_ebm_text.hub.card import PLOTS, build_card, is_edited
+from latent_ebm_text.hub.folders import IMAGE, TEXT, find_model, model_kind, run_of
 
-#: What of a run and of its evaluation goes with the model.
-_RUN_FILES = ("results.json", "metrics.jsonl", "samples.txt", "report.html")
+#: Files of a run and of its evaluation that are pushed with the model.
+_RUN_FILES = ("results.json", "metrics.jsonl", "samples.txt")
 _EVALUATION_FILES = ("evaluation.json", "chains.json")
-#: Files that any new repository may have.
+#: Files that any new repository may hold.
 _HARMLESS = {".gitattributes", "README.md", ".gitignore"}
 REMOTE_CODE = "remote_code.py"
 _CLASSES = {
@@ -30,13 +30,13 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class Pushed:
-    """What came of a push.
+    """The result of a push.
 
     Attributes:
         repo_id: The repository.
-        url: The commit's page.
-        commit: Its SHA.
-        kept_card: Whether a card that was edited by hand was left as it is.
+        url: The page of the commit.
+        commit: The SHA of the commit.
+        kept_card: Whether a card that was edited by hand was left as it was.
     """
 
     repo_id: str
@@ -48,19 +48,19 @@ class Pushed:
 def open_repository(
     repo_id: str | None, *, default_name: str, private: bool = False, revision: str | None = None
 ) -> str:
-    """Makes sure, before any work is done for it, that a model may be pushed; the repository is made if need be.
+    """Makes sure that a model may be pushed, before any work is done for it, and creates the repository if need be.
 
     Args:
         repo_id: The repository, `name` or `namespace/name`.
-        default_name: Its name where none is given.
-        private: Whether a new one is private.
-        revision: A branch, made if need be.
+        default_name: The name of the repository if none is given.
+        private: Whether a new repository is private.
+        revision: A branch, created if need be.
 
     Returns:
-        The full id.
+        The full id of the repository.
 
     Raises:
-        UsageError: Without a token or the right to write, or if the name is taken by something else.
+        UsageError: If there is no token, it lacks the right to write, or the name is taken by something else.
         HubError: If the Hub cannot be reached.
     """
     name, api = repo_id or default_name, HfApi()
@@ -105,19 +105,19 @@ def push_run(
     remote_code: bool = False,
     overwrite_card: bool = False,
 ) -> Pushed:
-    """Pushes a model with its card, figures, samples and plots, in one commit.
+    """Pushes a model with its card, metrics, samples and plots, in one commit.
 
-    A push that breaks off changes nothing on the Hub; pushed again, what was uploaded already is not sent again. A
-    card that was edited by hand, there or here, is kept.
+    A push that breaks off changes nothing on the Hub; when it is repeated, files that were uploaded before are not
+    sent again. A card that was edited by hand, on the Hub or locally, is kept.
 
     Args:
-        name: Folder of a run or of a model.
-        repo_id: The repository; by default the run's name, in the name of whoever the token belongs to.
+        name: The folder of a run or of a model.
+        repo_id: The repository; by default one named after the run, of the owner of the token.
         private: Whether a new repository is private.
-        revision: Branch to push to.
-        evaluation: Folder that `evaluate` wrote, whose figures then stand in the card.
-        remote_code: Whether to add what loads the model with `trust_remote_code=True`.
-        overwrite_card: Whether to replace a card even if it was edited by hand.
+        revision: The branch to push to.
+        evaluation: The folder of an evaluation, whose metrics are then added to the card.
+        remote_code: Whether to add the code that loads the model with `trust_remote_code=True`.
+        overwrite_card: Whether to replace the card even if it was edited by hand.
 
     Raises:
         UsageError: If there is no model or evaluation, or as [`open_repository`].
@@ -136,8 +136,8 @@ def push_run(
         files: dict[str, Path | bytes] = {
             path.name: path for path in sorted(model_folder.iterdir()) if path.is_file() and path.name != "README.md"
         }
-        files |= _companions(run, (*_RUN_FILES, *PICTURES))
-        files |= _companions(evaluation, (*_EVALUATION_FILES, "samples.txt", *PICTURES))
+        files |= _companions(run, (*_RUN_FILES, *PLOTS))
+        files |= _companions(evaluation, (*_EVALUATION_FILES, "samples.txt", *PLOTS))
         if remote_code:
             files |= remote_code_files(model_folder)
         if not kept_card and not overwrite_card and local.is_file() and is_edited(local.read_text(encoding="utf-8")):
@@ -149,13 +149,13 @@ def push_run(
 
 
 def push_first_card(model: Any, repo_id: str, *, private: bool | None = None, token: Any = None) -> None:
-    """Gives a repository its card before the first push of a model by its own `push_to_hub`.
+    """Adds the card to a repository before the first push of a model by its own `push_to_hub`.
 
     Args:
         model: The model.
-        repo_id: The repository, which is made if need be.
-        private: Whether a new one is private.
-        token: As of the Hub's client.
+        repo_id: The repository, which is created if need be.
+        private: Whether a new repository is private.
+        token: The token, as the Hub's client takes it.
     """
     api = HfApi(token=token)
     full = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -180,7 +180,7 @@ def preview_card(
     evaluation: str | Path | None = None,
     remote_code: bool = False,
 ) -> str:
-    """The card that [`push_run`] with the same arguments would generate; asks no Hub."""
+    """The card that [`push_run`] with the same arguments would generate; the Hub is not asked."""
     model_folder = find_model(name)
     run = run_of(model_folder)
     return build_card(
@@ -201,27 +201,19 @@ def _evaluation_folder(evaluation: str | Path | None, name: str | Path) -> Path 
 
 
 def commit_files(repo_id: str, files: dict[str, Path | bytes], *, message: str, revision: str | None) -> Any:
-    """One commit with these files, by their paths in the repository."""
+    """Commits files, which are given by their paths in the repository, in one commit."""
     operations = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in files.items()]
     return HfApi().create_commit(repo_id, operations, commit_message=message, revision=revision)
 
 
-def run_of(model_folder: Path) -> Path | None:
-    """The folder of the run that a model belongs to: around it, or the model's own where results lie beside it."""
-    for candidate in (model_folder, model_folder.parent):
-        if (candidate / "results.json").is_file():
-            return candidate
-    return None
-
-
 def remote_code_files(model_folder: Path) -> dict[str, Path | bytes]:
-    """What lets the Auto classes load a model as remote code: one file, and its mention in the configuration."""
+    """The files by which the Auto classes load a model as remote code: one module, named in the configuration."""
     config_class, model_class, auto_class = _CLASSES[model_kind(model_folder)]
     config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
     stem = REMOTE_CODE.removesuffix(".py")
     config["auto_map"] = {"AutoConfig": f"{stem}.{config_class}", auto_class: f"{stem}.{model_class}"}
     code = (
-        '"""Loads the model with the package that it was made by: pip install latent-ebm-text."""\n\n'
+        '"""Loads the model with the package that made it: pip install latent-ebm-text."""\n\n'
         f"from latent_ebm_text import {config_class}, {model_class}  # noqa: F401\n"
     )
     return {REMOTE_CODE: code.encode(), "config.json": (json.dumps(config, indent=2) + "\n").encode()}
@@ -234,7 +226,7 @@ def _companions(folder: Path | None, names: tuple[str, ...]) -> dict[str, Path |
 def _remote_card_is_edited(repo_id: str, revision: str | None, folder: Path) -> bool:
     try:
         path = HfApi().hf_hub_download(repo_id, "README.md", revision=revision, local_dir=folder)
-    except LocalEntryNotFoundError:  # the Hub did not answer: that says nothing of the card
+    except LocalEntryNotFoundError:  # the Hub did not answer, so that nothing is known about the card
         raise
     except EntryNotFoundError:
         return False

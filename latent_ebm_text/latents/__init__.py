@@ -1,8 +1,9 @@
-"""Tools on latents alone: paths between them, neighbours among them, attributes read from them and imposed on them.
+"""The mathematics of latents: priors, posteriors, samplers and integrals, and tools such as paths and classifiers.
 
-They know log-densities and positions, and nothing of models, tokens or pixels.
+This package knows log-densities and positions, and nothing about models, tokens or pixels.
 """
 
+from latent_ebm_text.latents.classifier import fit_classifier as fit_classifier
 from latent_ebm_text.latents.control import Control as Control
 from latent_ebm_text.latents.control import ControlledDensity as ControlledDensity
 from latent_ebm_text.latents.control import LatentClassifier as LatentClassifier
@@ -13,4 +14,3 @@ from latent_ebm_text.latents.interpolation import path_action as path_action
 from latent_ebm_text.latents.interpolation import spherical_path as spherical_path
 from latent_ebm_text.latents.neighbours import LatentIndex as LatentIndex
 from latent_ebm_text.latents.neighbours import Neighbours as Neighbours
-from latent_ebm_text.latents.training import fit_classifier as fit_classifier

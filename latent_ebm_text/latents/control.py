@@ -1,4 +1,4 @@
-"""Attributes of latents: classifiers p(c | z), and densities p(z) p(c | z)^w that impose what they read."""
+"""Attribute control: classifiers p(c | z) of latents, and densities p(z) p(c | z)^w that impose an attribute."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ import torch
 from torch import Tensor, nn
 
 from latent_ebm_text.errors import DataError, UsageError
-from latent_ebm_text.samplers.base import ScoredLogDensity, frozen_log_density
+from latent_ebm_text.latents.density import ScoredLogDensity, frozen_log_density
 
 FORMAT = "latent_ebm_text.latent_classifier/1"
 _WEIGHTS, _SETTINGS = "classifier.safetensors", "classifier.json"
 
 
 class LatentClassifier(nn.Module):
-    """A small network that reads an attribute from a latent, `p(c | z)`, calibrated by a temperature.
+    """A small network that predicts an attribute from a latent, `p(c | z)`, calibrated by a temperature.
 
-    One hidden layer on standardised latents. [`~latent_ebm_text.latents.fit_classifier`] makes one from labelled
-    latents. Smooth in z (GELU), since chains follow its score, which is written out by hand.
+    It has one hidden layer on standardised latents and is fitted by
+    [`~latent_ebm_text.latents.classifier.fit_classifier`]. It is smooth in z (GELU), because chains follow its score,
+    which is computed in closed form.
 
     Args:
-        attribute: What is read, such as `"topic"`.
+        attribute: Name of the attribute, such as `"topic"`.
         classes: The values of the attribute, at least two.
         latent_dim: Size of the latent.
         hidden_size: Width of the hidden layer.
 
     Attributes:
-        report: JSON-able figures on data held out, where the classifier has been fitted.
+        report: JSON-able metrics on held-out data, empty until the classifier is fitted.
 
     Raises:
-        UsageError: If there are fewer than two classes, one is named twice, or a size is not positive.
+        UsageError: If there are fewer than two classes, a class occurs twice, or a size is not positive.
     """
 
     mean: Tensor
@@ -69,18 +70,18 @@ class LatentClassifier(nn.Module):
         return self(latents).softmax(dim=-1)
 
     def index_of(self, value: str) -> int:
-        """The place of a value among the classes, or a `UsageError` that lists them."""
+        """Returns the index of a class; an unknown class is a `UsageError` that lists the known ones."""
         if value not in self.classes:
             raise UsageError(f"{self.attribute} has no value {value!r}; its values are {', '.join(self.classes)}")
         return self.classes.index(value)
 
     @torch.no_grad()
     def value_and_score(self, latents: Tensor, index: int, *, negated: bool = False) -> tuple[Tensor, Tensor]:
-        """`log p(c | z)`, or `log(1 - p(c | z))` where negated, `(batch,)`, and its gradient in z.
+        """`log p(c | z)`, or `log(1 - p(c | z))` if negated, `(batch,)`, and its gradient `(batch, latent_dim)` in z.
 
         Args:
             latents: `(batch, latent_dim)`.
-            index: Of the class.
+            index: Index of the class.
             negated: Whether the attribute must not have this value.
         """
         before = self.hidden((latents - self.mean) / self.std)
@@ -88,7 +89,7 @@ class LatentClassifier(nn.Module):
         total = logits.logsumexp(dim=-1)
         gradient = -logits.softmax(dim=-1)
         if negated:
-            # The other classes' share: no 1 - p, which has no digits left where p is nearly 1.
+            # Sums the other classes, because 1 - p loses all precision where p is nearly 1.
             others = logits.clone()
             others[:, index] = -math.inf
             value = others.logsumexp(dim=-1) - total
@@ -101,7 +102,7 @@ class LatentClassifier(nn.Module):
         return value, into_hidden @ self.hidden.weight / self.std
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `classifier.safetensors` and `classifier.json` into a folder, which is made where it is not there."""
+        """Writes `classifier.safetensors` and `classifier.json` into a folder, which is created if needed."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -119,7 +120,7 @@ class LatentClassifier(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> LatentClassifier:
-        """Reads what `save_pretrained` has written.
+        """Reads what `save_pretrained` wrote.
 
         Raises:
             DataError: If the files are missing, damaged or of another format.
@@ -144,12 +145,12 @@ class LatentClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class Control:
-    """One wish about an attribute: a factor `p(c | z)^w`, or `(1 - p(c | z))^w`, of a controlled density.
+    """One requirement on an attribute: a factor `p(c | z)^w`, or `(1 - p(c | z))^w`, of a controlled density.
 
     Args:
-        classifier: Reads the attribute.
-        value: The class that is wished for, or not to be.
-        weight: `w`, positive; 1 is Bayes' rule, more insists.
+        classifier: Predicts the attribute.
+        value: The class to impose, or to avoid if `negated`.
+        weight: `w`, positive; 1 is Bayes' rule, and a larger weight imposes the attribute more strongly.
         negated: Whether the attribute must not have this value.
 
     Raises:
@@ -170,14 +171,14 @@ class Control:
             )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Control:
-        """The same wish on another device and in another precision; this one's classifier stays as it is."""
+        """Returns this control on another device and in another precision, with a classifier of its own."""
         weight = self.classifier.hidden.weight
         if (weight.device, weight.dtype) == (device, dtype):
             return self
         return replace(self, classifier=deepcopy(self.classifier).to(device, dtype))
 
     def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """`w log p(c | z)` of shape `(batch,)`, or of its opposite, and its gradient `(batch, latent_dim)`."""
+        """The factor's log, `w log p(c | z)` unless negated, `(batch,)`, and its gradient `(batch, latent_dim)`."""
         index = self.classifier.index_of(self.value)
         value, score = self.classifier.value_and_score(latents, index, negated=self.negated)
         return self.weight * value, self.weight * score
@@ -186,14 +187,14 @@ class Control:
 class ControlledDensity:
     """`log p(z) + sum of w_i log p(c_i | z)` up to a constant: a product of experts (Hinton, 2002) over latents.
 
-    Like a prior it is a [`~latent_ebm_text.samplers.ScoredLogDensity`], which any sampler takes.
+    Like a prior it is a [`~latent_ebm_text.latents.density.ScoredLogDensity`], which any sampler accepts.
 
     Args:
         prior: Log-density of the prior with its score.
-        controls: One or more.
+        controls: One or more requirements.
 
     Raises:
-        UsageError: If there is no control, or a classifier is of latents of another size than the prior's.
+        UsageError: If there is no control, or a classifier takes latents of another size than the prior's.
     """
 
     def __init__(self, prior: ScoredLogDensity, controls: Sequence[Control]) -> None:
@@ -210,11 +211,11 @@ class ControlledDensity:
         self.prior, self.controls = prior, tuple(controls)
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """The log-density in nats; `(batch, latent_dim)` to `(batch,)`. Not differentiable: it has a score."""
+        """The log-density in nats; `(batch, latent_dim)` to `(batch,)`. It is not differentiable; use `score`."""
         return self.value_and_score(latents)[0]
 
     def frozen(self) -> ControlledDensity:
-        """The same log-density for the length of a chain, with the prior's weights taken as they are."""
+        """Returns the same log-density for one chain, with the prior's weights frozen."""
         return ControlledDensity(frozen_log_density(self.prior), self.controls)
 
     def score(self, latents: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text.errors import DivergenceError, UsageError
-from latent_ebm_text.samplers.base import LogDensity, value_and_score_function
+from latent_ebm_text.latents.density import LogDensity, value_and_score_function
 
 PathKind = Literal["linear", "spherical", "low_energy"]
-#: Weight of a low-energy path's speed against its energy, see [`low_energy_path`].
+#: Default weight of the speed of a low-energy path against its energy, see [`low_energy_path`].
 STIFFNESS = 0.25
-#: Angles, in radians, below which and above pi minus which a great circle is not defined well enough.
+#: A great circle is ill-defined where the angle between its ends is closer than this, in radians, to 0 or pi.
 _LEAST_ANGLE = 1e-4
 
 
@@ -26,15 +26,15 @@ def latent_path(
     *,
     stiffness: float = STIFFNESS,
 ) -> Tensor:
-    """A path of one of the three kinds, `(num_points, latent_dim)`.
+    """Computes a path of one of the three kinds, `(num_points, latent_dim)`.
 
     Args:
         kind: `"linear"`, `"spherical"` or `"low_energy"`.
         start: `(latent_dim,)`, the first point.
-        end: `(latent_dim,)`, the last.
-        num_points: Points, both ends included, at least 2.
-        log_density: Of the prior, `-E(z)`; only a path of low energy asks for it.
-        stiffness: Of a path of low energy.
+        end: `(latent_dim,)`, the last point.
+        num_points: Number of points, both ends included, at least 2.
+        log_density: The prior's `-E(z)`; only a low-energy path uses it.
+        stiffness: Weight of the speed of a low-energy path.
 
     Raises:
         UsageError: If the kind is unknown or a number out of range.
@@ -51,7 +51,7 @@ def latent_path(
 def linear_path(start: Tensor, end: Tensor, num_points: int) -> Tensor:
     """Equally spaced points on the straight line, `(num_points, latent_dim)`.
 
-    Halfway between two independent draws of N(0, I) the norm is too small by a factor of 0.7 for a draw.
+    Halfway between two independent draws from N(0, I) the norm is typically 0.7 times that of a draw.
     """
     return torch.lerp(start, end, _times(start, end, num_points))
 
@@ -59,11 +59,11 @@ def linear_path(start: Tensor, end: Tensor, num_points: int) -> Tensor:
 def spherical_path(start: Tensor, end: Tensor, num_points: int) -> Tensor:
     """Equally spaced points on the great circle (Shoemake, 1985; White, 2016), `(num_points, latent_dim)`.
 
-    The direction turns at a constant rate and the norm goes from the one end's to the other's, so that points between
-    two draws of a Gaussian look like draws. Ends of (nearly) the same direction are joined by a straight line.
+    The direction turns at a constant rate and the norm is interpolated linearly, so points between two draws from a
+    Gaussian look like draws. Ends with (nearly) the same direction are joined by a straight line.
 
     Raises:
-        UsageError: If an end is zero or the ends are opposite: then there is no one great circle.
+        UsageError: If an end is zero or the ends are opposite, where the great circle is not unique.
     """
     times = _times(start, end, num_points)
     norms = start.norm(), end.norm()
@@ -82,7 +82,7 @@ def spherical_path(start: Tensor, end: Tensor, num_points: int) -> Tensor:
 
 
 def path_action(path: Tensor, log_density: LogDensity, *, stiffness: float = STIFFNESS) -> Tensor:
-    """What a path of low energy minimises, in nats: `mean of E + stiffness / 2 * mean of |dz/dt|^2`, a scalar.
+    """The action that a low-energy path minimises, in nats: `mean of E + stiffness / 2 * mean of |dz/dt|^2`, a scalar.
 
     Args:
         path: `(num_points, latent_dim)`, over times from 0 to 1; the mean of E is by the trapezoidal rule.
@@ -112,20 +112,20 @@ def low_energy_path(
     It minimises `∫ E(z(t)) dt + stiffness / 2 ∫ |dz/dt|^2 dt` with both ends held, discretised at equally spaced
     times. Large stiffness gives the straight line, small stiffness a path that follows the valleys of the energy and
     comes near its minimum. Under N(0, I) it is `(sinh(k (1 - t)) start + sinh(k t) end) / sinh(k)` with
-    `k = stiffness^(-1/2)`. Descent with the speed's part taken implicitly, so that the number of points does not limit
-    the step; a step that does not lower the action is halved.
+    `k = stiffness^(-1/2)`. The descent treats the speed term implicitly, so the number of points does not limit the
+    step size; a step that does not lower the action is retried at half the size.
 
-    Low energy means probable per unit of volume. Most of a Gaussian's volume lies at norms near
-    `latent_dim^(1/2)`, so that points inside are less like draws of the prior than the ends are: a spherical path
-    keeps to typical norms, this one to high density.
+    Low energy means high probability per unit of volume. Most of a Gaussian's volume lies at norms near
+    `latent_dim^(1/2)`, so the inner points may look less like draws from the prior than the ends do: a spherical path
+    keeps to typical norms, a low-energy path to high density.
 
     Args:
-        start: `(latent_dim,)`.
-        end: `(latent_dim,)`.
-        num_points: Points, both ends included, at least 2.
+        start: `(latent_dim,)`, the first point.
+        end: `(latent_dim,)`, the last point.
+        num_points: Number of points, both ends included, at least 2.
         log_density: `-E(z)`, with a score or differentiable.
-        stiffness: Positive.
-        num_steps: Most steps of the descent.
+        stiffness: Weight of the speed, positive.
+        num_steps: Maximum number of descent steps.
         tolerance: The descent ends when no coordinate moves by more than this times the step size.
 
     Returns:
@@ -141,9 +141,9 @@ def low_energy_path(
     if num_points == 2:
         return path
     value_and_score = value_and_score_function(log_density)
-    intervals, wide = num_points - 1, torch.promote_types(path.dtype, torch.float32)  # what can be solved in
+    intervals, wide = num_points - 1, torch.promote_types(path.dtype, torch.float32)  # `solve` needs at least float32
 
-    # The speed's part of the action's gradient, times `intervals`: second differences, and what the ends add to them.
+    # Gradient of the speed term, times `intervals`: second differences of the path, to which the ends contribute.
     identity = torch.eye(num_points - 2, device=path.device, dtype=path.dtype)
     above = torch.ones_like(identity).triu(1).tril(1)
     second = stiffness * intervals**2 * (2 * identity - above - above.mT)
@@ -181,7 +181,7 @@ def _action(path: Tensor, value: Tensor, stiffness: float) -> Tensor:
 
 
 def _times(start: Tensor, end: Tensor, num_points: int) -> Tensor:
-    """`(num_points, 1)`, from 0 to 1."""
+    """Equally spaced times from 0 to 1, `(num_points, 1)`."""
     if num_points < 2:
         raise UsageError(f"num_points must be at least 2, got {num_points}")
     if start.dim() != 1 or start.shape != end.shape:

@@ -1,4 +1,4 @@
-"""The data whose latents are nearest to a given one, by distance or by divergence of posteriors."""
+"""Nearest neighbours among the latents of a corpus, by distance or by divergence between posteriors."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from latent_ebm_text.errors import DataError, UsageError
 
 Metric = Literal["euclidean", "divergence"]
 FORMAT = "latent_ebm_text.latent_index/1"
-#: Most distances in memory at a time.
+#: Maximum number of distances in memory at a time.
 _CHUNK = 2**24
-#: Least standard deviation of a posterior: that of a few draws can come out far too small.
+#: Lower limit for standard deviations of posteriors, since estimates from a few draws can be far too small.
 _LEAST_STD = 1e-3
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest data of every query.
+    """The nearest examples of every query.
 
     Attributes:
-        indices: `(queries, k)`, rows of the index, the nearest first.
-        distances: `(queries, k)`: Euclidean distances, or divergences in nats.
+        indices: `(queries, k)`, rows of the index, nearest first.
+        distances: `(queries, k)`, Euclidean distances, or divergences in nats.
     """
 
     indices: Tensor
@@ -35,12 +35,12 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class LatentIndex:
-    """Posterior means and standard deviations of a corpus, in its order: what neighbours are looked for in.
+    """Posterior means and standard deviations of a corpus, in its order, among which neighbours are found.
 
     Attributes:
-        mean: `(n, latent_dim)`.
-        std: `(n, latent_dim)`.
-        source: What the rows are of, such as a corpus's fingerprint, so that an index is not used with another.
+        mean: `(n, latent_dim)`, posterior means.
+        std: `(n, latent_dim)`, posterior standard deviations.
+        source: What the rows describe, such as a corpus's fingerprint, which keeps an index from use with another.
 
     Raises:
         UsageError: If the shapes differ or a value is not finite.
@@ -66,18 +66,18 @@ class LatentIndex:
     def query(
         self, mean: Tensor, std: Tensor | None = None, *, k: int = 5, metric: Metric = "euclidean"
     ) -> Neighbours:
-        """The `k` nearest rows of each query.
+        """Finds the `k` nearest rows for each query.
 
         Args:
             mean: `(queries, latent_dim)`, posterior means, or any latents.
-            std: `(queries, latent_dim)`, for the divergence.
-            k: Neighbours of each query.
-            metric: `"euclidean"`, the distance of the means; or `"divergence"`, the mean of the two Kullback-Leibler
-                divergences between the diagonal Gaussians, in nats, for which a dimension that the data does not
-                decide counts little.
+            std: `(queries, latent_dim)`, posterior standard deviations, needed for the divergence.
+            k: Number of neighbours per query.
+            metric: `"euclidean"`, the distance between the means; or `"divergence"`, the mean of the two
+                Kullback-Leibler divergences between the diagonal Gaussians, in nats, in which dimensions that the data
+                does not determine count little.
 
         Raises:
-            UsageError: If shapes, `k` or the metric cannot be right.
+            UsageError: If a shape, `k` or the metric is invalid.
         """
         if metric not in get_args(Metric):
             raise UsageError(f"unknown metric {metric!r}; known metrics: {', '.join(get_args(Metric))}")
@@ -100,7 +100,7 @@ class LatentIndex:
         return Neighbours(torch.cat(indices).cpu(), torch.cat(distances).cpu())
 
     def save(self, path: str | Path) -> None:
-        """Writes one safetensors file, and makes the folder it is in."""
+        """Writes one safetensors file, whose folder is created if needed."""
         from safetensors.torch import save_file
 
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -110,14 +110,14 @@ class LatentIndex:
 
     @classmethod
     def load(cls, path: str | Path, *, source: str | None = None) -> LatentIndex:
-        """Reads what `save` has written.
+        """Reads what `save` wrote.
 
         Args:
             path: The file.
-            source: What the rows must be of; not checked by default.
+            source: The source that the index must have; not checked by default.
 
         Raises:
-            DataError: If the file is missing, no such index, or one of another source.
+            DataError: If the file is missing, holds no index, or holds the index of another source.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -125,24 +125,22 @@ class LatentIndex:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise DataError(
-                        f"{path} is no index of latents (format {metadata.get('format')!r}): build it anew"
-                    )
+                    raise DataError(f"{path} is no index of latents (format {metadata.get('format')!r}): rebuild it")
                 index = cls(file.get_tensor("mean"), file.get_tensor("std"), json.loads(metadata["source"]))
         except DataError:
             raise
         except (OSError, KeyError, ValueError, RecursionError, SafetensorError) as error:
             raise DataError(f"{path} cannot be read as an index of latents: {error}") from error
         if source is not None and index.source != source:
-            raise DataError(f"{path} is an index of {index.source!r}, not of {source!r}: build it anew")
+            raise DataError(f"{path} is an index of {index.source!r}, not of {source!r}: rebuild it")
         return index
 
 
 def _divergence(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor) -> Tensor:
     """Mean of both Kullback-Leibler divergences between all pairs of diagonal Gaussians, in nats; `(queries, n)`.
 
-    That is a quarter of `sum (v + D^2) / v' + (v' + D^2) / v - 2`, D the difference of the means: sums of products of
-    one factor of the query and one of the row, hence a single matrix product.
+    It is a quarter of `sum (v + D^2) / v' + (v' + D^2) / v - 2` with variances v, v' and difference of means D. Every
+    term is a product of a factor of the query and a factor of the row, so a single matrix product computes them all.
     """
     a, b = (m.double() for m in (mean, other_mean.to(mean.device)))
     va, vb = (s.double().clamp(min=_LEAST_STD).square() for s in (std, other_std.to(mean.device)))

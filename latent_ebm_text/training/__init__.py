@@ -1,1 +1,1 @@
-"""Training: the loop, checkpoints and the arguments of recipes."""
+"""Training: the loop, its arguments, and checkpoints."""

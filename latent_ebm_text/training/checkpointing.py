@@ -1,9 +1,9 @@
-"""Checkpoints that a kill at any instant cannot spoil.
+"""Checkpoints that stay intact if the process is killed at any moment.
 
 A checkpoint is a folder `step-00000100/` with `<name>.safetensors` files, `state.json`, and `manifest.json` with the
-size and SHA-256 of the others. It is written under a temporary name, flushed to disk, and then published by one
-rename: under its final name it is complete from the first moment. Removal goes the other way round, first a rename and
-then the deletion. One process writes to a folder, on a POSIX file system.
+size and SHA-256 of the other files. It is written under a temporary name, flushed to disk, and then published by one
+rename, so a folder with the final name is always complete. Removal is a rename followed by the deletion. Only one
+process may write to a folder, on a POSIX file system.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from latent_ebm_text import __version__
 from latent_ebm_text.errors import CheckpointError, UsageError
-from latent_ebm_text.version import __version__
 
 FORMAT_VERSION = 1
 MAX_JSON_BYTES = 64 * 2**20
@@ -32,12 +32,12 @@ _SAFE_FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 class IncompleteCheckpointError(CheckpointError):
-    """A checkpoint that is half-written or corrupt: an earlier one may still be good."""
+    """A checkpoint is half-written or corrupt; an earlier one may still be good."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint in memory; `tensors` maps each saved name to its tensors, on the CPU."""
+    """A verified checkpoint in memory; `tensors` maps every saved name to its tensors, on the CPU."""
 
     path: Path
     step: int
@@ -45,7 +45,7 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-# -------- saving
+# Saving
 
 
 def save_checkpoint(
@@ -58,20 +58,22 @@ def save_checkpoint(
     keep_last: int = 2,
     best_step: int | None = None,
 ) -> Path:
-    """Publish `<folder>/step-<8 digits>/`, then remove all but the `keep_last` newest checkpoints and `best_step`.
+    """Publishes `<folder>/step-<8 digits>/`, then removes all but the `keep_last` newest checkpoints and `best_step`.
+
+    A complete checkpoint of this step is returned and never overwritten.
 
     Args:
-        folder (`Path`): The folder of all checkpoints of a run; created if needed.
-        step (`int`): Number of optimizer steps done. A complete one is returned, never overwritten.
-        tensors (`dict[str, dict[str, torch.Tensor]]`): One file per entry; any shapes, strides and sharing of memory.
-        state (`dict`): JSON-able rest, at most 64 MB of JSON. Tuples come back as lists, keys as strings.
-        identity (`dict`): What a run must have in common with this checkpoint to load it, such as the model's sizes.
-        keep_last (`int`, *optional*, defaults to 2): Checkpoints kept besides the best, the new one among them.
-        best_step (`int`, *optional*): The step of a checkpoint that is always kept.
+        folder: The folder of all checkpoints of a run; created if needed.
+        step: Number of optimizer steps done.
+        tensors: One file per entry; shapes, strides and shared memory are arbitrary.
+        state: The JSON-able rest, at most 64 MB of JSON. Tuples become lists, and keys become strings.
+        identity: What a run must have in common with this checkpoint to load it, such as the model's sizes.
+        keep_last: Number of newest checkpoints that are kept besides the best one, with the new one.
+        best_step: The step of a checkpoint that is always kept.
 
     Raises:
-        UsageError: `step`, `keep_last`, a name, `state` or `identity` cannot be right.
-        CheckpointError: The disk is full or refuses (earlier checkpoints stay as they are), or `folder` already holds
+        UsageError: If `step`, `keep_last`, a name, `state` or `identity` is invalid.
+        CheckpointError: If the checkpoint cannot be written (earlier ones are unchanged), or `folder` already holds
             this step of another model.
     """
     if step < 0 or keep_last < 1:
@@ -96,7 +98,7 @@ def save_checkpoint(
         _write_files(temporary, step, tensors, state_json, json.loads(identity_json))
         os.rename(temporary, published)
         _flush(folder)
-        # Steps beyond this one are corrupt checkpoints that a resume has skipped: they must not push out good ones.
+        # Checkpoints of later steps are corrupt ones that a resumed run skipped; they must not displace good ones.
         earlier = [path for path in find_checkpoints(folder) if _step_of(path) <= step]
         for path in earlier[keep_last:]:
             if _step_of(path) != best_step:
@@ -104,10 +106,10 @@ def save_checkpoint(
         _remove_leftovers(folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot save the checkpoint of step {step} in {folder}: {error}; earlier checkpoints are as they were"
+            f"cannot save the checkpoint of step {step} in {folder}: {error}; earlier checkpoints are unchanged"
         ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # there is none if all went well
+        shutil.rmtree(temporary, ignore_errors=True)  # it does not exist if all went well
     return published
 
 
@@ -133,7 +135,7 @@ def _write_files(
 
 
 def _with_own_memory(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """safetensors wants contiguous tensors, no two of which share memory (tied weights and views do)."""
+    """Copies tensors as needed: safetensors requires contiguous tensors that share no memory, as tied weights do."""
     separate: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -149,13 +151,13 @@ def _to_json(what: str, value: dict[str, Any]) -> str:
         text = json.dumps(value, indent=2)
     except (TypeError, ValueError) as error:
         raise UsageError(f"the {what} of a checkpoint must be JSON-able: {error}") from error
-    if len(text) > MAX_JSON_BYTES:  # json.dumps writes ASCII: characters are bytes
+    if len(text) > MAX_JSON_BYTES:  # json.dumps writes ASCII, so characters are bytes
         raise UsageError(f"the {what} of a checkpoint is {len(text)} bytes of JSON; store large arrays as tensors")
     return text
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk and not just in its cache."""
+    """Waits until a file, or the entries of a folder, are on the disk and not only in a cache."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -168,7 +170,7 @@ def _move_to_trash(path: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete the temporary and trash folders of this process and of processes that are dead."""
+    """Deletes the temporary and trash folders of this process and of processes that no longer run."""
     for path in folder.iterdir():
         match = _LEFTOVER_NAME.fullmatch(path.name)
         if match and (int(match[1]) == os.getpid() or not _is_alive(int(match[1]))):
@@ -181,15 +183,15 @@ def _is_alive(process_id: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass  # alive, and another user's
+        pass  # it is alive and belongs to another user
     return True
 
 
-# -------- loading
+# Loading
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The published checkpoints in `folder`, newest first; none if it does not exist. Links are not followed."""
+    """Returns the published checkpoints in `folder`, newest first; none if it does not exist. Links are ignored."""
     if not folder.is_dir():
         return []
     published = [path for path in folder.iterdir() if _PUBLISHED_NAME.fullmatch(path.name)]
@@ -201,12 +203,12 @@ def _step_of(path: Path) -> int:
 
 
 def load_checkpoint(path: Path, *, identity: dict[str, Any]) -> Checkpoint:
-    """Verify every byte of the checkpoint at `path`, then load it on the CPU.
+    """Verifies every byte of the checkpoint at `path`, then loads it on the CPU.
 
     Raises:
-        IncompleteCheckpointError: A file is missing, unreadable, truncated or altered.
-        CheckpointError: It belongs to another model, was written by another version of the library, or holds what no
-            checkpoint of ours holds (links, paths that leave the folder, absurd sizes).
+        IncompleteCheckpointError: If a file is missing, unreadable, truncated or altered.
+        CheckpointError: If it belongs to another model, was written by another version of the library, or has content
+            that this library never writes (links, paths that leave the folder, excessive sizes).
     """
     step, names = _verify(path, identity)
     try:
@@ -217,11 +219,11 @@ def load_checkpoint(path: Path, *, identity: dict[str, Any]) -> Checkpoint:
 
 
 def load_latest_checkpoint(folder: Path, *, identity: dict[str, Any]) -> tuple[Checkpoint | None, list[str]]:
-    """The newest complete checkpoint in `folder`, and one line for each newer one that is incomplete, with the reason.
+    """Loads the newest complete checkpoint in `folder`; also returns why newer ones are incomplete, one line each.
 
     Raises:
-        CheckpointError: As `load_checkpoint`, for the newest complete one: a checkpoint of another model or library
-            version is an error, and never a reason to resume from something older or to start anew.
+        CheckpointError: If the newest complete checkpoint belongs to another model or library version. This is never a
+            reason to resume from an older one or to start anew.
     """
     skipped: list[str] = []
     for path in find_checkpoints(folder):
@@ -233,7 +235,7 @@ def load_latest_checkpoint(folder: Path, *, identity: dict[str, Any]) -> tuple[C
 
 
 def _verify(path: Path, identity: dict[str, Any]) -> tuple[int, list[str]]:
-    """Check completeness first, then whether the checkpoint is ours; returns its step and its file names."""
+    """Checks that a checkpoint is complete, and then that it belongs to this run; returns step and file names."""
     manifest = _read_json(path / "manifest.json")
     try:
         step, saved_version, saved_identity = manifest["step"], manifest["library_version"], manifest["identity"]
@@ -243,7 +245,7 @@ def _verify(path: Path, identity: dict[str, Any]) -> tuple[int, list[str]]:
     except (AttributeError, KeyError, TypeError):
         is_sound = False
     if not is_sound:
-        raise IncompleteCheckpointError(f"{path} is corrupt: manifest.json lacks what a manifest must have")
+        raise IncompleteCheckpointError(f"{path} is corrupt: manifest.json lacks required entries")
     if format_version != FORMAT_VERSION:
         raise CheckpointError(f"{path} has format version {format_version}, this library reads {FORMAT_VERSION}")
 
@@ -288,7 +290,7 @@ def _size_of(path: Path) -> int:
         raise IncompleteCheckpointError(f"{path.parent} is half-written: {path.name} is missing") from error
     except OSError as error:
         raise IncompleteCheckpointError(f"{path.parent} cannot be read: {error}") from error
-    if not stat.S_ISREG(status.st_mode):  # a link could lead anywhere, a pipe would block for ever
+    if not stat.S_ISREG(status.st_mode):  # a link could lead anywhere, and a pipe would block forever
         raise CheckpointError(f"{path.parent} is refused: {path.name} is a symbolic link or another special file")
     return status.st_size
 
@@ -314,11 +316,11 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-# -------- optimizer
+# Optimizer
 
 
 def flatten_optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Split the state of `optimizer` into tensors, named such as `state.0.exp_avg`, and a JSON-able rest."""
+    """Splits the state of `optimizer` into tensors with names such as `state.0.exp_avg`, and a JSON-able rest."""
     packed = optimizer.state_dict()
     sections = {"state": packed["state"], "param_groups": dict(enumerate(packed["param_groups"]))}
     tensors: dict[str, torch.Tensor] = {}
@@ -337,14 +339,14 @@ def flatten_optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str,
 def restore_optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], rest: dict[str, Any]
 ) -> None:
-    """Give `optimizer` the state that `flatten_optimizer_state` returned, fresh or from a checkpoint.
+    """Restores the state that `flatten_optimizer_state` returned, directly or from a checkpoint.
 
     Raises:
-        CheckpointError: The state belongs to an optimizer with other parameters or parameter groups.
+        CheckpointError: If the state belongs to an optimizer with other parameters or parameter groups.
     """
     sections = {
         section: {
-            # JSON has no tuples: of an optimizer's settings only `params` is a list
+            # JSON has no tuples; the only setting of an optimizer that is a list is `params`
             int(index): {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in entry.items()}
             for index, entry in rest[section].items()
         }
@@ -352,7 +354,7 @@ def restore_optimizer_state(
     }
     for key, value in tensors.items():
         section, index, name = key.split(".", 2)
-        sections[section][int(index)][name] = value.clone()  # or the next step would change the caller's tensors
+        sections[section][int(index)][name] = value.clone()  # or the next step would modify the caller's tensors
     groups = [group for _, group in sorted(sections["param_groups"].items())]
     try:
         optimizer.load_state_dict({"state": sections["state"], "param_groups": groups})

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: lines of JSON, and a warning in words when something looks wrong."""
+"""The metrics that a run writes during training, and its warnings when something looks wrong."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from latent_ebm_text.training.arguments import TrainingArguments
 
 
 class MetricsFile:
-    """One JSON object a line: `{"kind": "train" | "validation" | "rollback", "step": ..., ...}`.
+    """One JSON object per line: `{"kind": "train" | "validation" | "rollback", "step": ..., ...}`.
 
-    Opened by a resumed run, it forgets the lines after the step from which that run goes on, and whatever followed the
-    checkpoint of that step: the evaluation that is due there comes again.
+    When a resumed run opens the file, lines of later steps are removed, and so are lines that followed the checkpoint
+    of the step from which it resumes, because the evaluation at that step is repeated.
 
     Args:
         path: The file.
-        first_step: Step that the run starts from.
+        first_step: The step from which the run starts.
         enabled: False on all processes but one.
-        track: Also gets the numbers of every line, as `(figures, step)` with names such as `train/loss`: a tracker.
+        track: A tracker, called with the numbers of every line, under names such as `train/loss`, and `step`.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class MetricsFile:
         if enabled:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = [record for record in read_metrics(path) if self._is_before(record, first_step)]
-            rewritten = path.with_suffix(".tmp")  # a kill leaves the old lines or the new ones, never none
+            rewritten = path.with_suffix(".tmp")  # a kill leaves either the old lines or the new ones
             rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
             rewritten.replace(path)
 
@@ -38,18 +38,18 @@ class MetricsFile:
     def _is_before(record: dict[str, Any], first_step: int) -> bool:
         return record["step"] < first_step or (record["step"] == first_step and record["kind"] == "train")
 
-    def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+    def write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
         """Appends one line."""
         if self.enabled:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+                file.write(json.dumps({"kind": kind, "step": step, **metrics}) + "\n")
         if self.track is not None:
-            numbers = {f"{kind}/{name}": value for name, value in figures.items() if isinstance(value, int | float)}
+            numbers = {f"{kind}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
             self.track(numbers, step=step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file; a last line cut short by a kill is left out."""
+    """Returns the records of a metrics file, without a last line that was cut short by a kill."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -60,40 +60,40 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class RunningMeans:
-    """Means of the figures of a step since they were last taken, each step counting with its number of examples.
+    """Running means of training metrics, in which every step is weighted by its number of examples.
 
-    The figures of one batch alone say little: a batch of text holds sentences of similar length.
+    The metrics of a single batch say little, because a batch of text holds sentences of similar length.
     """
 
     def __init__(self, state: dict[str, Any] | None = None) -> None:
         self._sums: dict[str, float] = dict(state["sums"]) if state else {}
         self._examples: int = state["examples"] if state else 0
 
-    def add(self, figures: dict[str, float], examples: int) -> None:
-        """Counts the figures of one step."""
-        for name, value in figures.items():
+    def add(self, metrics: dict[str, float], examples: int) -> None:
+        """Adds the metrics of one step."""
+        for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + examples * value
         self._examples += examples
 
     def take(self) -> dict[str, float]:
-        """The means; counting begins anew."""
+        """Returns the means since the last call and resets them."""
         means = {name: total / self._examples for name, total in self._sums.items()}
         self._sums, self._examples = {}, 0
         return means
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed run writes the same means."""
+        """Returns what a checkpoint stores so that a resumed run writes the same means."""
         return {"sums": self._sums, "examples": self._examples}
 
 
 class Health:
-    """Tells in words when the latent is not used, the prior does not match, or the energy runs away."""
+    """Warns when the latent is not used, the prior does not match the posterior, or the energy diverges."""
 
-    #: Nats by which a latent of the example's own must beat a prior draw; below, the latent is called unused.
+    #: Nats by which an example's own latent must beat a prior draw, or the latent counts as unused.
     UNUSED_NATS = 1.0
-    #: Nats of energy gap beyond which the energy is said to run away.
+    #: Energy gap in nats above which the energy counts as diverging.
     RUNAWAY_NATS = 30.0
-    #: Mismatch of standard deviations beyond which the prior is said not to match.
+    #: Relative difference of standard deviations above which the prior counts as not matching.
     MISMATCH = 0.25
 
     def __init__(
@@ -104,21 +104,21 @@ class Health:
         self._gaps: list[float] = list(state["gaps"]) if state else []
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed run warns of the same."""
+        """Returns what a checkpoint stores so that a resumed run gives the same warnings."""
         return {"warnings": self.warnings, "gaps": self._gaps}
 
     def observe(self, record: dict[str, float]) -> None:
-        """Takes note of a training record."""
+        """Records the energy gap of a training record."""
         self._gaps = [*self._gaps, record["energy_gap"]][-5:]
 
-    def judge(self, figures: dict[str, float]) -> list[str]:
-        """New warnings after an evaluation, each with the setting to change."""
+    def judge(self, metrics: dict[str, float]) -> list[str]:
+        """Returns the warnings after an evaluation, each with the setting to change."""
         found = []
-        told = figures["prior_nll"] - figures["reconstruction_nll"]
-        if told < self.UNUSED_NATS:
+        used = metrics["prior_nll"] - metrics["reconstruction_nll"]
+        if used < self.UNUSED_NATS:
             found.append(
-                f"the latent is hardly used: it tells {told:.1f} nats about an example. Raise likelihood_weight (now "
-                f"{self.likelihood_weight:g}) or set initial_likelihood_weight"
+                f"the latent is hardly used: it carries {used:.1f} nats about an example. Raise likelihood_weight "
+                f"(now {self.likelihood_weight:g}) or set initial_likelihood_weight"
             )
         gap = sum(self._gaps) / max(len(self._gaps), 1)
         if abs(gap) > self.RUNAWAY_NATS:
@@ -126,11 +126,12 @@ class Health:
                 f"the energy runs away: posterior and prior draws are {gap:.0f} nats apart. Lower prior_learning_rate "
                 f"(now {self.args.prior_learning_rate:g}), raise energy_penalty, or give the prior more steps"
             )
-        if figures["std_mismatch"] > self.MISMATCH:
+        if metrics["std_mismatch"] > self.MISMATCH:
             found.append(
                 f"the prior does not match the posterior: their standard deviations differ by "
-                f"{100 * figures['std_mismatch']:.0f} %. Raise prior_learning_rate or prior_num_steps, or lower "
+                f"{100 * metrics['std_mismatch']:.0f} %. Raise prior_learning_rate or prior_num_steps, or lower "
                 "likelihood_weight"
             )
-        self.warnings += [warning for warning in found if warning not in self.warnings]  # or a resumed run repeats it
+        # Evaluations repeat warnings, as does a resumed run.
+        self.warnings += [warning for warning in found if warning not in self.warnings]
         return found

@@ -1,4 +1,4 @@
-"""All that a training is resumed from, in memory and on disk."""
+"""The state from which a training run is resumed, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
-from latent_ebm_text.samplers import ChainStore
+from latent_ebm_text.latents.samplers import ChainStore
+from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.checkpointing import (
     Checkpoint,
@@ -26,27 +26,27 @@ from latent_ebm_text.training.reporting import Health, MetricsFile, RunningMeans
 
 
 class TrainingState:
-    """Weights, optimizer, averages, chains and counters of a run: that of the newest checkpoint, or of a new run.
+    """Weights, optimizer, averages, chains and counters of a run, from the newest checkpoint or for a new run.
 
-    A new run publishes its first state before its first step: there is always a good state to go back to, and a disk
-    that is full or refuses is found before any work is done. Every process holds one, and calls every method.
+    A new run publishes a checkpoint before its first step, so that there is always a good state to return to, and a
+    full or read-only disk is found before any work is done. Every process holds a state and calls every method.
 
     Args:
-        model: Gets the weights of the checkpoint.
-        optimizer: Gets its state. Of torch, not yet prepared by `accelerator`.
+        model: The model, which receives the weights of the checkpoint.
+        optimizer: A torch optimizer, not yet prepared by `accelerator`, which receives the checkpoint's state.
         args: The settings.
         identity: What a checkpoint must have in common with this run.
-        num_examples: Training examples, each with a chain where inference is persistent.
+        num_examples: Number of training examples, each with a chain if inference is persistent.
         accelerator: Devices and processes.
 
     Attributes:
-        step: Optimizer steps done.
-        rollbacks: How often a number that was not finite has sent the run back.
-        averaged: The mean of the weights over the last part of the training, where asked for.
-        chains: One per training example, where inference is persistent.
-        metrics: The file of figures; holds those up to `step`.
-        means: Of the figures since the last line of `metrics`.
-        health: What looked wrong so far.
+        step: Number of optimizer steps done.
+        rollbacks: How often the run has returned to a checkpoint because a number was not finite.
+        averaged: The mean of the weights over the last part of the training, if averaging is enabled.
+        chains: One chain per training example, if inference is persistent.
+        metrics: The metrics file, with lines up to `step`.
+        means: Means of the metrics since the last line of `metrics`.
+        health: The warnings so far.
 
     Raises:
         CheckpointError: If the newest complete checkpoint belongs to another model or library version.
@@ -70,7 +70,7 @@ class TrainingState:
     ) -> None:
         self.model, self.optimizer, self.args, self.identity = model, optimizer, args, identity
         self.accelerator, self.folder = accelerator, Path(args.output_dir)
-        # Looked for before anything is written, so that the folder of another run stays as it is.
+        # Loaded before anything is written, so that the folder of another run is not modified.
         checkpoint = self._newest_checkpoint()
         self.averaged = AveragedModel(model, device=accelerator.device) if args.averaging_start < 1 else None
         self.chains = self._open_chains(num_examples) if args.inference == "persistent" else None
@@ -82,11 +82,11 @@ class TrainingState:
 
     @property
     def seconds(self) -> float:
-        """Time spent training, over all runs of this folder."""
+        """Training time in seconds, over all runs of this folder."""
         return time.monotonic() - self._started
 
     def save(self) -> None:
-        """Publishes a checkpoint of this step; one that is there already is left as it is."""
+        """Publishes a checkpoint of this step, unless it already exists."""
         self.accelerator.wait_for_everyone()  # every process has written the chains of its examples
         if self.accelerator.is_main_process:
             optimizer_tensors, optimizer_rest = flatten_optimizer_state(self.optimizer)
@@ -112,14 +112,14 @@ class TrainingState:
             )
         self.accelerator.wait_for_everyone()
 
-    def note_evaluation(self, figures: dict[str, float]) -> None:
-        """Writes the figures of an evaluation at this step, and warns of what looks wrong."""
-        self.metrics.write("validation", self.step, {**figures, "seconds": self.seconds})
-        for warning in self.health.judge(figures) if self.model.config.latent_dim else ():
+    def note_evaluation(self, metrics: dict[str, float]) -> None:
+        """Writes the metrics of an evaluation at this step, and prints warnings."""
+        self.metrics.write("validation", self.step, {**metrics, "seconds": self.seconds})
+        for warning in self.health.judge(metrics) if self.model.config.latent_dim else ():
             self.accelerator.print(f"step {self.step}: {warning}")
 
     def roll_back(self, reason: str) -> None:
-        """Goes back to the newest checkpoint, which is of this run, and counts that."""
+        """Returns to the newest checkpoint of this run, and counts the rollback."""
         rollbacks = self.rollbacks + 1
         self._take(self._newest_checkpoint())
         self.rollbacks = rollbacks
@@ -139,25 +139,25 @@ class TrainingState:
         checkpoint, skipped = load_latest_checkpoint(self.folder / "checkpoints", identity=self.identity)
         for line in skipped:
             self.accelerator.print(f"skipped an incomplete checkpoint: {line}")
-        self.accelerator.wait_for_everyone()  # or a process would find what another has published since
+        self.accelerator.wait_for_everyone()  # or a process would find a checkpoint that another has published since
         return checkpoint
 
     def _open_chains(self, num_chains: int) -> ChainStore:
-        """The chains of all processes, in one file: each process reads and writes the rows of its own examples."""
+        """Opens the chains of all processes in one file; a process reads and writes the rows of its own examples."""
         path = self.folder / "chains.bin"
         world = self.accelerator.num_processes
         if int(os.environ.get("LOCAL_WORLD_SIZE", world)) < world:
             raise UsageError(
-                "inference 'persistent' keeps its chains in the memory of one machine; use another on many"
+                "inference 'persistent' keeps its chains on one machine; use another inference on several machines"
             )
         with self.accelerator.main_process_first():
             if self.accelerator.is_main_process:
-                # Whatever an earlier run left is ahead of its last checkpoint, which holds the chains to go on from.
+                # The file of an earlier run is ahead of its last checkpoint, which holds the chains to continue.
                 path.unlink(missing_ok=True)
             return ChainStore(path, num_chains, self.model.config.latent_dim)
 
     def _take(self, checkpoint: Checkpoint | None) -> None:
-        """Becomes what a checkpoint holds; without one, the state before the first step."""
+        """Takes the state of a checkpoint, or without one the state before the first step."""
         state: dict[str, Any] = {"seconds": 0.0, "rollbacks": 0, "means": None, "health": None}
         if checkpoint is not None:
             state |= checkpoint.state

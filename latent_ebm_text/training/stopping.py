@@ -1,4 +1,4 @@
-"""Leaving early, all processes together: signals, and numbers that are not finite in one of them."""
+"""Stops all processes together, on signals and on numbers that are not finite in one of them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from latent_ebm_text.errors import DivergenceError
 
 Result = TypeVar("Result")
 
-#: The signals that ask a training to save and leave. Schedulers send SIGUSR1 ahead of the end of a job's time.
+#: The signals that ask a run to save and exit. Schedulers send SIGUSR1 before the time limit of a job.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class _Interrupted(BaseException):
-    """Ends interruptible work; no `except Exception` on the way may take it for an error."""
+    """Ends interruptible work. It is no `Exception`, so that no handler on the way mistakes it for an error."""
 
 
 class StopSignals:
-    """Turns [`STOP_SIGNALS`] into a request to save and leave, for as long as it is entered.
+    """A context in which [`STOP_SIGNALS`] become requests to save and exit.
 
     Attributes:
-        received: The signal that came, if one did.
+        received: The signal that was received, if any.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class StopSignals:
         try:
             for number in STOP_SIGNALS:
                 self._previous[number] = signal.signal(number, self._receive)
-        except ValueError:  # not in the main thread: signals are then the caller's business
+        except ValueError:  # signals can be handled only in the main thread; elsewhere the caller handles them
             pass
         return self
 
@@ -51,13 +51,13 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         if self._interruptible:
-            self._interruptible = False  # a second signal finds the first one's way out undisturbed
+            self._interruptible = False  # so that a second signal does not disturb the first one's exit
             raise _Interrupted
 
     def interruptible(self, work: Callable[[], Result]) -> Result | None:
-        """What `work` returns; `None` if a signal has come, which ends the work wherever it is.
+        """Returns the result of `work`, or `None` if a signal is received, which ends the work immediately.
 
-        Only for work that leaves no trace and waits for no other process: a batch, a chain, an evaluation.
+        Use it only for work that has no side effects and waits for no other process, such as a chain or an evaluation.
         """
         try:
             try:
@@ -69,14 +69,14 @@ class StopSignals:
             return None
 
     def agreed(self, accelerator: Accelerator) -> int | None:
-        """The signal that any process has received: all of them leave together. Called by all."""
+        """Returns the signal that any process has received, so that all exit together; every process must call it."""
         self.received = _highest(accelerator, self.received or 0) or None
         return self.received
 
 
 @contextmanager
 def failing_together(accelerator: Accelerator) -> Iterator[None]:
-    """A `DivergenceError` in one process is raised in all of them, with its own message. Entered by all."""
+    """Raises a `DivergenceError` of one process in all processes, with its message; every process must enter it."""
     failure = None
     try:
         yield

@@ -1,8 +1,8 @@
-"""Accelerate as trainings use it: devices, precision, and trackers beside `metrics.jsonl`."""
+"""Sets up Accelerate for training: devices, precision, and trackers in addition to `metrics.jsonl`."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ PROJECT = "latent-ebm-text"
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
-    """Devices and processes as `accelerate launch` has set them up, with the trackers of `args.report_to`.
+    """Creates the accelerator for the processes of `accelerate launch`, with the trackers of `args.report_to`.
 
-    A processor that was asked for bfloat16 and has no kernels for it computes in float32, and a line says so.
+    If bfloat16 is requested on a processor without kernels for it, training runs in float32, with a printed note.
 
     Raises:
         UsageError: If a tracker is unknown or not installed, or the precision is fp16.
@@ -51,25 +51,22 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
 
 
 def _has_bfloat16_kernels() -> bool:
-    """Whether oneDNN, to which torch leaves recurrent layers, can compute in bfloat16 on this processor."""
+    """Whether oneDNN, which runs torch's recurrent layers, can compute in bfloat16 on this processor."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def start_tracking(accelerator: Accelerator, args: TrainingArguments, *settings: Any) -> None:
-    """Begins a run, named after its folder, in all trackers; a project holds all runs.
+def start_tracking(accelerator: Accelerator, folder: str, settings: Mapping[str, Any]) -> None:
+    """Starts a run, named after its folder, in all trackers; all runs belong to one project.
 
     Args:
-        accelerator: Made by [`make_accelerator`].
-        args: The training's arguments.
-        *settings: Further dataclasses of arguments that the trackers keep.
+        accelerator: The accelerator from [`make_accelerator`].
+        folder: The folder of the run.
+        settings: The settings of the run that the trackers record.
     """
     if not accelerator.log_with:
         return
-    values = {name: value for arguments in (args, *settings) for name, value in asdict(arguments).items()}
-    config = {name: value if isinstance(value, int | float | str) else str(value) for name, value in values.items()}
-    name = Path(args.output_dir).resolve().name
+    config = {name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()}
+    name = Path(folder).resolve().name
     accelerator.init_trackers(
-        PROJECT,
-        config=config,
-        init_kwargs={"trackio": {"name": name}, "wandb": {"name": name, "dir": args.output_dir}},
+        PROJECT, config=config, init_kwargs={"trackio": {"name": name}, "wandb": {"name": name, "dir": folder}}
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 
 from latent_ebm_text.data.batching import BucketedBatches
 from latent_ebm_text.errors import DivergenceError, UsageError
-from latent_ebm_text.modeling_base import LatentEBMPreTrainedModel
-from latent_ebm_text.samplers import Sampler, sampler_from_dict
-from latent_ebm_text.streams import BatchStream, stream_seed
-from latent_ebm_text.training.arguments import TrainingArguments, ramp
+from latent_ebm_text.latents.rng import BatchGenerator, derived_seed
+from latent_ebm_text.latents.samplers import Sampler, sampler_from_dict
+from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
+from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.state import TrainingState
 from latent_ebm_text.training.stopping import StopSignals, failing_together
 
@@ -94,17 +95,17 @@ def train(
 ) -> TrainingResult:
     """Trains a model of any modality, from the newest checkpoint in `args.output_dir` where there is one.
 
-    SIGTERM, SIGINT and SIGUSR1 end it with a checkpoint. A number that is not finite sends it back to the newest
-    checkpoint, with smaller learning rates from there on.
+    SIGTERM, SIGINT and SIGUSR1 end it with a checkpoint. A value that is not finite sends it back to the newest
+    checkpoint, with smaller learning rates from there on. Before its first step it prints how long it will take.
 
     Args:
         model: The model; holds the trained weights afterwards.
         data: The training data.
         args: The settings.
         identity: What a checkpoint must have in common with this run to be resumed: model, data, seed.
-        evaluate: `(model, step)` to figures, called every `args.eval_every` steps. Knows the modality, draws from
-            streams of its own, leaves the training undisturbed and waits for no other process.
-        accelerator: Devices and processes, and the trackers that metrics also go to; made here by default.
+        evaluate: `(model, step)` to metrics, called every `args.eval_every` steps. It knows the modality, has random
+            number generators of its own, does not change the state of the training, and waits for no other process.
+        accelerator: Devices and processes, and the trackers that also receive the metrics; made here by default.
         on_save: `(model, step)`, called on the main process after every checkpoint but the last.
 
     Raises:
@@ -124,6 +125,9 @@ def train(
     bar = tqdm(total=total, initial=min(state.step, total), desc="training", unit="step", dynamic_ncols=True)
     model.train()
     with bar, StopSignals() as stopped:
+        if total - state.step >= _MIN_FORECAST_STEPS:
+            seconds = (total - state.step) * _seconds_per_step(state, data, wrapped)
+            accelerator.print(f"training {total - state.step:,} steps: about {minutes(seconds)} on this machine")
         while state.step < total:
             step = state.step
             try:
@@ -134,20 +138,14 @@ def train(
                         figures = stopped.interruptible(partial(evaluate, model, step))
                         if figures is not None:
                             state.note_evaluation(figures)
-                    share = stopped.interruptible(partial(_draw, state, data))
+                    share = stopped.interruptible(partial(_draw, state, data, step))
                 if stopped.agreed(accelerator):
                     break
                 assert share is not None
 
                 # 2. One loss whose gradient is the learning gradient of both parts (eq. 6 and 7).
                 with failing_together(accelerator):
-                    output = wrapped(
-                        **share.inputs,
-                        latents=share.latents,
-                        prior_latents=share.prior_latents,
-                        likelihood_weight=share.likelihood_weight,
-                    )
-                    accelerator.backward(output.loss * share.part)
+                    output = _add_gradient(wrapped, share, accelerator)
                     norms = _clip_gradients(model, args, accelerator, output, share)
             except DivergenceError as error:
                 optimizer.zero_grad()
@@ -226,12 +224,58 @@ _ADVICE = (
 )
 
 
-def _draw(state: TrainingState, data: TrainingData) -> _Share:
-    """The examples of this process in the batch of this step, their posterior draws z+, and as many prior draws z-."""
-    model, args, step, accelerator = state.model, state.args, state.step, state.accelerator
+#: Trainings with fewer steps left are over sooner than one would read how long they take.
+_MIN_FORECAST_STEPS = 100
+#: The batches that are timed, by their place among the batches of an epoch ordered by size.
+_TIMED_QUANTILES = (1 / 6, 1 / 2, 5 / 6)
+
+
+def _seconds_per_step(state: TrainingState, data: TrainingData, wrapped: nn.Module) -> float:
+    """The time of a step, measured on batches of typical sizes before the training; leaves no trace in it.
+
+    Every draw is a function of its step and no weight is updated, so the training is the same with and without it.
+    """
+    steps = sorted(range(len(data.batches)), key=lambda step: data.batches.lengths[data.batches.at(step)].sum())
+    timed = [steps[int(quantile * len(steps))] for quantile in _TIMED_QUANTILES]
+    seconds = 0.0
+    for number, step in enumerate((timed[1], *timed)):  # the first warms up
+        started = time.monotonic()
+        try:
+            share = _draw(state, data, step)
+            _add_gradient(wrapped, share, state.accelerator)
+        except DivergenceError:  # the loop meets it again, and deals with it
+            pass
+        state.optimizer.zero_grad()
+        if number:
+            seconds += time.monotonic() - started
+    return seconds / len(timed)
+
+
+def minutes(seconds: float) -> str:
+    """A duration for people, such as `"41 min"`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _add_gradient(wrapped: nn.Module, share: _Share, accelerator: Accelerator) -> Any:
+    """The model's output for a share of a batch, after its backward pass."""
+    output = wrapped(
+        **share.inputs,
+        latents=share.latents,
+        prior_latents=share.prior_latents,
+        likelihood_weight=share.likelihood_weight,
+    )
+    accelerator.backward(output.loss * share.part)
+    return output
+
+
+def _draw(state: TrainingState, data: TrainingData, step: int) -> _Share:
+    """The examples of this process in the batch of a step, their posterior draws z+, and as many prior draws z-."""
+    model, args, accelerator = state.model, state.args, state.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
     # What the model draws from torch's global stream from here on: words that stand for others, dropout, proposals.
-    torch.manual_seed(stream_seed(args.seed, "dropout", step, rank))
+    torch.manual_seed(derived_seed(args.seed, "dropout", step, rank))
     batch = data.batches.at(step)
     rows = torch.arange(rank, len(batch), world)
     part = len(rows) * world / len(batch)
@@ -240,11 +284,11 @@ def _draw(state: TrainingState, data: TrainingData) -> _Share:
     inputs = {name: value.to(accelerator.device) for name, value in data.load(indices.numpy()).items()}
     weight = likelihood_weight(step, args, model.config.likelihood_weight)
 
-    def noise(purpose: str, device: torch.device | str = accelerator.device) -> BatchStream:
-        return BatchStream(stream_seed(args.seed, purpose, step), rows, len(batch), device)
+    def noise(purpose: str, device: torch.device | str = accelerator.device) -> BatchGenerator:
+        return BatchGenerator(derived_seed(args.seed, purpose, step), rows, len(batch), device)
 
     # A likelihood may draw as well, such as the words of its softmax, from torch's global stream.
-    torch.manual_seed(stream_seed(args.seed, "likelihood", step, rank))
+    torch.manual_seed(derived_seed(args.seed, "likelihood", step, rank))
     latents = None  # those of variational inference are drawn with a gradient, by the model
     if args.inference != "variational":
         initial = None
@@ -272,8 +316,7 @@ def _posterior_sampler(model: LatentEBMPreTrainedModel, args: TrainingArguments)
     """The model's own for chains from N(0, I); a few steps for those that go on from somewhere better."""
     if args.inference == "short_run":
         return model.posterior_sampler
-    step_sizes = ramp(args.chain_step_size, args.chain_step_size_end)
-    visit = {"num_steps": args.chain_num_steps, "step_size": step_sizes}
+    visit = {"num_steps": args.chain_num_steps, "step_size": args.chain_step_size}
     return sampler_from_dict({**model.config.posterior_sampler, **visit})
 
 

@@ -14,9 +14,8 @@ from datasets import Dataset, DatasetDict
 
 from latent_ebm_text.data import batching, cleaning
 from latent_ebm_text.data.batching import BucketedBatches, TextCollator, ordered_batches, tokenize_corpus
+from latent_ebm_text.data.tokenizers import train_bpe_tokenizer, train_word_tokenizer
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.subwords import train_bpe_tokenizer
-from latent_ebm_text.tokenization import train_word_tokenizer
 
 LENGTHS = np.random.default_rng(0).integers(1, 40, size=1_003)
 
@@ -183,7 +182,7 @@ def test_collator_rounds_up_and_keeps_eos_as_label_when_pad_is_eos() -> None:
 
 def test_importing_the_data_layer_is_light() -> None:
     code = (
-        "import sys, latent_ebm_text.data, latent_ebm_text.tokenization;"
+        "import sys, latent_ebm_text.data, latent_ebm_text.data.tokenizers;"
         "print({'datasets', 'transformers'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

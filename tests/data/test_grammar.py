@@ -5,13 +5,7 @@ from collections import Counter
 
 import pytest
 
-from latent_ebm_text.data.grammar import (
-    Attribute,
-    ProbabilisticGrammar,
-    Production,
-    lexicon,
-    rules,
-)
+from latent_ebm_text.data.grammar import Attribute, ProbabilisticGrammar, Production, lexicon, rules
 from latent_ebm_text.data.newswire import grammar_dataset, newswire_grammar
 from latent_ebm_text.errors import UsageError
 

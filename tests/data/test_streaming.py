@@ -37,13 +37,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def stream(shards: int = 3) -> IterableDataset:
+def derived_generator(shards: int = 3) -> IterableDataset:
     return Dataset.from_dict({"text": LINES, "label": list(range(100))}).to_iterable_dataset(num_shards=shards)
 
 
 def store(folder: Path, source: IterableDataset | None = None, **settings: Any) -> list[str]:
     settings = {"text_column": None, "limit": None, "origin": "the set", **settings}
-    return store_stream(source or stream(), folder, **settings)["text"][:]
+    return store_stream(source or derived_generator(), folder, **settings)["text"][:]
 
 
 @pytest.mark.parametrize("limit", [None, 1, 7, 8, 9, 64, 100, 1_000])
@@ -83,7 +83,7 @@ def test_a_reading_that_was_stopped_goes_on_exactly(
 def test_the_position_is_that_of_datasets(tmp_path: Path) -> None:
     """A part's position is where another reader of the same stream goes on."""
     store(tmp_path, limit=20)
-    again = stream().select_columns("text")
+    again = derived_generator().select_columns("text")
     again.load_state_dict(json.loads((tmp_path / "part-00000.json").read_text())["stream"])
     assert next(iter(again))["text"] == LINES[8]
 
@@ -154,8 +154,8 @@ def test_what_is_no_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="row 2 of the set holds 2 in column 'text', which is no text; clean the data"):
         store(tmp_path / "mixed", IterableDataset.from_generator(rows))
     with pytest.raises(UsageError, match="the set has no text column: its columns are label"):
-        store(tmp_path / "none", stream().select_columns("label"))
+        store(tmp_path / "none", derived_generator().select_columns("label"))
     with pytest.raises(DataError, match="the set has no rows"):
         store(tmp_path / "empty", IterableDataset.from_generator(lambda: iter(())))
-    with pytest.raises(UsageError, match="'grammar' is made of all of them"):
+    with pytest.raises(UsageError, match="'grammar' is built here: leave it out"):
         load_text_dataset("grammar", streaming=True)

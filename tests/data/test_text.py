@@ -11,7 +11,8 @@ import huggingface_hub
 import pytest
 from datasets import Dataset, DatasetDict
 
-from latent_ebm_text.data import cleaning, rebuilt
+from latent_ebm_text.data import cleaning
+from latent_ebm_text.data import snli_yahoo as rebuilt
 from latent_ebm_text.data.cleaning import column_array, iterate_texts
 from latent_ebm_text.data.text import TextCorpus, load_text_dataset
 from latent_ebm_text.errors import DataError, UsageError
@@ -192,7 +193,10 @@ def test_training_on_another_split_is_said_and_the_missing_one_is_cut_off(
     train = texts(corpus)["train"] + texts(corpus)[missing]
     assert sorted(train) == sorted(LINES)
     name = "TEST" if chosen == "test" else "VALIDATION"
-    assert f"TRAINING ON THE {name} SPLIT, as asked for: this is not the set's own training data" in corpus.describe()
+    assert (
+        f"TRAINING ON THE {name} SPLIT, as requested: this is not the data set's own training split"
+        in corpus.describe()
+    )
     assert f"no {missing} split found: cut off train, 5 sentences (5 %) each" in corpus.describe()
 
 
@@ -235,7 +239,7 @@ def test_snli_and_yahoo_are_rebuilt_and_said_to_be(monkeypatch: pytest.MonkeyPat
     assert calls == [(("stanfordnlp/snli",), {"revision": None})]
     assert corpus.name == "snli (rebuilt from stanfordnlp/snli @ main)"
     assert corpus.rows == {"train": 30, "validation": 4, "test": 4}
-    assert "the published down-sample has other sentences" in corpus.describe()
+    assert "the published subset has other sentences" in corpus.describe()
 
     part = {"topic": [n % 2 for n in range(40)], "question_title": ["Why?"] * 40, "question_content": [""] * 40,
             "best_answer": [f"Answer {n}" for n in range(40)]}  # fmt: skip
@@ -402,10 +406,7 @@ def test_utf16_is_called_by_its_name(tmp_path: Path) -> None:
 def test_a_split_file_that_is_not_read_is_named(tmp_path: Path) -> None:
     write(tmp_path, train_txt=LINES, valid_txt=LINES)
     (tmp_path / "test.csv").write_text("text\nx\n")
-    assert (
-        "test.csv is left aside: files that are read end in .txt, .jsonl"
-        in load_text_dataset(str(tmp_path)).describe()
-    )
+    assert "test.csv is ignored: data files end in .txt, .jsonl" in load_text_dataset(str(tmp_path)).describe()
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -1,4 +1,4 @@
-"""The picture of a chain report."""
+"""The plot of a chain report."""
 
 import struct
 import sys
@@ -9,9 +9,10 @@ import torch
 from matplotlib.figure import Figure
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.chains import ChainReport, plot_chain_report, run_chain_report
-from latent_ebm_text.samplers import LangevinSampler
-from tests.samplers.targets import TwoModes, seeded
+from latent_ebm_text.evaluation.chains import ChainReport, run_chain_report
+from latent_ebm_text.evaluation.plots import plot_chain_report
+from latent_ebm_text.latents.samplers import LangevinSampler
+from tests.latents.samplers.targets import TwoModes, seeded
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def report() -> ChainReport:
 
 
 def test_draws_a_png_into_a_new_folder(report: ChainReport, tmp_path: Path) -> None:
-    path = plot_chain_report(report, tmp_path / "pictures" / "chains.png")
+    path = plot_chain_report(report, tmp_path / "plots" / "chains.png")
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG")
     assert struct.unpack(">II", content[16:24]) == (1430, 462)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.chains import ChainReport, run_chain_report
-from latent_ebm_text.samplers import LangevinSampler
-from tests.samplers.targets import Gaussian, TwoModes, seeded, standard_normal
+from latent_ebm_text.latents.samplers import LangevinSampler
+from tests.latents.samplers.targets import Gaussian, TwoModes, seeded, standard_normal
 
 DIM = 4
 STANDARD = Gaussian(torch.zeros(DIM).double(), torch.eye(DIM).double())
@@ -59,7 +59,7 @@ def test_a_short_chain_from_afar_is_called_drifting_and_by_how_much(far: ChainRe
         f"1x (10 steps) to {end.value:.2f} ± {end.standard_error:.2f} in the long run (16x to 30x), by "
         f"{first.difference.value:.2f} nats or {first.difference.value / far.energy_std:.2f} standard deviations"
     )
-    assert "is a short-run chain that has not arrived. From 2x on it has." in far.verdict
+    assert "is a short-run chain that has not arrived. It has from 2x on." in far.verdict
 
 
 def test_the_long_run_from_afar_has_arrived_and_mixed(far: ChainReport) -> None:
@@ -75,7 +75,7 @@ def test_chains_that_start_in_their_own_law_are_called_stationary(settled: Chain
     assert settled.drift == "stationary"
     assert settled.arrival == 1
     assert settled.verdict.startswith("Stationary: the mean energy is ")
-    assert "cannot be told from none, and its 90 % interval lies within 0.2 standard deviations" in settled.verdict
+    assert "is not significant, and its 90 % interval lies within 0.2 standard deviations" in settled.verdict
     for stage in settled.stages:
         assert abs(stage.squared_norm.value - STATIONARY_STD**2) < 4 * stage.squared_norm.standard_error
 
@@ -105,7 +105,7 @@ def test_a_long_run_that_still_drifts_is_not_taken_for_the_target() -> None:
     found = report(50 + standard_normal(64, DIM), LangevinSampler(1, 0.2), multiples=(1, 10))
     assert found.late_drift == found.drift == "drifting"
     assert found.arrival is None
-    assert "No longer one has either." in found.verdict
+    assert "No longer chain has arrived either." in found.verdict
     assert "The long run itself still drifts, by -" in found.verdict
 
 
@@ -177,13 +177,13 @@ def test_superchains_are_the_independent_units() -> None:
 
 
 def test_the_report_as_json_and_as_markdown(far: ChainReport) -> None:
-    figures = json.loads(json.dumps(far.to_dict(), allow_nan=False))
-    assert figures["verdict"] == far.verdict
-    assert figures["sampler"] == SAMPLER.to_dict()
-    assert [stage["multiple"] for stage in figures["stages"]] == [1, 2, 5, 30]
-    assert figures["stages"][0]["energy"]["n"] == 16
-    assert figures["long_run"]["energy_statistics"]["num_draws"] == 15
-    assert figures["long_run"]["latent_statistics"]["r_hat"]["worst"] == float(far.latent_statistics.r_hat.max())
+    written = json.loads(json.dumps(far.to_dict(), allow_nan=False))
+    assert written["verdict"] == far.verdict
+    assert written["sampler"] == SAMPLER.to_dict()
+    assert [stage["multiple"] for stage in written["stages"]] == [1, 2, 5, 30]
+    assert written["stages"][0]["energy"]["n"] == 16
+    assert written["long_run"]["energy_statistics"]["num_draws"] == 15
+    assert written["long_run"]["latent_statistics"]["r_hat"]["worst"] == float(far.latent_statistics.r_hat.max())
 
     text = far.to_markdown()
     assert far.verdict in text

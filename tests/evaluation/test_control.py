@@ -1,4 +1,4 @@
-"""Judging controlled sentences of the embedded corpus."""
+"""The metrics of controlled sentences of the embedded corpus."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 
 from latent_ebm_text.data.newswire import newswire_grammar
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.control import AttributeReader, Wish, control_figures, control_table
+from latent_ebm_text.evaluation.control import AttributeReader, Wish, control_metrics, control_table
 
 GRAMMAR = newswire_grammar()
 SENTENCES = GRAMMAR.sample(600, 1)
@@ -16,7 +16,7 @@ READER = AttributeReader(GRAMMAR, SENTENCES)
 @pytest.mark.parametrize(
     ("attribute", "least"), [("topic", 0.98), ("tense", 0.85), ("number", 0.95), ("sentiment", 0.8), ("length", 0.8)]
 )
-def test_the_words_tell_what_the_parser_tells(attribute: str, least: float) -> None:
+def test_reading_by_words_agrees_with_the_parser(attribute: str, least: float) -> None:
     held_out = GRAMMAR.sample(200, 2)
     right = sum(READER.by_words(s.text, attribute) == s.attributes[attribute] for s in held_out)
     assert right / 200 > least
@@ -32,25 +32,25 @@ def test_accuracy_and_fluency() -> None:
     texts = [s.text for s in SENTENCES[:50]]
     wishes = [[Wish(name, value) for name, value in s.attributes.items()] for s in SENTENCES[:50]]
     broken = [f"{text} the" for text in texts]
-    figures = control_figures([*texts, *broken], [*wishes, *([[Wish("topic", "none")]] * 50)], GRAMMAR, READER)
-    assert figures["accuracy"].value == 0.5
-    assert figures["grammatical rate"].value == 0.5
+    metrics = control_metrics([*texts, *broken], [*wishes, *([[Wish("topic", "none")]] * 50)], GRAMMAR, READER)
+    assert metrics["accuracy"].value == 0.5
+    assert metrics["grammatical rate"].value == 0.5
     tokens = sum(len(text.split()) + 1 for text in texts)
     expected = math.exp(-sum(s.log_prob for s in SENTENCES[:50]) / tokens)
-    assert figures["perplexity"].value == pytest.approx(expected)
-    assert figures["perplexity"].n == 50
-    low, high = figures["perplexity"].interval_95
+    assert metrics["perplexity"].value == pytest.approx(expected)
+    assert metrics["perplexity"].n == 50
+    low, high = metrics["perplexity"].interval_95
     assert low < math.exp(GRAMMAR.entropy_rate()) < high
-    assert "| all, w=1 | 100 | 50.0 % [40.4, 59.6] | 50.0 %" in control_table({"all, w=1": figures})
+    assert "| all, w=1 | 100 | 50.0% [40.4%, 59.6%] | 50.0%" in control_table({"all, w=1": metrics})
 
 
 def test_negation_and_what_cannot_be_judged() -> None:
     assert Wish("topic", "sports", negated=True).holds("weather")
     assert str(Wish("topic", "sports", negated=True)) == "not topic=sports"
-    figures = control_figures(["no sentence"], [[Wish("topic", "sports")]], GRAMMAR, READER)
-    assert "perplexity" not in figures
-    assert control_table({"row": figures}).endswith("| - |")
+    metrics = control_metrics(["no sentence"], [[Wish("topic", "sports")]], GRAMMAR, READER)
+    assert "perplexity" not in metrics
+    assert control_table({"row": metrics}).endswith("| - |")
     with pytest.raises(UsageError, match="every sentence needs its wishes, got 1 sentences and 0 sets"):
-        control_figures(["no sentence"], [], GRAMMAR, READER)
+        control_metrics(["no sentence"], [], GRAMMAR, READER)
     with pytest.raises(UsageError, match="needs sentences to count words in"):
         AttributeReader(GRAMMAR, [])

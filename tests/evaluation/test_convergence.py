@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.convergence import chain_statistics
-from tests.samplers.targets import standard_normal
+from tests.latents.samplers.targets import standard_normal
 
 
 def autoregressive(num_chains: int, num_draws: int, rho: float, seed: int = 0) -> Tensor:
@@ -74,16 +74,16 @@ def test_each_dimension_is_judged_alone() -> None:
     assert int(statistics.r_hat.argmax()) == 1
     torch.testing.assert_close(statistics.r_hat[0], chain_statistics(draws[..., 0]).r_hat)
 
-    figures = json.loads(json.dumps(statistics.to_dict(), allow_nan=False))
-    assert figures["r_hat"]["worst"] == float(statistics.r_hat[1])
-    assert figures["r_hat"]["median"] < 1.02
-    assert figures["ess_bulk"]["worst"] == float(statistics.ess_bulk[1])
+    written = json.loads(json.dumps(statistics.to_dict(), allow_nan=False))
+    assert written["r_hat"]["worst"] == float(statistics.r_hat[1])
+    assert written["r_hat"]["median"] < 1.02
+    assert written["ess_bulk"]["worst"] == float(statistics.ess_bulk[1])
 
 
 def test_a_single_quantity_is_reported_as_numbers() -> None:
-    figures = chain_statistics(standard_normal(4, 50)).to_dict()
-    assert figures["r_hat"] == pytest.approx(1.0, abs=0.05)
-    assert "nested_r_hat" not in figures
+    written = chain_statistics(standard_normal(4, 50)).to_dict()
+    assert written["r_hat"] == pytest.approx(1.0, abs=0.05)
+    assert "nested_r_hat" not in written
 
 
 @pytest.mark.parametrize("shape", [(1, 100), (4, 3), (100,)])

@@ -39,7 +39,7 @@ def test_self_bleu_grows_with_the_number_of_references_until_each_finds_its_twin
 
 
 def test_words_are_taken_as_they_are() -> None:
-    """A tokeniser that splits punctuation would find common tokens here."""
+    """A tokenizer that splits punctuation would find common tokens here."""
     assert self_bleu(["a1. b1.", "a2. b2.", "a3. b3.", "a4. b4."], num_references=1).value == 0
 
 
@@ -197,10 +197,10 @@ def test_the_index_finds_what_a_comparison_of_all_pairs_finds() -> None:
     found = training_overlap(texts, training, held_out, num_closest=60)
     for name, kind in (("samples", texts), ("held_out", held_out)):
         best = [max(jaccard(text, other) for other in training) for text in kind]
-        figures = getattr(found, name)
-        assert figures["mean_overlap"].value == pytest.approx(np.mean(best))
-        assert figures["overlap_q90"].value == pytest.approx(np.quantile(best, 0.9))
-        assert figures["copy_rate"].value == pytest.approx(np.mean([text in training for text in kind]))
+        metrics = getattr(found, name)
+        assert metrics["mean_overlap"].value == pytest.approx(np.mean(best))
+        assert metrics["overlap_q90"].value == pytest.approx(np.quantile(best, 0.9))
+        assert metrics["copy_rate"].value == pytest.approx(np.mean([text in training for text in kind]))
     for text, nearest, overlap in found.closest:
         assert jaccard(text, nearest) == pytest.approx(overlap)
 
@@ -214,11 +214,11 @@ def test_quantiles_have_intervals_of_order_statistics() -> None:
     assert found.interval_95 == pytest.approx((0.41, 0.61))  # ranks 50 ± 1.96 * 5, outwards
 
 
-def test_figures_are_json() -> None:
+def test_metrics_are_json() -> None:
     found = training_overlap(["the dog sleeps", "a bird sings"], TRAINING, ["the dog barks", "x y"])
-    figures = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert figures["samples"]["copy_rate"]["value"] == 0.5
-    assert figures["closest"][0] == ["a bird sings", "a bird sings", 1.0]
+    written = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert written["samples"]["copy_rate"]["value"] == 0.5
+    assert written["closest"][0] == ["a bird sings", "a bird sings", 1.0]
     entropy = json.loads(json.dumps(sample_entropy(["a b", "a c"]).to_dict(), allow_nan=False))
     assert {"value", "interval_95", "n", "definition", "plug_in"} <= set(entropy)
 
@@ -235,11 +235,11 @@ def test_figures_are_json() -> None:
         ("a b", "texts is one string; give a list of sentences"),
     ],
 )
-@pytest.mark.parametrize("figure", [self_bleu, sample_entropy, unique_rate, training_overlap])
-def test_broken_generations_are_refused(figure: Any, texts: Any, message: str) -> None:
-    arguments = (TRAINING, TRAINING) if figure is training_overlap else ()
+@pytest.mark.parametrize("metric", [self_bleu, sample_entropy, unique_rate, training_overlap])
+def test_broken_generations_are_refused(metric: Any, texts: Any, message: str) -> None:
+    arguments = (TRAINING, TRAINING) if metric is training_overlap else ()
     with pytest.raises(UsageError, match=message):
-        figure(texts, *arguments)
+        metric(texts, *arguments)
 
 
 @pytest.mark.parametrize(

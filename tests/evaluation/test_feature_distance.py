@@ -4,11 +4,7 @@ import pytest
 import torch
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.feature_distance import (
-    frechet_distance,
-    image_distances,
-    kernel_distance,
-)
+from latent_ebm_text.evaluation.image_features import frechet_distance, image_distances, kernel_distance
 from tests.helpers import seeded
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from latent_ebm_text.dropout import dropout_mask
 from latent_ebm_text.errors import DataError, DivergenceError, UsageError
 from latent_ebm_text.evaluation import language_model
 from latent_ebm_text.evaluation.language_model import (
@@ -21,6 +20,7 @@ from latent_ebm_text.evaluation.language_model import (
     sentence_nll,
     train_language_model,
 )
+from latent_ebm_text.networks.dropout import dropout_mask
 from latent_ebm_text.training.checkpointing import find_checkpoints
 from tests.helpers import seeded
 
@@ -28,7 +28,7 @@ VOCAB_SIZE = 10
 SENTENCES = [[1, 5, 6, 2], [1, 7, 2], [1, 9, 8, 7, 6, 5, 2], [1, 4, 4, 4, 2], [1, 2], [1, 5, 2], [1, 8, 9, 2]]
 TOKENS = [3, 2, 6, 4, 1, 2, 3]
 TINY = LanguageModelRecipe(
-    name="tiny", embedding_size=6, hidden_size=8, num_layers=2, word_dropout=0.2, embedding_dropout=0.3,
+    name="tiny", embedding_size=6, hidden_size=8, num_layers=2, token_dropout=0.2, embedding_dropout=0.3,
     hidden_dropout=0.3, output_dropout=0.3, epochs=4, averaged_epochs=2, batch_size=3, learning_rate=0.02,
     warmup_steps=2,
 )  # fmt: skip
@@ -145,9 +145,9 @@ def test_dropout_comes_with_a_generator_alone_and_keeps_the_mean():
     assert float(mask.mean()) == pytest.approx(1.0, abs=0.01)  # standard error 0.0016
 
 
-@pytest.mark.parametrize("name", ["word_dropout", "embedding_dropout", "hidden_dropout", "output_dropout"])
+@pytest.mark.parametrize("name", ["token_dropout", "embedding_dropout", "hidden_dropout", "output_dropout"])
 def test_every_dropout_rate_is_used(name):
-    none = dict.fromkeys(("word_dropout", "embedding_dropout", "hidden_dropout", "output_dropout"), 0.0)
+    none = dict.fromkeys(("token_dropout", "embedding_dropout", "hidden_dropout", "output_dropout"), 0.0)
     inputs = language_model._collate([{"input_ids": row} for row in SENTENCES])
     without, with_one = make_model(replace(TINY, **none)), make_model(replace(TINY, **none | {name: 0.5}))
     assert torch.equal(without.log_prob(inputs, seeded()), without.log_prob(inputs))
@@ -161,7 +161,7 @@ def test_it_learns_all_there_is_to_learn(fit):
     # The first word is one of three, alike; the others follow from it.
     corpus = [[1, 4, 5, 6, 7, 2], [1, 5, 4, 4, 8, 2], [1, 6, 9, 8, 7, 2]]
     recipe = replace(
-        TINY, hidden_size=16, word_dropout=0.0, embedding_dropout=0.0, hidden_dropout=0.0, output_dropout=0.0,
+        TINY, hidden_size=16, token_dropout=0.0, embedding_dropout=0.0, hidden_dropout=0.0, output_dropout=0.0,
         num_layers=1, epochs=30, averaged_epochs=5, batch_size=6, learning_rate=0.05,
     )  # fmt: skip
     lm = fit(corpus * 10, validation=corpus, recipe=recipe)

@@ -1,4 +1,6 @@
-"""Figures of the latents: active dimensions, spread and energy of posterior against prior."""
+"""Metrics of the latents: active dimensions, spread and energy of posterior against prior; and estimates."""
+
+import json
 
 import numpy as np
 import pytest
@@ -6,7 +8,14 @@ import torch
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.estimates import Estimate
-from latent_ebm_text.evaluation.latents import active_units, compare_latents, latent_intervals
+from latent_ebm_text.evaluation.latents import (
+    NAMES,
+    LatentDraws,
+    active_units,
+    draw_metrics,
+    latent_metrics,
+    split_results,
+)
 
 
 def two_draws(mean_std: torch.Tensor, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,34 +44,66 @@ def test_a_dimension_far_from_zero_but_constant_is_not_active():
     assert active_units(first + 10, second + 10) == 0
 
 
+def make_draws(first, second, prior, posterior_energy=None, prior_energy=None):
+    zeros = torch.zeros(len(first))
+    energies = [zeros if energy is None else energy for energy in (posterior_energy, prior_energy)]
+    return LatentDraws(first, second, prior, *energies, reconstruction_nll=zeros + 2, prior_nll=zeros + 3)
+
+
 def test_comparison_by_hand():
     first, second = torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[4.0, 1.0], [6.0, 7.0]])
     prior = torch.tensor([[-1.0, 0.0], [1.0, 4.0]])
 
-    report = compare_latents(first, second, prior, torch.tensor([3.0, 5.0]), torch.tensor([0.5, 1.5]))
+    metrics = latent_metrics(make_draws(first, second, prior, torch.tensor([3.0, 5.0]), torch.tensor([0.5, 1.5])))
 
     posterior_std = np.std([[0, 1], [2, 3], [4, 1], [6, 7]], axis=0, ddof=1)
     prior_std = np.std([[-1, 0], [1, 4]], axis=0, ddof=1)
-    assert report.posterior_std == pytest.approx(posterior_std.mean())
-    assert report.prior_std == pytest.approx(prior_std.mean())
-    assert report.std_mismatch == pytest.approx(np.abs(posterior_std / prior_std - 1).mean())
-    assert report.energy_gap == pytest.approx(3.0)
-    assert report.n == 2
-    assert report.to_dict()["energy_gap"] == report.energy_gap
+    assert metrics["posterior_std"].value == pytest.approx(posterior_std.mean())
+    assert metrics["prior_std"].value == pytest.approx(prior_std.mean())
+    assert metrics["std_mismatch"].value == pytest.approx(np.abs(posterior_std / prior_std - 1).mean())
+    assert metrics["energy_gap"].value == pytest.approx(3.0)
+    assert metrics["energy_gap"].standard_error == pytest.approx((2 / 2 + 0.5 / 2) ** 0.5)
+    assert {metric.n for metric in metrics.values()} == {2}
 
 
 def test_mismatches_of_opposite_sign_do_not_cancel():
     posterior, prior = two_draws(torch.zeros(2), n=500)
     posterior = posterior * torch.tensor([0.5, 1.5])
-    report = compare_latents(posterior, posterior, prior, torch.zeros(500), torch.zeros(500))
-    assert report.posterior_std == pytest.approx(report.prior_std, rel=0.15)
-    assert report.std_mismatch == pytest.approx(0.5, abs=0.15)
+    metrics = latent_metrics(make_draws(posterior, posterior, prior))
+    assert metrics["posterior_std"].value == pytest.approx(metrics["prior_std"].value, rel=0.15)
+    assert metrics["std_mismatch"].value == pytest.approx(0.5, abs=0.15)
+
+
+def test_metrics_have_names_and_definitions_in_the_results():
+    posterior, prior = two_draws(torch.zeros(2), n=50)
+    results = split_results(draw_metrics(make_draws(posterior, posterior, prior), "image"), 50)
+    for key in NAMES.keys() - {"mse"}:
+        assert results[key]["name"] == NAMES[key]
+        assert results[key]["definition"], key
+    assert "in nats per image" in results["prior_nll"]["definition"]
+    assert results["latents"]["std_mismatch"] == results["std_mismatch"]["value"]
+    assert results["latents"]["n"] == 50
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+
+
+def test_a_model_without_a_latent_has_zeros_and_no_metrics_of_one():
+    results = split_results(draw_metrics(make_draws(*[torch.zeros(5, 0)] * 3), "image"), 5)
+    assert results.keys() == {"reconstruction_nll", "prior_nll", "latents"}
+    zeros = dict.fromkeys(("active_units", "posterior_std", "prior_std", "std_mismatch", "energy_gap"), 0)
+    assert results["latents"] == {**zeros, "n": 5}
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_few_draws_give_finite_intervals(n):
+    """Resamples in which all prior draws are the same have no spread to divide by."""
+    metrics = latent_metrics(make_draws(*two_draws(torch.zeros(2), n=n), torch.randn(n, 2)))
+    assert all(np.isfinite(metric.interval_95).all() for metric in metrics.values())
 
 
 def test_estimate_agrees_with_numpy():
     values = np.random.default_rng(0).normal(30, 4, size=57)
 
-    estimate = Estimate.of_mean(torch.from_numpy(values))
+    estimate = Estimate.of_mean(torch.from_numpy(values), "a mean", warning=None)
 
     error = values.std(ddof=1) / np.sqrt(57)
     assert estimate.value == pytest.approx(values.mean())
@@ -72,35 +113,39 @@ def test_estimate_agrees_with_numpy():
         "standard_error": estimate.standard_error,
         "n": 57,
         "interval_95": pytest.approx([values.mean() - 1.96 * error, values.mean() + 1.96 * error]),
+        "definition": "a mean; normal interval",
+        "warning": None,
     }
-    assert str(Estimate(12.3456, 0.321, 57)) == "12.35 ± 0.32 (n = 57)"
+
+
+def test_estimates_as_text():
+    assert f"{Estimate.of_normal(12.3456, 0.321, 57, 'a mean'):.2f}" == "12.35 ± 0.32"
+    assert f"{Estimate.of_proportion(8, 10, 'a share'):.1%}" == "80.0% [49.0%, 94.3%]"
 
 
 def test_estimate_of_large_float32_values_is_exact():
     values = torch.tensor([1e6, 1e6 + 1, 1e6 + 2] * 1000, dtype=torch.float32)
-    assert Estimate.of_mean(values).value == 1e6 + 1
+    assert Estimate.of_mean(values, "a mean").value == 1e6 + 1
 
 
 @pytest.mark.parametrize("values", [torch.ones(1), torch.ones(0), torch.ones(3, 2)])
 def test_estimate_needs_two_values(values):
     with pytest.raises(UsageError, match="at least 2 values"):
-        Estimate.of_mean(values)
+        Estimate.of_mean(values, "a mean")
 
 
-def test_intervals_hold_the_figures_and_most_of_what_other_data_give():
+def test_intervals_hold_the_values_and_most_of_what_other_data_give():
     mean_std = torch.tensor([0.9, 0.4, 0.14, 0.0])  # one dimension at the edge of being active
     found = []
     for seed in range(40):
         first, second = two_draws(mean_std, n=300, seed=seed)
         prior = 1.2 * torch.randn(300, 4, generator=torch.Generator().manual_seed(1000 + seed))
-        report = compare_latents(first, second, prior, torch.zeros(300), torch.zeros(300))
-        found.append((report, latent_intervals(first, second, prior, num_resamples=200)))
-    for report, intervals in found:
-        for name, (low, high) in intervals.items():
-            assert low <= getattr(report, name) <= high
-    mean_mismatch = np.mean([report.std_mismatch for report, _ in found])
-    covered = [low <= mean_mismatch <= high for _, intervals in found for low, high in [intervals["std_mismatch"]]]
-    assert np.mean(covered) >= 0.85
-    widths = [high - low for _, intervals in found for low, high in [intervals["std_mismatch"]]]
-    spread = np.std([report.std_mismatch for report, _ in found])
-    assert 2 * spread < np.mean(widths) < 6 * spread
+        found.append(latent_metrics(make_draws(first, second, prior), num_resamples=200))
+    for metrics in found:
+        for metric in metrics.values():
+            assert metric.interval_95[0] <= metric.value <= metric.interval_95[1]
+    for key in ("posterior_std", "prior_std", "std_mismatch"):
+        values = [metrics[key].value for metrics in found]
+        intervals = [metrics[key].interval_95 for metrics in found]
+        assert np.mean([low <= np.mean(values) <= high for low, high in intervals]) >= 0.85
+        assert 2 * np.std(values) < np.mean([high - low for low, high in intervals]) < 6 * np.std(values)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from latent_ebm_text.data.tokenizers import train_bpe_tokenizer, train_unigram_tokenizer, train_word_tokenizer
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation import perplexity as module
-from latent_ebm_text.evaluation.figures import perplexity_figures
 from latent_ebm_text.evaluation.language_model import (
     LanguageModel,
     LanguageModelRecipe,
@@ -24,15 +24,14 @@ from latent_ebm_text.evaluation.perplexity import (
     forward_perplexity,
     reverse_perplexity,
 )
-from latent_ebm_text.subwords import train_bpe_tokenizer, train_unigram_tokenizer
-from latent_ebm_text.tokenization import train_word_tokenizer
+from latent_ebm_text.evaluation.text_metrics import perplexity_metrics
 
 NOUNS, VERBS = ("dog", "cat", "bird", "fish"), ("sleeps", "eats", "waits")
 REAL_TRAIN = [f"the {noun} {verb}" for noun in NOUNS for verb in VERBS]
 REAL_TEST = ["the dog sleeps", "the bird waits again", "a cat eats"]  # "again" and "a" are unknown words
 SAMPLES = ["the dog eats", "dog dog the", "the the", "", "the zebra sleeps"]
 TINY = LanguageModelRecipe(
-    name="tiny", embedding_size=6, hidden_size=8, num_layers=1, word_dropout=0.0, embedding_dropout=0.1,
+    name="tiny", embedding_size=6, hidden_size=8, num_layers=1, token_dropout=0.0, embedding_dropout=0.1,
     hidden_dropout=0.0, output_dropout=0.1, epochs=6, averaged_epochs=2, batch_size=4, learning_rate=0.03,
     warmup_steps=2,
 )  # fmt: skip
@@ -88,10 +87,10 @@ class FixedNLL:
 
 def test_sentences_that_are_all_alike_leave_no_doubt(lm, monkeypatch):
     monkeypatch.setattr(module, "sentence_nll", FixedNLL([2 * math.log(5)] * 7, [2] * 7))
-    figures = estimate_perplexity(lm, [])
-    assert figures["perplexity"] == pytest.approx(5.0)
-    assert figures["interval_95"] == pytest.approx([5.0, 5.0])
-    assert (figures["n_sentences"], figures["n_tokens"]) == (7, 14)
+    found = estimate_perplexity(lm, [])
+    assert found["perplexity"] == pytest.approx(5.0)
+    assert found["interval_95"] == pytest.approx([5.0, 5.0])
+    assert (found["n_sentences"], found["n_tokens"]) == (7, 14)
 
 
 def test_the_interval_is_that_of_the_normal_approximation_where_it_holds(lm, monkeypatch):
@@ -113,21 +112,21 @@ def test_long_sentences_are_resampled_with_their_tokens(lm, monkeypatch):
 
 
 def test_fppl_is_the_perplexity_of_the_samples(fppl, lm, tokenizer):
-    figures = fppl(SAMPLES)
+    found = fppl(SAMPLES)
     nll, tokens = sentence_nll(lm, to_ids(tokenizer, SAMPLES))
     assert tokens.tolist() == [4, 4, 3, 1, 4]
-    assert figures["perplexity"] == math.exp(nll.sum() / 16)
-    low, high = figures["interval_95"]
-    assert low < figures["perplexity"] < high
-    assert (figures["n_sentences"], figures["n_tokens"]) == (5, 16)
-    assert (figures["evaluator"], figures["evaluator_seed"]) == ("tiny", 3)
-    assert figures["evaluator_test_perplexity"] == perplexity(*sentence_nll(lm, to_ids(tokenizer, REAL_TEST)))
-    assert figures["definition"].startswith("FPPL: perplexity of generated sentences under")
+    assert found["perplexity"] == math.exp(nll.sum() / 16)
+    low, high = found["interval_95"]
+    assert low < found["perplexity"] < high
+    assert (found["n_sentences"], found["n_tokens"]) == (5, 16)
+    assert (found["evaluator"], found["evaluator_seed"]) == ("tiny", 3)
+    assert found["evaluator_test_perplexity"] == perplexity(*sentence_nll(lm, to_ids(tokenizer, REAL_TEST)))
+    assert found["definition"].startswith("FPPL: perplexity of generated sentences under")
 
 
 def test_fppl_of_the_real_test_text_is_that_of_the_evaluator(fppl):
-    figures = fppl(REAL_TEST)
-    assert figures["perplexity"] == figures["evaluator_test_perplexity"]
+    found = fppl(REAL_TEST)
+    assert found["perplexity"] == found["evaluator_test_perplexity"]
 
 
 def test_fppl_under_a_model_without_knowledge_is_the_size_of_the_vocabulary(fppl, tokenizer):
@@ -135,16 +134,16 @@ def test_fppl_under_a_model_without_knowledge_is_the_size_of_the_vocabulary(fppl
     with torch.no_grad():
         for weight in uniform.parameters():
             weight.zero_()
-    figures = fppl(SAMPLES, lm=uniform)
-    assert figures["perplexity"] == pytest.approx(len(tokenizer))
-    assert figures["evaluator_seed"] is None
+    found = fppl(SAMPLES, lm=uniform)
+    assert found["perplexity"] == pytest.approx(len(tokenizer))
+    assert found["evaluator_seed"] is None
 
 
 def test_unknown_words_are_the_unknown_word(fppl):
     assert fppl(["the zebra sleeps", "a b"])["perplexity"] == fppl(["the <unk> sleeps", "x y"])["perplexity"]
 
 
-def test_the_same_samples_give_the_same_figures(fppl):
+def test_the_same_samples_give_the_same_perplexity(fppl):
     assert fppl(SAMPLES) == fppl(SAMPLES)
 
 
@@ -152,19 +151,19 @@ def test_the_same_samples_give_the_same_figures(fppl):
 
 
 def test_rppl_of_the_training_text_itself_is_the_perplexity_of_the_evaluator(rppl):
-    figures = rppl(REAL_TRAIN)
-    assert figures["perplexity"] == figures["evaluator_test_perplexity"]
-    assert (figures["n_sentences"], figures["n_tokens"], figures["n_samples"]) == (3, 13, len(REAL_TRAIN))
-    assert figures["warning"] is None
-    assert (figures["evaluator"], figures["evaluator_seed"]) == ("tiny", 3)
-    assert figures["definition"].startswith("RPPL: perplexity of the real test text under")
+    found = rppl(REAL_TRAIN)
+    assert found["perplexity"] == found["evaluator_test_perplexity"]
+    assert (found["n_sentences"], found["n_tokens"], found["n_samples"]) == (3, 13, len(REAL_TRAIN))
+    assert found["warning"] is None
+    assert (found["evaluator"], found["evaluator_seed"]) == ("tiny", 3)
+    assert found["definition"].startswith("RPPL: perplexity of the real test text under")
 
 
 def test_rppl_is_higher_where_the_samples_leave_something_out(rppl):
     dogs = [sentence for sentence in REAL_TRAIN if "dog" in sentence] * len(NOUNS)
     assert len(dogs) == len(REAL_TRAIN)
-    figures = rppl(dogs, real_test=REAL_TRAIN)
-    assert figures["perplexity"] > 1.1 * figures["evaluator_test_perplexity"]
+    found = rppl(dogs, real_test=REAL_TRAIN)
+    assert found["perplexity"] > 1.1 * found["evaluator_test_perplexity"]
 
 
 def test_rppl_uses_as_many_samples_as_there_are_training_sentences(rppl):
@@ -172,9 +171,9 @@ def test_rppl_uses_as_many_samples_as_there_are_training_sentences(rppl):
 
 
 def test_rppl_of_fewer_samples_says_so(rppl):
-    figures = rppl(REAL_TRAIN[:5])
-    assert figures["n_samples"] == 5
-    assert "trained on 5 generated sentences rather than 12" in figures["warning"]
+    found = rppl(REAL_TRAIN[:5])
+    assert found["n_samples"] == 5
+    assert "trained on 5 generated sentences rather than 12" in found["warning"]
 
 
 def test_rppl_needs_an_evaluator_that_was_trained(rppl, tokenizer):
@@ -237,7 +236,7 @@ def test_a_metric_refuses_what_the_functions_refuse(lm, tokenizer, tmp_path):
 # -------- what cannot be judged
 
 
-@pytest.mark.parametrize("figure", ["fppl", "rppl"])
+@pytest.mark.parametrize("metric", ["fppl", "rppl"])
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
@@ -249,9 +248,9 @@ def test_a_metric_refuses_what_the_functions_refuse(lm, tokenizer, tmp_path):
     ],
     ids=["none", "blank", "the same", "one", "a string"],
 )
-def test_samples_of_a_broken_generation_are_refused(request, tmp_path, figure, samples, message):
+def test_samples_of_a_broken_generation_are_refused(request, tmp_path, metric, samples, message):
     with pytest.raises(UsageError, match=message):
-        request.getfixturevalue(figure)(samples)
+        request.getfixturevalue(metric)(samples)
     assert not list(tmp_path.iterdir())
 
 
@@ -260,11 +259,11 @@ def test_samples_that_would_be_trained_on_must_differ(rppl):
         rppl([REAL_TRAIN[0]] * len(REAL_TRAIN) + REAL_TRAIN)
 
 
-@pytest.mark.parametrize("figure", ["fppl", "rppl"])
+@pytest.mark.parametrize("metric", ["fppl", "rppl"])
 @pytest.mark.parametrize("real_test", [[], "the dog sleeps"], ids=["none", "a string"])
-def test_the_test_text_must_have_sentences(request, figure, real_test):
+def test_the_test_text_must_have_sentences(request, metric, real_test):
     with pytest.raises(UsageError, match="real_test must be a list of at least one sentence"):
-        request.getfixturevalue(figure)(REAL_TRAIN, real_test=real_test)
+        request.getfixturevalue(metric)(REAL_TRAIN, real_test=real_test)
 
 
 def test_the_tokenizer_must_be_that_of_the_evaluator(fppl):
@@ -278,8 +277,8 @@ def test_the_tokenizer_must_be_that_of_the_evaluator(fppl):
 
 def test_words_are_tokens_of_a_word_tokenizer(fppl, rppl):
     for found in (fppl(SAMPLES), rppl(SAMPLES)):
-        for figure in ("perplexity", "interval_95", "evaluator_test_perplexity", "evaluator_test_interval_95"):
-            assert found[f"{figure}_per_word"] == found[figure]
+        for metric in ("perplexity", "interval_95", "evaluator_test_perplexity", "evaluator_test_interval_95"):
+            assert found[f"{metric}_per_word"] == found[metric]
         assert found["n_words"] == found["n_tokens"]
 
 
@@ -304,28 +303,28 @@ def test_a_perplexity_per_word_counts_words_whatever_the_pieces(train):
 # -------- in a report
 
 
-def test_the_figures_of_a_report_are_those_of_the_metrics(fppl, rppl, lm, tokenizer, tmp_path):
-    figures, nll = perplexity_figures(SAMPLES, lm, tokenizer, REAL_TEST, cache_dir=tmp_path)
+def test_the_metrics_of_a_report_are_those_of_the_functions(fppl, rppl, lm, tokenizer, tmp_path):
+    metrics, nll = perplexity_metrics(SAMPLES, lm, tokenizer, REAL_TEST, cache_dir=tmp_path)
     forward, reverse = fppl(SAMPLES), rppl(SAMPLES)
     names = ["tiny's test perplexity", "FPPL", "RPPL"]
-    assert set(figures) == {*names, *(f"{name} per word" for name in names)}
-    assert next(iter(figures)) == names[0], "the evaluator's own comes first"
-    own, *generated = (figures[name] for name in names)
+    assert set(metrics) == {*names, *(f"{name} per word" for name in names)}
+    assert next(iter(metrics)) == names[0], "the evaluator's own comes first"
+    own, *generated = (metrics[name] for name in names)
     for name in names:
-        same = figures[f"{name} per word"]
+        same = metrics[f"{name} per word"]
         assert (same.value, same.interval_95, same.n) == (
-            figures[name].value, figures[name].interval_95, figures[name].n,
+            metrics[name].value, metrics[name].interval_95, metrics[name].n,
         )  # fmt: skip
         assert "per word" in same.definition
     assert own.value == forward["evaluator_test_perplexity"]
     assert (own.n, list(own.interval_95)) == (len(REAL_TEST), forward["evaluator_test_interval_95"])
-    for figure, found in zip(generated, (forward, reverse), strict=True):
-        assert (figure.value, list(figure.interval_95)) == (found["perplexity"], found["interval_95"])
-        assert figure.n == found["n_sentences"]
-        assert "'tiny'" in figure.definition, "a figure carries its evaluator's name"
-    assert figures["RPPL"].details["warning"] == reverse["warning"]
-    for figure, name in zip(generated, ("fppl_nll", "rppl_nll"), strict=True):
-        assert len(nll[name]) == figure.n, "one value for each sentence, to compare runs by"
+    for metric, found in zip(generated, (forward, reverse), strict=True):
+        assert (metric.value, list(metric.interval_95)) == (found["perplexity"], found["interval_95"])
+        assert metric.n == found["n_sentences"]
+        assert "'tiny'" in metric.definition, "a metric carries its evaluator's name"
+    assert metrics["RPPL"].details["warning"] == reverse["warning"]
+    for metric, name in zip(generated, ("fppl_nll", "rppl_nll"), strict=True):
+        assert len(nll[name]) == metric.n, "one value for each sentence, to compare runs by"
     assert nll["rppl_words"].tolist() == [len(sentence.split()) + 1 for sentence in REAL_TEST]
-    assert perplexity(nll["fppl_nll"], nll["fppl_words"]) == pytest.approx(figures["FPPL"].value)
-    assert perplexity(nll["rppl_nll"], nll["rppl_words"]) == pytest.approx(figures["RPPL"].value)
+    assert perplexity(nll["fppl_nll"], nll["fppl_words"]) == pytest.approx(metrics["FPPL"].value)
+    assert perplexity(nll["rppl_nll"], nll["rppl_words"]) == pytest.approx(metrics["RPPL"].value)

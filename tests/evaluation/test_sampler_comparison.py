@@ -10,8 +10,8 @@ import torch
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.sampler_comparison import SamplerComparison, compare_samplers
-from latent_ebm_text.samplers import HMCSampler, LangevinSampler, ParallelTemperingSampler
-from tests.samplers.targets import Gaussian, seeded, standard_normal
+from latent_ebm_text.latents.samplers import HMCSampler, LangevinSampler, ParallelTemperingSampler
+from tests.latents.samplers.targets import Gaussian, seeded, standard_normal
 
 #: One wide dimension and one narrow one, where Langevin steps that suit the narrow one are slow.
 TARGET = Gaussian(torch.zeros(2).double(), torch.diag(torch.tensor([4.0, 1.0])).double())
@@ -41,10 +41,10 @@ def test_the_worst_dimension_is_the_wide_one_with_its_autocorrelation(
     """A Langevin chain of `K` steps keeps `(1 - s^2 / 2V)^K` of a dimension of variance `V`."""
     rho = (1 - 0.5**2 / 8) ** SAMPLERS[name].num_steps
     expected = 64 * 100 * (1 - rho) / (1 + rho)
-    figures = comparison.rows[row].ess_worst_dimension
-    assert figures.n == 64
-    assert abs(figures.value - expected) < 0.3 * expected
-    assert 0 < figures.standard_error < 0.5 * expected
+    ess = comparison.rows[row].ess_worst_dimension
+    assert ess.n == 64
+    assert abs(ess.value - expected) < 0.3 * expected
+    assert 0 < ess.standard_error < 0.5 * expected
 
 
 def test_longer_repetitions_mix_better_and_cost_more(comparison: SamplerComparison) -> None:
@@ -89,9 +89,9 @@ def test_the_standard_error_is_the_spread_over_other_chains() -> None:
 
 
 def test_json_and_markdown(comparison: SamplerComparison) -> None:
-    figures = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
-    assert [row["name"] for row in figures["samplers"]] == list(SAMPLERS)
-    assert figures["samplers"][1]["ess_energy"]["value"] == comparison.rows[1].ess_energy.value
+    written = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    assert [row["name"] for row in written["samplers"]] == list(SAMPLERS)
+    assert written["samplers"][1]["ess_energy"]["value"] == comparison.rows[1].ess_energy.value
 
     fast, text = comparison.rows[1], comparison.to_markdown()
     assert f"| fast | 8 | {fast.ess_energy.value:.0f} ± {fast.ess_energy.standard_error:.0f} |" in text

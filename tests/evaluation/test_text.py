@@ -7,9 +7,10 @@ from datasets import Dataset
 
 from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
 from latent_ebm_text.data import TextCollator
-from latent_ebm_text.evaluation.text import evaluate_likelihoods, generate_texts, sample_statistics
-from latent_ebm_text.streams import stream
-from latent_ebm_text.tokenization import train_word_tokenizer
+from latent_ebm_text.data.tokenizers import train_word_tokenizer
+from latent_ebm_text.evaluation.text import generate_texts
+from latent_ebm_text.evaluation.text_metrics import evaluate_likelihoods, sample_statistics
+from latent_ebm_text.latents.rng import derived_generator
 
 SENTENCES = [[1, 5, 6, 2], [1, 7, 2], [1, 9, 8, 7, 6, 5, 2], [1, 4, 4, 4, 2], [1, 5, 2]]
 COLLATE = TextCollator(pad_token_id=0)
@@ -26,7 +27,7 @@ def model():
     short = {"name": "langevin", "num_steps": 3, "step_size": 0.3, "temperature": 1.0}
     config = LatentEBMTextConfig(
         vocab_size=10, latent_dim=3, hidden_size=12, embedding_size=6, prior_hidden_size=8, dropout=0.5,
-        word_dropout=0.5, max_sentence_length=8, prior_sampler=short, posterior_sampler=short,
+        token_dropout=0.5, max_sequence_length=8, prior_sampler=short, posterior_sampler=short,
     )  # fmt: skip
     return LatentEBMForTextGeneration(config)
 
@@ -48,14 +49,14 @@ def nll(model, sentence, latent):
 
 
 @torch.no_grad()
-def test_figures_by_hand(model, dataset):
-    figures = evaluate_likelihoods(model, dataset, COLLATE, batch_size=2, seed=7)
+def test_metrics_by_hand(model, dataset):
+    metrics = evaluate_likelihoods(model, dataset, COLLATE, batch_size=2, seed=7)
 
     model.eval()
     reconstruction, prior = [], []
     for number, indices in enumerate([[1, 4], [0, 3], [2]]):  # by length
         inputs = COLLATE([{"input_ids": SENTENCES[index]} for index in indices])
-        generator = stream(7, "evaluation", number)
+        generator = derived_generator(7, "evaluation", number)
         one, two = (model.sample_posterior(inputs, generator=generator).latents for _ in range(2))
         other = model.sample_prior(len(indices), generator=generator).latents
         for row, index in enumerate(indices):
@@ -64,11 +65,11 @@ def test_figures_by_hand(model, dataset):
             )
             prior.append(nll(model, SENTENCES[index], other[row]))
     for name, values in (("reconstruction_nll", reconstruction), ("prior_nll", prior)):
-        assert figures[name]["value"] == pytest.approx(np.mean(values), rel=1e-5)
-        assert figures[name]["standard_error"] == pytest.approx(np.std(values, ddof=1) / 5**0.5, rel=1e-4)
-        assert figures[name]["n"] == 5
-    assert figures["tokens_per_sentence"] == pytest.approx((3 + 2 + 6 + 4 + 2) / 5)
-    assert figures["latents"]["n"] == 5
+        assert metrics[name]["value"] == pytest.approx(np.mean(values), rel=1e-5)
+        assert metrics[name]["standard_error"] == pytest.approx(np.std(values, ddof=1) / 5**0.5, rel=1e-4)
+        assert metrics[name]["n"] == 5
+    assert metrics["tokens_per_sentence"] == pytest.approx((3 + 2 + 6 + 4 + 2) / 5)
+    assert metrics["latents"]["n"] == 5
 
 
 @torch.no_grad()
@@ -77,21 +78,21 @@ def test_every_sentence_counts_once(model, dataset, batch_size):
     ignore_latent(model)
     expected = np.mean([nll(model, sentence, torch.zeros(3)) for sentence in SENTENCES])
 
-    figures = evaluate_likelihoods(model, dataset, COLLATE, batch_size=batch_size)
+    metrics = evaluate_likelihoods(model, dataset, COLLATE, batch_size=batch_size)
 
-    assert figures["reconstruction_nll"]["value"] == pytest.approx(expected, rel=1e-5)
-    assert figures["prior_nll"]["value"] == pytest.approx(expected, rel=1e-5)
-    assert figures["latents"]["n"] == 5
+    assert metrics["reconstruction_nll"]["value"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["prior_nll"]["value"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["latents"]["n"] == 5
 
 
 @torch.no_grad()
 def test_max_sentences_takes_the_first_ones(model, dataset):
     ignore_latent(model)
-    figures = evaluate_likelihoods(model, dataset, COLLATE, batch_size=2, max_sentences=3)
+    metrics = evaluate_likelihoods(model, dataset, COLLATE, batch_size=2, max_sentences=3)
     expected = np.mean([nll(model, sentence, torch.zeros(3)) for sentence in SENTENCES[:3]])
-    assert figures["reconstruction_nll"]["value"] == pytest.approx(expected, rel=1e-5)
-    assert figures["reconstruction_nll"]["n"] == 3
-    assert figures["tokens_per_sentence"] == pytest.approx((3 + 2 + 6) / 3)
+    assert metrics["reconstruction_nll"]["value"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["reconstruction_nll"]["n"] == 3
+    assert metrics["tokens_per_sentence"] == pytest.approx((3 + 2 + 6) / 3)
 
 
 def test_the_seed_alone_decides(model, dataset):
@@ -108,7 +109,7 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluation_leaves_the_model_and_the_global_stream_as_they_were(model, dataset, tokenizer, training):
+def test_evaluation_leaves_the_model_and_the_global_generator_as_they_were(model, dataset, tokenizer, training):
     model.train(training)
     before = torch.get_rng_state()
 

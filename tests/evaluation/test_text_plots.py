@@ -1,4 +1,4 @@
-"""The picture of a text model's report."""
+"""The plot of a text model's evaluation."""
 
 import struct
 import sys
@@ -10,21 +10,21 @@ import torch
 from matplotlib.figure import Figure
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.text import LatentDraws
-from latent_ebm_text.evaluation.text_plots import plot_text_report
+from latent_ebm_text.evaluation.plots import plot_text_report
+from latent_ebm_text.evaluation.text import SentenceDraws
 from tests.helpers import seeded
 
 
-def draws(latent_dim: int) -> LatentDraws:
+def draws(latent_dim: int) -> SentenceDraws:
     first, second, prior = (torch.randn(50, latent_dim, generator=seeded(seed)) for seed in range(3))
     lengths = np.arange(50) + 2
     nll = torch.tensor(lengths)
-    return LatentDraws(lengths, lengths, first, second, 2 * prior, torch.zeros(50), torch.ones(50), nll, 3 * nll)
+    return SentenceDraws(first, second, 2 * prior, torch.zeros(50), torch.ones(50), nll, 3 * nll, lengths, lengths)
 
 
 @pytest.mark.parametrize("latent_dim", [3, 0])
 def test_draws_a_png_for_models_with_and_without_a_latent(latent_dim: int, tmp_path: Path) -> None:
-    path = plot_text_report(draws(latent_dim), ["a b c", "d"], tmp_path / "pictures" / "evaluation.png")
+    path = plot_text_report(draws(latent_dim), ["a b c", "d"], tmp_path / "plots" / "evaluation.png")
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG")
     assert struct.unpack(">II", content[16:24]) == (1210, 825)

@@ -1,4 +1,4 @@
-"""The card: every figure with its interval and definition, what was trained on, and nothing that was not measured."""
+"""The card: every metric with its interval and definition, what was trained on, and nothing that was not measured."""
 
 import json
 import re
@@ -9,14 +9,15 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from latent_ebm_text.commands.arguments import DataArguments, HubArguments, TextModelArguments, flat_settings
+from latent_ebm_text.commands.parsing import parse_arguments
 from latent_ebm_text.errors import DataError
-from latent_ebm_text.evaluation.measurements import Measurement
+from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.report import Report
 from latent_ebm_text.hub.card import build_card
 from latent_ebm_text.hub.corpora import corpus_facts
 from latent_ebm_text.hub.pushing import preview_card
-from latent_ebm_text.training.arguments import DataArguments, HubArguments, ModelArguments, TrainingArguments
-from latent_ebm_text.training.configuration import parse_recipe_arguments
+from latent_ebm_text.training.arguments import TrainingArguments
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +30,12 @@ def results(trained: Path) -> dict:
     return json.loads((trained / "results.json").read_text())
 
 
-def test_metadata_hold_figures_with_intervals(card: ModelCard, results: dict) -> None:
+def test_metadata_hold_metrics_with_intervals(card: ModelCard, results: dict) -> None:
     data = card.data
     assert (data.library_name, data.pipeline_tag, data.license) == ("latent_ebm_text", "text-generation", "apache-2.0")
     found = {(result.metric_name, result.dataset_split): result for result in data.eval_results}
-    assert len(found) == 4
-    for name, key in (("reconstruction NLL", "reconstruction_nll"), ("prior NLL", "prior_nll")):
+    assert len(found) == 2 * 7
+    for name, key in (("reconstruction NLL", "reconstruction_nll"), ("active units", "active_units")):
         for split in ("validation", "test"):
             result, measured = found[name, split], results["splits"][split][key]
             assert result.metric_value == pytest.approx(measured["value"], rel=1e-5)
@@ -43,9 +44,9 @@ def test_metadata_hold_figures_with_intervals(card: ModelCard, results: dict) ->
             assert result.dataset_args == {"fingerprint": results["dataset"]["fingerprint"]}
 
 
-def test_every_figure_is_defined(card: ModelCard) -> None:
+def test_every_metric_is_defined(card: ModelCard) -> None:
     names = re.findall(r"^\| ([\w -]+) \| (?:test|validation) \|", card.text, re.MULTILINE)
-    assert len(names) == 10
+    assert len(names) == 2 * 7
     for name in names:
         assert f"- **{name}**: " in card.text
 
@@ -65,11 +66,10 @@ def test_its_settings_are_a_config_that_trains_the_same_model(card: ModelCard, r
     (settings,) = re.findall(r"```yaml\n(.*?)```", card.text, re.DOTALL)
     path = tmp_path / "config.yaml"
     path.write_text(settings)
-    arguments = parse_recipe_arguments(
-        (DataArguments, ModelArguments, TrainingArguments, HubArguments), ["--config", str(path)], description=""
+    arguments = parse_arguments(
+        (DataArguments, TextModelArguments, TrainingArguments, HubArguments), ["--config", str(path)], description=""
     )
-    for name, value in results["settings"].items():
-        assert [getattr(group, name) for group in arguments if hasattr(group, name)] == [value], name
+    assert flat_settings(*arguments[:3]) == results["settings"]
 
 
 def test_data_licence_environment_and_citation_are_told(card: ModelCard) -> None:
@@ -83,7 +83,7 @@ def test_data_licence_environment_and_citation_are_told(card: ModelCard) -> None
 def test_warnings_and_an_unused_latent_stand_among_the_limits(card: ModelCard) -> None:
     limits = card.text.partition("## Limits")[2]
     assert re.search(
-        r"A sentence costs \d+\.\d nats with a latent of its own and \d+\.\d with one of the prior", limits
+        r"A sentence costs \d+\.\d nats with a latent of its own and \d+\.\d with one from the prior", limits
     )
 
 
@@ -91,7 +91,7 @@ def test_an_evaluation_on_other_data_is_no_part_of_the_card(trained: Path, tmp_p
     own = json.loads((trained / "results.json").read_text())["dataset"]["fingerprint"]
     for fingerprint in (own, "ffff"):
         report = Report({"command": "recipes/evaluate_text.py", "fingerprint": fingerprint})
-        report.add({"FPPL": Measurement(99.0, (90.0, 110.0), 50, "perplexity of samples")})
+        report.add({"FPPL": Estimate(99.0, (90.0, 110.0), 50, "perplexity of samples")})
         report.write(tmp_path)
         if fingerprint == own:
             assert "FPPL" in preview_card(trained, "me/tiny", evaluation=tmp_path)
@@ -100,12 +100,12 @@ def test_an_evaluation_on_other_data_is_no_part_of_the_card(trained: Path, tmp_p
                 preview_card(trained, "me/tiny", evaluation=tmp_path)
 
 
-def test_an_evaluation_goes_before_the_figures_of_the_run(trained: Path, tmp_path: Path) -> None:
+def test_an_evaluation_goes_before_the_metrics_of_the_run(trained: Path, tmp_path: Path) -> None:
     report = Report({"command": "recipes/evaluate_text.py", "sampling": "words at temperature 1"})
     report.add(
         {
-            "reconstruction NLL": Measurement(12.5, (12.0, 13.0), 77, "as the evaluation has it"),
-            "FPPL": Measurement(99.0, (90.0, 110.0), 50, "perplexity of samples", {"warning": "few samples"}),
+            "reconstruction NLL": Estimate(12.5, (12.0, 13.0), 77, "as the evaluation has it"),
+            "FPPL": Estimate(99.0, (90.0, 110.0), 50, "perplexity of samples", details={"warning": "few samples"}),
         }
     )
     report.write(tmp_path)
@@ -130,7 +130,7 @@ def test_penn_treebank_is_recognised_wherever_it_was_read_from() -> None:
 def test_a_model_without_a_run_says_that_nothing_was_measured(trained: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(trained / "model", tmp_path / "model"))
     text = build_card(model, "me/alone")
-    assert "None were measured." in text
+    assert "No metrics were measured." in text
     assert "was not recorded" in text
     assert "eval_results" not in text
     assert yaml.safe_load(text.split("---")[1])["license"] == "unknown"

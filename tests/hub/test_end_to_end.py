@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from latent_ebm_text.hub import load_text_model
-from latent_ebm_text.streams import stream
+from latent_ebm_text.latents.rng import derived_generator
+from latent_ebm_text.models.loading import load_text_model
 from tests.hub_server import HubServer
 from tests.tiny_runs import DATA, MODEL, TRAINING
 
@@ -24,7 +24,7 @@ from latent_ebm_text.streams import stream
 
 model = LatentEBMForTextGeneration.from_pretrained(sys.argv[1])
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-ids = model.generate(num_samples=4, generator=stream(7, "samples", 0))
+ids = model.generate(num_samples=4, generator=derived_generator(7, "samples", 0))
 print("\\n".join(tokenizer.batch_decode(ids, skip_special_tokens=True)))
 """
 REMOTE = """
@@ -61,7 +61,7 @@ def test_a_recipe_pushes_and_another_process_generates_the_same_text(server: Hub
     assert out[-1].strip().startswith(f"pushed: {server.endpoint}/me/tiny/commit/")
 
     model, tokenizer = load_text_model(tmp_path / "run")
-    ids = model.generate(num_samples=4, generator=stream(7, "samples", 0))
+    ids = model.generate(num_samples=4, generator=derived_generator(7, "samples", 0))
     assert execute(server, tmp_path / "b", "me/tiny", code=PULL) == tokenizer.batch_decode(
         ids, skip_special_tokens=True
     )
@@ -69,9 +69,9 @@ def test_a_recipe_pushes_and_another_process_generates_the_same_text(server: Hub
 
 @pytest.mark.slow
 def test_remote_code_needs_no_import(server: HubServer, trained: Path, tmp_path: Path) -> None:
-    push = ["-m", "latent_ebm_text.cli", "push", trained, "me/tiny", "--remote-code", "--json"]
+    push = ["-m", "latent_ebm_text.commands", "push", trained, "me/tiny", "--remote-code", "--json"]
     assert json.loads("\n".join(execute(server, tmp_path / "a", *push)))["repo_id"] == "me/tiny"
-    assert execute(server, tmp_path / "b", "me/tiny", code=REMOTE) == ["latent_ebm_text.modeling_text 2"]
+    assert execute(server, tmp_path / "b", "me/tiny", code=REMOTE) == ["latent_ebm_text.models.modeling_text 2"]
 
 
 @pytest.mark.slow

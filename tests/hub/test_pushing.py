@@ -13,16 +13,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.errors import HubError, UsageError
-from latent_ebm_text.hub import load_text_model, push_run, pushing
+from latent_ebm_text.hub import pushing
 from latent_ebm_text.hub.card import is_edited
-from latent_ebm_text.streams import stream
+from latent_ebm_text.hub.pushing import push_run
+from latent_ebm_text.latents.rng import derived_generator
+from latent_ebm_text.models.loading import load_text_model
 from tests.helpers import tiny_model
 from tests.hub_server import HubServer
 from tests.tiny_runs import train
 
 
 def sentences(model: LatentEBMForTextGeneration, tokenizer: object) -> list[str]:
-    ids = model.generate(num_samples=8, generator=stream(3, "samples", 0))
+    ids = model.generate(num_samples=8, generator=derived_generator(3, "samples", 0))
     return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
@@ -140,7 +142,7 @@ def test_without_a_network(hub: HubServer, trained: Path, monkeypatch: pytest.Mo
         push_run(trained)
 
 
-def test_a_hub_that_does_not_answer_says_nothing_of_its_card(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_says_nothing_about_its_card(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*args: object, **kwargs: object) -> None:
         raise LocalEntryNotFoundError("timed out")
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.latents import Control, ControlledDensity, LatentClassifier, fit_classifier
-from latent_ebm_text.latents.training import calibration_error, wilson_interval
-from latent_ebm_text.prior import EnergyPrior, GaussianPrior
-from latent_ebm_text.samplers import HMCSampler
-from latent_ebm_text.samplers.base import autograd_value_and_score
+from latent_ebm_text.latents.classifier import calibration_error, wilson_interval
+from latent_ebm_text.latents.density import autograd_value_and_score
+from latent_ebm_text.latents.prior import EnergyPrior, GaussianPrior
+from latent_ebm_text.latents.samplers import HMCSampler
 from tests.helpers import seeded
 
 

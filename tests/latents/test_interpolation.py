@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.latents import latent_path, linear_path, low_energy_path, path_action, spherical_path
-from latent_ebm_text.prior import EnergyPrior, GaussianPrior
+from latent_ebm_text.latents.prior import EnergyPrior, GaussianPrior
 from tests.helpers import seeded
 
 START, END = torch.randn(2, 6, generator=seeded(3)).double()

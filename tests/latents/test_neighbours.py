@@ -49,7 +49,7 @@ def test_an_index_comes_back_from_disk(index: LatentIndex, tmp_path: Path) -> No
     assert torch.equal(again.mean, MEAN)
     assert torch.equal(again.std, STD)
     assert again.source == "corpus 1"
-    with pytest.raises(DataError, match="is an index of 'corpus 1', not of 'corpus 2': build it anew"):
+    with pytest.raises(DataError, match="is an index of 'corpus 1', not of 'corpus 2': rebuild it"):
         LatentIndex.load(tmp_path / "index.safetensors", source="corpus 2")
     (tmp_path / "broken.safetensors").write_bytes(b"no index")
     with pytest.raises(DataError, match="cannot be read as an index of latents"):

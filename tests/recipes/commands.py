@@ -1,11 +1,10 @@
 """What the tests of recipes share: how one is called, what it is called with, and what its answer must look like."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 from latent_ebm_text.data import load_text_dataset
-from latent_ebm_text.tokenization import train_word_tokenizer
+from latent_ebm_text.data.tokenizers import train_word_tokenizer
 from tests.language_models import tiny_language_model
 
 ROOT = Path(__file__).parents[2]
@@ -15,10 +14,10 @@ ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision
 TWO_PROCESSES = ["--multi_gpu", "--num_processes", "2", *ONE_PROCESS[2:]]
 
 TINY = {
-    "dataset_name": "grammar", "num_sentences": 200, "max_length": 20, "latent_dim": 4, "hidden_size": 16,
-    "embedding_size": 8, "prior_hidden_size": 8, "prior_num_steps": 3, "posterior_num_steps": 3,
-    "posterior_step_size": 0.3, "num_epochs": 20, "train_batch_size": 32, "inference": "persistent",
-    "log_every": 3, "eval_every": 50, "save_every": 10, "num_eval_sentences": 32, "num_eval_samples": 20,
+    "config": "paper/ptb", "dataset_name": "grammar", "num_sentences": 200, "max_length": 20, "latent_dim": 4, "hidden_size": 16,
+    "embedding_size": 8, "prior_hidden_size": 8, "prior_sampler.num_steps": 3, "posterior_sampler.num_steps": 3,
+    "posterior_sampler.step_size": 0.3, "num_epochs": 20, "train_batch_size": 32, "inference": "persistent",
+    "log_every": 3, "eval_every": 50, "save_every": 10, "num_eval_examples": 32, "num_eval_samples": 20,
 }  # fmt: skip
 TINY_STEPS = 140  # 20 epochs of 7 batches
 
@@ -33,13 +32,6 @@ def options(**settings):
 def finish(process):
     out, err = process.communicate(timeout=240)
     return process.returncode, out, err
-
-
-def load_recipe(name):
-    specification = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def write_corpus(folder, train=SENTENCES * 5):

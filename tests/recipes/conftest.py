@@ -1,14 +1,14 @@
 """The recipes as real processes, and called within this one."""
 
 import os
+import runpy
 import subprocess
 import sys
 
 import datasets
 import pytest
 
-from latent_ebm_text.training.configuration import run_recipe
-from tests.recipes.commands import RECIPES, ROOT, TINY, load_recipe, options, write_corpus
+from tests.recipes.commands import RECIPES, ROOT, TINY, options, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def call(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["train_ptb.py", *options(**settings | changes), *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:
-            run_recipe(load_recipe(f"train_{recipe}").main)
+            runpy.run_path(str(RECIPES / f"train_{recipe}.py"), run_name="__main__")
         return leaving.value.code or 0, *capsys.readouterr()
 
     return call

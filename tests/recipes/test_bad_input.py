@@ -19,11 +19,23 @@ from tests.recipes.commands import SENTENCES, assert_refused, write_corpus, writ
         ({"embedding_size": 0}, ["embedding_size must be positive"]),
         ({"output_rank": 0}, ["output_rank must be positive"]),
         ({"prior_hidden_size": 0}, ["prior_hidden_size must be positive"]),
-        ({"prior_num_steps": 0}, ["prior_num_steps must be positive and finite, got 0"]),
-        ({"posterior_num_steps": -5}, ["posterior_num_steps must be positive and finite, got -5"]),
-        ({"prior_step_size": 0}, ["prior_step_size must be positive and finite, got 0"]),
-        ({"posterior_step_size": "nan"}, ["posterior_step_size must be positive and finite, got nan"]),
-        ({"posterior_temperature": -1}, ["temperature", "-1"]),
+        (
+            {"prior_sampler.num_steps": 0},
+            ["prior_sampler: num_steps of a Langevin sampler must be a positive integer, got 0"],
+        ),
+        (
+            {"posterior_sampler.num_steps": -5},
+            ["posterior_sampler: num_steps of a Langevin sampler must be a positive integer, got -5"],
+        ),
+        (
+            {"prior_sampler.step_size": 0},
+            ["prior_sampler: step_size must be positive and finite at every step, got 0"],
+        ),
+        (
+            {"posterior_sampler.step_size": "nan"},
+            ["posterior_sampler: step_size must be positive and finite at every step, got nan"],
+        ),
+        ({"posterior_sampler.temperature": -1}, ["posterior_sampler: temperature", "-1"]),
         ({"likelihood_weight": 0}, ["likelihood_weight must be positive"]),
         ({"energy_penalty": -1}, ["energy_penalty must be zero or positive"]),
         ({"dropout": 1.5}, ["dropout must lie in [0, 1), got 1.5"]),
@@ -42,7 +54,7 @@ from tests.recipes.commands import SENTENCES, assert_refused, write_corpus, writ
         ({"chain_num_steps": 0}, ["chain_num_steps must be positive"]),
         ({"chain_refresh": 1.5}, ["chain_refresh must be in [0.0, 1.0], got 1.5"]),
         ({"inference": "exact"}, ["inference must be one of 'short_run', 'persistent',", "got 'exact'"]),
-        ({"num_eval_sentences": 1}, ["num_eval_sentences must be in [2, inf], got 1"]),
+        ({"num_eval_examples": 1}, ["num_eval_examples must be in [2, inf], got 1"]),
         ({"max_length": 1}, ["max_length is 1", "need 2"]),
         ({"num_proc": 0}, ["num_proc must be positive"]),
         ({"train_split": "extra"}, ["no split 'extra' to train on", "its splits are"]),
@@ -69,7 +81,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(call, corpus, changes, words):
     [
         ("latent_dims: 4", ["unknown key 'latent_dims' in my.yaml", "did you mean 'latent_dim'"]),
         ("dropout: a lot", ["dropout must be a number, got 'a lot' (from my.yaml)"]),
-        ("word_dropout: [1", ["my.yaml is not valid YAML"]),
+        ("token_dropout: [1", ["my.yaml is not valid YAML"]),
     ],
 )
 def test_a_wrong_config_file_is_one_line_and_exit_code_2(call, corpus, tmp_path, config, words):
@@ -118,7 +130,9 @@ def test_an_unreachable_hub_says_what_else_can_be_done(call):
 
 
 def test_a_decoder_that_is_nowhere_is_refused(call, corpus, tmp_path):
-    assert_refused(call(decoder="no/such", output_dir="run"), 2, "there is no tokenizer beside the decoder 'no/such'")
+    assert_refused(
+        call(pretrained_decoder="no/such", output_dir="run"), 2, "there is no tokenizer beside the decoder 'no/such'"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -128,19 +142,21 @@ def test_a_decoder_that_sees_later_words_is_refused(call, corpus, tmp_path):
         "bert", vocab_size=500, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
     AutoModelForMaskedLM.from_config(bert).save_pretrained(decoder)
-    assert_refused(call(decoder=decoder, output_dir="run"), 2, "BertLMHeadModel (bert) is not causal")
+    assert_refused(call(pretrained_decoder=decoder, output_dir="run"), 2, "BertLMHeadModel (bert) is not causal")
     assert not (tmp_path / "run").exists()
 
 
 def test_documents_longer_than_the_context_of_a_decoder(call, tmp_path):
     decoder = write_decoder(tmp_path / "lm")  # 40 positions, of which a prefix takes 4
     write_corpus(tmp_path / "corpus", [*SENTENCES * 5, " ".join(SENTENCES * 3)])  # the last of 96 words
-    refused = call(decoder=decoder, output_dir="run", max_length=100)
+    refused = call(pretrained_decoder=decoder, output_dir="run", max_length=100)
     assert_refused(
-        refused, 2, "sentences of 100 words and a prefix of 4 do not fit into the 40 positions", "36 or less"
+        refused, 2, "sentences of 100 tokens and a prefix of 4 do not fit into the 40 positions", "36 or less"
     )
     assert not (tmp_path / "run").exists()
 
-    code, out, err = call(decoder=decoder, output_dir="run", max_length=36, inference="short_run", num_epochs=1)
+    code, out, err = call(
+        pretrained_decoder=decoder, output_dir="run", max_length=36, inference="short_run", num_epochs=1
+    )
     assert code == 0, err
     assert "truncated to max_length=36 words: {'train': 1, 'validation': 0, 'test': 0}" in out

@@ -8,29 +8,28 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from latent_ebm_text import LatentEBMForTextGeneration
-from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
+from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
+from latent_ebm_text.commands.arguments import DataArguments, TextModelArguments, flat_settings
+from latent_ebm_text.commands.parsing import parse_arguments
+from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.checkpointing import find_checkpoints
-from latent_ebm_text.training.configuration import parse_recipe_arguments
 from tests.recipes.commands import RECIPES, SENTENCES, write_corpus
 
 CONFIGS = [
     path
-    for path in sorted((RECIPES / "configs").glob("*.yaml"))
-    if "decoder_channels" not in path.read_text(encoding="utf-8")  # those of images are in test_image_recipes.py
+    for path in sorted((RECIPES / "configs").rglob("*.yaml"))
+    if "decoder_channels" not in path.read_text(encoding="utf-8")  # those of images are in test_images.py
 ]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_is_understood(path):
-    data, model, training = parse_recipe_arguments(
-        (DataArguments, ModelArguments, TrainingArguments), ["--config", str(path)], description=""
-    )
-    config = model.text_config(vocab_size=1000, max_sentence_length=data.max_length)
+    groups = (DataArguments, TextModelArguments, TrainingArguments)
+    arguments = parse_arguments(groups, ["--config", str(path)], description="")
+    settings = flat_settings(*arguments)
     for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-        (owner,) = (arguments for arguments in (data, model, training) if hasattr(arguments, name))
-        assert getattr(owner, name) == value
-    assert config.prior_sampler["num_steps"] == model.prior_num_steps
+        assert settings[name] == ({**settings[name], **value} if isinstance(value, dict) else value)
+    assert LatentEBMTextConfig(**arguments[1].settings).prior_sampler == settings["prior_sampler"]
 
 
 def test_blank_lines_and_long_sentences_are_counted_once_in_what_is_printed(call, tmp_path):
@@ -50,12 +49,12 @@ def test_the_other_recipes_train_on_a_folder_without_a_train_split(call, corpus,
     (corpus / "train.txt").unlink()
     (corpus / "valid.txt").write_text("\n".join(SENTENCES * 5))
 
-    small = {"vocab_size": 300, "frequent_words": 4, "drawn_words": 4, "tie_word_embeddings": True}
+    small = {"vocab_size": 300, "frequent_tokens": 4, "drawn_tokens": 4, "tie_word_embeddings": True}
     small |= {"encoder_hidden_size": 8, "inference": "variational", "train_split": "validation", "output_dir": "run"}
     code, out, err = call(recipe=name, **small)
 
     assert code == 0, err
-    assert "TRAINING ON THE VALIDATION SPLIT, as asked for" in out
+    assert "TRAINING ON THE VALIDATION SPLIT, as requested" in out
     assert "no validation split found: cut off train, 2 sentences (5 %) each" in out
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert "TRAINING ON THE VALIDATION SPLIT" in " ".join(results["data"])

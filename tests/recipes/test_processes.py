@@ -94,7 +94,7 @@ def test_results_give_every_figure_with_its_error_and_sample_size(finished):
 
 def test_a_causal_language_model_on_disk_becomes_the_decoder(start, tmp_path):
     decoder = write_decoder(tmp_path / "lm")
-    settings = {"latent_dim": 4, "prior_hidden_size": 8, "max_sentence_length": 30}
+    settings = {"latent_dim": 4, "prior_hidden_size": 8, "max_sequence_length": 30}
     before = LatentEBMForTextGeneration.from_decoder_pretrained(decoder, **settings)
     changes = {"inference": "short_run", "max_length": 30, "num_epochs": 10, "decoder_learning_rate": 0.01}
     code, out, err = finish(start(tmp_path, decoder=decoder, warmup_steps=1, **changes))
@@ -108,7 +108,7 @@ def test_a_causal_language_model_on_disk_becomes_the_decoder(start, tmp_path):
     model = LatentEBMForTextGeneration.from_pretrained(tmp_path / "run" / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
     assert model.config.decoder_config["model_type"] == "gpt2"
-    assert not model.decoder.word_embedding.weight.equal(before.decoder.word_embedding.weight), "it has learned"
+    assert not model.decoder.token_embedding.weight.equal(before.decoder.token_embedding.weight), "it has learned"
     words = set(tokenizer.get_vocab())
     for sentence in tokenizer.batch_decode(model.generate(num_samples=8), skip_special_tokens=True):
         assert set(sentence.split()) <= words

@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latent_ebm_text import LatentEBMTextConfig
+from latent_ebm_text.commands.arguments import TextModelArguments
+from latent_ebm_text.commands.parsing import parse_arguments
 from latent_ebm_text.data import load_text_dataset
 from latent_ebm_text.errors import CheckpointError, DataError, UsageError
-from latent_ebm_text.samplers import LangevinSampler, sampler_from_dict
-from latent_ebm_text.training.arguments import ModelArguments, TrainingArguments
+from latent_ebm_text.latents.samplers import LangevinSampler, sampler_from_dict
+from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.checkpointing import load_latest_checkpoint, save_checkpoint
-from latent_ebm_text.training.configuration import parse_recipe_arguments
 from tests.helpers import LATENT_DIM, tiny_model, tiny_tokenizer
 
 #: Cases of each test below; a slow one repeats it with many more.
@@ -56,9 +57,13 @@ def names_an_argument(error, names):
 
 
 def check_model_settings(changes):
-    names = [field.name for field in fields(ModelArguments)]
+    names = list(LatentEBMTextConfig.__dataclass_fields__)
+    settings = {}
+    for name, value in changes.items():
+        outer, _, inner = name.partition(".")
+        settings[outer] = {**settings.get(outer, {}), inner: value} if inner else value
     try:
-        config = ModelArguments(**changes).text_config(60, 12)
+        config = LatentEBMTextConfig(**TextModelArguments(settings=settings).settings)
     except (UsageError, StrictDataclassError) as error:
         assert names_an_argument(error, [*names, "num_steps", "step_size", "temperature"]), error
         return
@@ -68,8 +73,9 @@ def check_model_settings(changes):
 
 model_settings = st.dictionaries(
     st.sampled_from(
-        ["latent_dim", "prior_hidden_size", "prior_num_steps", "prior_step_size", "posterior_step_size", "dropout",
-         "hidden_size", "embedding_size", "likelihood_weight", "energy_penalty", "posterior_temperature", "free_bits"]
+        ["latent_dim", "prior_hidden_size", "prior_sampler.num_steps", "prior_sampler.step_size", "dropout",
+         "posterior_sampler.step_size", "posterior_sampler.temperature", "hidden_size", "embedding_size",
+         "likelihood_weight", "energy_penalty", "free_bits"]
     ),
     st.one_of(st.integers(-3, 50), st.floats()),
     max_size=4,
@@ -101,7 +107,7 @@ command_lines = st.lists(
 def check_command_line(options):
     argv = [f"--{name}={value}" for name, value in options]
     try:
-        (args,) = parse_recipe_arguments((TrainingArguments,), argv, description="")
+        (args,) = parse_arguments((TrainingArguments,), argv, description="")
     except UsageError as error:
         assert len(str(error)) < 5000
         assert str(error).strip()
@@ -128,7 +134,7 @@ def check_yaml(folder, content):
     path = folder / "config.yaml"
     path.write_bytes(content)
     try:
-        parse_recipe_arguments((TrainingArguments,), ["--config", str(path)], description="")
+        parse_arguments((TrainingArguments,), ["--config", str(path)], description="")
     except UsageError as error:
         assert str(error).strip()
 

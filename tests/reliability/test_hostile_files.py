@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latent_ebm_text import LatentEBMForTextGeneration
-from latent_ebm_text.decoders.pretrained import load_language_model
+from latent_ebm_text.anomaly.detectors import LatentEBMTextDetector
+from latent_ebm_text.commands.compare import compare_evaluations
 from latent_ebm_text.errors import CheckpointError, DataError, UsageError
-from latent_ebm_text.evaluation.compare import compare_evaluations
 from latent_ebm_text.latents.control import LatentClassifier
 from latent_ebm_text.latents.neighbours import LatentIndex
-from latent_ebm_text.samplers import ChainStore
-from latent_ebm_text.text_detection import LatentEBMTextDetector
+from latent_ebm_text.latents.samplers import ChainStore
+from latent_ebm_text.models.pretrained import load_language_model
 from latent_ebm_text.training.checkpointing import load_latest_checkpoint, save_checkpoint
 from tests.helpers import tiny_model
 
@@ -173,7 +173,7 @@ def test_links_as_the_hub_makes_them_are_followed(folder, tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors.index.json"])
 def test_json_bombs(folder, name):
     (folder / name).write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
-    with pytest.raises(DataError, match=f"{name} is no sound JSON"):
+    with pytest.raises(DataError, match=f"{name} is not valid JSON"):
         load(folder)
     (folder / name).write_text("")
     os.truncate(folder / name, 2**30)  # sparse: no bytes on the disk

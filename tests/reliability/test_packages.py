@@ -22,7 +22,7 @@ model.save_pretrained("model")
 ids = LatentEBMForTextGeneration.from_pretrained("model").generate(num_samples=3, max_new_tokens=4)
 assert len(ids) == 3
 from latent_ebm_text.training.text import train_text_model
-from latent_ebm_text.evaluation.text import evaluate_likelihoods
+from latent_ebm_text.evaluation.text_metrics import evaluate_likelihoods
 print("well")
 """
 

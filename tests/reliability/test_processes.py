@@ -15,7 +15,7 @@ from tests.reliability.processes import exit_code, log, newest, start_together, 
 from tests.reliability.worker import Run
 
 ROOT = Path(__file__).parents[2]
-NO_DROPOUT = {"dropout": 0.0, "word_dropout": 0.0}  # its masks differ from process to process
+NO_DROPOUT = {"dropout": 0.0, "token_dropout": 0.0}  # its masks differ from process to process
 TRAINING = {"inference": "persistent", "num_epochs": 2.0, "eval_every": 100}  # 12 steps
 
 
@@ -82,9 +82,9 @@ def test_torchrun_ends_all_when_one_dies_and_the_run_resumes(tmp_path):
     """The launcher that people use, on the recipe that they run."""
     settings = {
         "dataset_name": "grammar", "num_sentences": 200, "max_length": 20, "latent_dim": 4, "hidden_size": 16,
-        "embedding_size": 8, "prior_hidden_size": 8, "prior_num_steps": 3, "posterior_num_steps": 3,
+        "embedding_size": 8, "prior_hidden_size": 8, "prior_sampler.num_steps": 3, "posterior_sampler.num_steps": 3,
         "num_epochs": 20, "train_batch_size": 32, "log_every": 1, "eval_every": 500, "save_every": 5,
-        "num_eval_sentences": 32, "num_eval_samples": 20, "output_dir": tmp_path / "run",
+        "num_eval_examples": 32, "num_eval_samples": 20, "output_dir": tmp_path / "run",
     }  # fmt: skip
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),

@@ -17,12 +17,12 @@ import torch
 from accelerate import Accelerator
 
 from latent_ebm_text import LatentEBMForImageGeneration, LatentEBMForTextGeneration, LatentEBMImageConfig
+from latent_ebm_text.commands.parsing import run_command
 from latent_ebm_text.data.batching import BucketedBatches, TextCollator
 from latent_ebm_text.data.images import ImageCollator
-from latent_ebm_text.samplers import LangevinSampler
+from latent_ebm_text.latents.samplers import LangevinSampler
 from latent_ebm_text.training import checkpointing, state
 from latent_ebm_text.training.arguments import TrainingArguments
-from latent_ebm_text.training.configuration import run_recipe
 from latent_ebm_text.training.trainer import TrainingData, train
 from tests.helpers import tiny_config
 
@@ -113,7 +113,7 @@ class Rows:
 
 def _text(run: Run, args: TrainingArguments) -> tuple[LatentEBMForTextGeneration, TrainingData]:
     torch.manual_seed(0)
-    settings = {"prior_sampler": CHAIN, "posterior_sampler": CHAIN, "dropout": 0.2, "word_dropout": 0.1}
+    settings = {"prior_sampler": CHAIN, "posterior_sampler": CHAIN, "dropout": 0.2, "token_dropout": 0.1}
     model = LatentEBMForTextGeneration(tiny_config(**settings | run.model))
     words = np.random.default_rng(0)
     rows = [[1, *words.integers(4, 60, size=words.integers(1, 9)).tolist(), 2] for _ in range(NUM_EXAMPLES)]

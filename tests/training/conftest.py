@@ -1,31 +1,30 @@
 """A tiny corpus, and runs of the training loop on it."""
 
 import pytest
-import torch
 from accelerate import Accelerator
 
-from latent_ebm_text import LatentEBMForTextGeneration
-from latent_ebm_text.training.arguments import DataArguments, ModelArguments, TrainingArguments
-from latent_ebm_text.training.text import prepare_text
+from latent_ebm_text.commands.arguments import DataArguments
+from latent_ebm_text.commands.train_text import build, prepare
+from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.trainer import train
+from tests.tiny_runs import model_arguments
 from tests.training.runs import BATCH_SIZE, HEALTHY, NUM_SENTENCES
 
 
 @pytest.fixture(scope="module")
 def text():
     args = DataArguments(dataset_name="grammar", num_sentences=NUM_SENTENCES, max_length=20)
-    return prepare_text(args, 0, Accelerator(cpu=True))
+    return prepare(args, 0, Accelerator(cpu=True))
 
 
 @pytest.fixture
 def make_model(text):
     def make(**changes):
         settings = {
-            "latent_dim": 4, "hidden_size": 24, "embedding_size": 12, "prior_hidden_size": 8, "prior_num_steps": 3,
-            "posterior_num_steps": 3, "posterior_step_size": 0.3, "dropout": 0.2, "word_dropout": 0.1,
+            "latent_dim": 4, "hidden_size": 24, "embedding_size": 12, "prior_hidden_size": 8,
+            "prior_sampler.num_steps": 3, "posterior_sampler.num_steps": 3, "posterior_sampler.step_size": 0.3, "dropout": 0.2, "token_dropout": 0.1,
         }  # fmt: skip
-        torch.manual_seed(0)
-        return LatentEBMForTextGeneration(ModelArguments(**settings | changes).text_config(len(text.tokenizer), 20))
+        return build(model_arguments(**settings | changes), text)
 
     return make
 

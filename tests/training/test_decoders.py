@@ -3,17 +3,18 @@
 import pytest
 import torch
 
-from latent_ebm_text.decoders.pretrained import load_decoder_tokenizer
+from latent_ebm_text.commands.arguments import TextModelArguments
+from latent_ebm_text.commands.train_text import build, decoder_tokenizer
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.training.arguments import ModelArguments
-from latent_ebm_text.training.models import build_model, load_tokenizer
+from latent_ebm_text.models.pretrained import load_decoder_tokenizer
 from latent_ebm_text.training.trainer import build_optimizer
 from tests.language_models import tiny_language_model
+from tests.tiny_runs import model_arguments
 from tests.training.runs import copy_of, final_tensors, same, stop_at
 
 SETTINGS = {
-    "latent_dim": 4, "prior_hidden_size": 8, "prior_num_steps": 3, "posterior_num_steps": 3,
-    "posterior_step_size": 0.3, "hidden_size": 16, "num_attention_heads": 2,
+    "latent_dim": 4, "prior_hidden_size": 8, "prior_sampler.num_steps": 3, "posterior_sampler.num_steps": 3,
+    "posterior_sampler.step_size": 0.3, "hidden_size": 16, "num_attention_heads": 2,
 }  # fmt: skip
 
 
@@ -22,20 +23,20 @@ def make(text, tmp_path):
     """A model on the words of the tiny corpus, by the name of its decoder."""
 
     def make(decoder, **changes):
+        chosen = {"decoder_type": decoder}
         if decoder == "pretrained":
-            decoder = str(tmp_path / "lm")
-            tiny_language_model("llama", vocab_size=len(text.tokenizer)).save_pretrained(decoder)
-        torch.manual_seed(0)
-        return build_model(ModelArguments(**{**SETTINGS, "decoder": decoder, **changes}), text.tokenizer, 20)
+            chosen = {"pretrained_decoder": str(tmp_path / "lm")}
+            tiny_language_model("llama", vocab_size=len(text.tokenizer)).save_pretrained(tmp_path / "lm")
+        return build(model_arguments(**SETTINGS, **chosen, **changes), text)
 
     return make
 
 
 DECODERS = {
-    "transformer": ("transformer", {"dropout": 0.2, "word_dropout": 0.1, "tie_word_embeddings": True}, "persistent"),
+    "transformer": ("transformer", {"dropout": 0.2, "token_dropout": 0.1, "tie_word_embeddings": True}, "persistent"),
     "encoder": ("transformer", {"latent_injection": "prefix", "encoder_hidden_size": 16}, "amortized"),
     "variational": ("transformer", {"latent_injection": "embedding", "encoder_hidden_size": 16}, "variational"),
-    "some words": ("transformer", {"frequent_words": 20, "drawn_words": 20}, "short_run"),
+    "some words": ("transformer", {"frequent_tokens": 20, "drawn_tokens": 20}, "short_run"),
     "full": ("pretrained", {"dropout": 0.1}, "persistent"),
     "lora": ("pretrained", {"decoder_training": "lora", "lora_rank": 2}, "short_run"),
     "frozen": ("pretrained", {"decoder_training": "frozen"}, "persistent"),
@@ -83,13 +84,17 @@ def test_averaged_weights_of_a_pretrained_decoder_keep_what_is_frozen(make, make
 
 
 def test_a_decoder_brings_its_tokenizer_or_leaves_it_to_the_corpus(text, tmp_path):
-    assert load_tokenizer(ModelArguments()) is None
-    assert load_tokenizer(ModelArguments(decoder="transformer")) is None
+    assert decoder_tokenizer(TextModelArguments()) is None
+    assert decoder_tokenizer(TextModelArguments(settings={"decoder_type": "transformer"})) is None
     text.tokenizer.save_pretrained(tmp_path)
-    tokenizer = load_tokenizer(ModelArguments(decoder=str(tmp_path)))
+    tokenizer = decoder_tokenizer(TextModelArguments(pretrained_decoder=str(tmp_path)))
     assert tokenizer.get_vocab() == load_decoder_tokenizer(tmp_path).get_vocab() == text.tokenizer.get_vocab()
 
 
-def test_a_pretrained_decoder_has_its_own_configuration():
-    with pytest.raises(UsageError, match="the decoder 'gpt2' is a pretrained one, which brings its own configuration"):
-        ModelArguments(decoder="gpt2").text_config(100, 20)
+def test_a_pretrained_decoder_is_named_and_brings_its_own_sizes():
+    with pytest.raises(UsageError, match="decoder_type causal_lm is for a pretrained model: name it with pretrained_"):
+        TextModelArguments(settings={"decoder_type": "causal_lm"})
+    with pytest.raises(UsageError, match="decoder_training 'lora' is for a pretrained language model"):
+        TextModelArguments(settings={"decoder_training": "lora"})
+    arguments = TextModelArguments("gpt2", {"decoder_training": "lora", "hidden_size": 7})
+    assert "hidden_size" not in arguments.settings_beside_decoder()

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.training.plots import plot_training
+from latent_ebm_text.evaluation.plots import plot_training
 
 TRAIN = {
     "kind": "train", "reconstruction_nll": 30.0, "energy_gap": 1.0, "penalty": 0.0, "posterior_std": 0.9,

@@ -35,7 +35,7 @@ def test_a_stopped_run_ends_like_one_that_never_stopped(
     if inference == "variational":
         make_model = partial(make_model, **BASELINES["VAE"][0])
     if inference == "amortized":
-        make_model = partial(make_model, encoder_hidden_size=16, frequent_words=20, drawn_words=5)
+        make_model = partial(make_model, encoder_hidden_size=16, frequent_tokens=20, drawn_tokens=5)
     # The stops fall between the lines of metrics.jsonl.
     settings = {"inference": inference, "log_every": 3, "averaging_start": averaging_start}
     run(make_model(), make_args(output_dir=str(straight), **settings))

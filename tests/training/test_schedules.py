@@ -4,11 +4,7 @@ import pytest
 import torch
 
 from latent_ebm_text.training.reporting import Health, read_metrics
-from latent_ebm_text.training.trainer import (
-    build_optimizer,
-    learning_rates,
-    likelihood_weight,
-)
+from latent_ebm_text.training.trainer import build_optimizer, learning_rates, likelihood_weight
 from tests.training.runs import (
     HEALTHY,
 )
@@ -27,7 +23,7 @@ def test_a_healthy_run_gives_no_warning(health):
 
 def test_an_unused_latent_is_told(health):
     (warning,) = health.judge({**HEALTHY, "prior_nll": 20.4})
-    assert "hardly used: it tells 0.4 nats" in warning
+    assert "hardly used: it carries 0.4 nats" in warning
     assert "Raise likelihood_weight (now 2.5)" in warning
     assert health.warnings == [warning]
 

@@ -24,7 +24,7 @@ from tests.training.runs import (
 
 def test_the_loss_falls_on_the_grammar(make_model, make_args, run, tmp_path):
     args = make_args(num_epochs=10.0, decoder_learning_rate=0.03)
-    result = run(make_model(hidden_size=64, embedding_size=32, dropout=0.0, word_dropout=0.0), args)
+    result = run(make_model(hidden_size=64, embedding_size=32, dropout=0.0, token_dropout=0.0), args)
 
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     nll = [record["reconstruction_nll"] for record in records if record["kind"] == "train"]
@@ -63,7 +63,7 @@ def test_an_average_from_the_end_on_is_of_the_last_weights(make_model, make_args
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_baselines_learn_in_the_same_loop(make_model, make_args, run, tmp_path, baseline):
     model_settings, inference = BASELINES[baseline]
-    model = make_model(hidden_size=64, embedding_size=32, dropout=0.0, word_dropout=0.0, **model_settings)
+    model = make_model(hidden_size=64, embedding_size=32, dropout=0.0, token_dropout=0.0, **model_settings)
     before = copy_of(model)
     run(model, make_args(num_epochs=10.0, decoder_learning_rate=0.03, inference=inference))
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")

@@ -1,1 +1,0 @@
-"""The command line: `latent-ebm train | generate | evaluate | score | interpolate | push | verify | doctor`."""

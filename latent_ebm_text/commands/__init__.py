@@ -1,0 +1,1 @@
+"""What the recipes and the program `latent-ebm` run, a file each."""

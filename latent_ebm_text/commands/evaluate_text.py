@@ -1,0 +1,301 @@
+"""The whole evaluation of a text model: likelihoods, use of the latent, samples, FPPL and RPPL, prior chains."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from accelerate.utils import tqdm
+
+from latent_ebm_text.commands import parsing
+from latent_ebm_text.commands.arguments import DataArguments, flat_settings
+from latent_ebm_text.commands.output import print_json_file
+from latent_ebm_text.commands.train_text import PreparedText, prepare
+from latent_ebm_text.errors import UsageError, require_in_interval, require_positive
+from latent_ebm_text.evaluation import text_metrics
+from latent_ebm_text.evaluation.chains import ChainReport
+from latent_ebm_text.evaluation.diversity import bleu_scorer
+from latent_ebm_text.evaluation.language_model import EVALUATOR, QUICK_EVALUATOR, train_language_model
+from latent_ebm_text.evaluation.plots import new_plot, plot_chain_report, plot_text_report
+from latent_ebm_text.evaluation.report import Report
+from latent_ebm_text.evaluation.text import SentenceDraws, generate_texts, report_prior_chains
+from latent_ebm_text.hub.folders import find_model, read_json, run_of
+from latent_ebm_text.latents.prior import EnergyPrior
+from latent_ebm_text.latents.samplers import sampler_from_dict
+from latent_ebm_text.models.loading import load_text_model
+from latent_ebm_text.training.arguments import option, required
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
+
+
+@dataclass
+class TextEvaluationArguments:
+    """Evaluation"""
+
+    model: str = required("Folder or Hub id of the model and its tokenizer.")
+    output_dir: str = option("runs/evaluation", "Folder of the report.")
+    evaluator: Literal["full", "quick", "none"] = option(
+        "full", "The language model behind FPPL and RPPL; the report names it with every metric."
+    )
+    rppl_evaluator: Literal["full", "quick"] | None = option(
+        None, "Another one for RPPL, for which a language model is trained on the samples; none for the same."
+    )
+    cache_dir: str = option("runs/evaluators", "Folder where trained evaluators are kept.")
+    prior_num_steps: int | None = option(None, "Steps of the prior's chains; none for the model's own.")
+    prior_temperature: float | None = option(None, "Temperature of the prior's chains; none for the model's own.")
+    token_temperature: float = option(1.0, "Temperature at which tokens are drawn.")
+    num_likelihood_sentences: int = option(500, "Random test sentences for log p(x); 0 leaves it out.")
+    num_likelihood_samples: int = option(16, "Annealed walks per sentence.")
+    num_likelihood_levels: int = option(100, "Levels of each walk.")
+    num_information_sentences: int = option(128, "Sentences for the mutual information.")
+    num_samples: int | None = option(None, "Generated sentences; none for as many as training sentences, for RPPL.")
+    chain_repetitions: int = option(100, "Run the prior's chains for this many times their length; 0 for none.")
+    batch_size: int = option(128, "Sentences in a batch.")
+    seed: int = option(0, "Seed of all draws.")
+    matmul_precision: Literal["highest", "high", "medium"] = option(
+        "highest", "Precision of matrix products, see torch.set_float32_matmul_precision."
+    )
+
+    def __post_init__(self) -> None:
+        least = {
+            "num_samples": 4,
+            "num_likelihood_samples": 2,
+            "num_likelihood_levels": 1,
+            "num_information_sentences": 2,
+            "prior_num_steps": 1,
+            "chain_repetitions": 0,
+            "batch_size": 1,
+        }
+        for name, number in least.items():
+            value = getattr(self, name)
+            if value is not None and value < number:
+                raise UsageError(f"{name} must be at least {number}, got {value}")
+        require_positive("token_temperature", self.token_temperature)
+        if self.prior_temperature is not None:
+            require_in_interval("prior_temperature", self.prior_temperature, 0, sys.float_info.max)
+        if self.num_likelihood_sentences < 0 or self.num_likelihood_sentences == 1:
+            raise UsageError(f"num_likelihood_sentences must be 0 or at least 2, got {self.num_likelihood_sentences}")
+
+
+@dataclass(frozen=True)
+class TextEvaluation:
+    """What an evaluation has found.
+
+    Attributes:
+        report: The figures.
+        samples: The generated sentences.
+        per_sentence: Arrays behind some of the figures, `(sentences,)` each, by name.
+        draws: Latents of the test sentences.
+        lengths: `(sentences,)`, tokens of the test sentences.
+        chains: The report on the prior's chains, where it was made.
+    """
+
+    report: Report
+    samples: list[str]
+    per_sentence: dict[str, Any]
+    draws: SentenceDraws
+    lengths: np.ndarray
+    chains: ChainReport | None
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes the report as JSON and Markdown, samples, per-sentence values and pictures; their paths.
+
+        Raises:
+            UsageError: If matplotlib is not installed.
+        """
+        paths = [*self.report.write(folder), folder / "samples.txt", folder / "sentences.npz"]
+        samples = "\n".join(" ".join(each.splitlines()) for each in self.samples)
+        (folder / "samples.txt").write_text(samples + "\n", encoding="utf-8")
+        np.savez(folder / "sentences.npz", **self.per_sentence)
+        picture = plot_text_report(
+            self.draws,
+            self.samples,
+            folder / "evaluation.png",
+            marginal_nll=self.per_sentence.get("marginal_nll"),
+            marginal_lengths=self.lengths[self.per_sentence.get("index", [])],
+        )
+        paths.append(picture)
+        if self.chains is not None:
+            written = json.dumps(self.chains.to_dict(), indent=2) + "\n"
+            (folder / "chains.json").write_text(written, encoding="utf-8")
+            paths += [folder / "chains.json", plot_chain_report(self.chains, folder / "chains.png")]
+        return paths
+
+
+def evaluate(argv: list[str]) -> None:
+    """Measure a text model; every metric comes with its interval. The same as recipes/evaluate_text.py.
+
+        latent-ebm evaluate --model runs/ptb --dataset_name path/to/ptb --evaluator quick
+        latent-ebm evaluate --model me/latent-ebm-ptb --dataset_name ptb --output_dir runs/evaluation --json
+
+    --json prints the report as JSON.
+    """
+    as_json = "--json" in argv
+    data_args, args = parsing.parse_arguments(
+        (DataArguments, TextEvaluationArguments),
+        [argument for argument in argv if argument != "--json"],
+        description=parsing.description_of(evaluate),
+        prog="latent-ebm evaluate",
+    )
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # standard output is for the report alone
+        paths = run_text_evaluation(data_args, args)
+    if as_json:
+        print_json_file(Path(args.output_dir) / "evaluation.json")
+    else:
+        print("\n".join(map(str, paths)))
+
+
+def run_text_evaluation(data_args: DataArguments, args: TextEvaluationArguments) -> list[Path]:
+    """Loads a model and its data, evaluates it, prints the report and writes it; returns the paths of the files."""
+    new_plot(1, 1)  # a missing extra is reported before any work is done
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    folder = find_model(args.model)
+    model, tokenizer = load_text_model(folder)
+    # A corpus that is generated from a seed is the one of the training, whatever the seed of this evaluation.
+    run = run_of(folder)
+    trained_with = read_json(run / "results.json").get("settings", {}) if run else {}
+    text = prepare(data_args, trained_with.get("seed", args.seed), tokenizer=tokenizer)
+    print(text.description)
+    found = evaluate_text_model(model, tokenizer, text, args)
+    found.report.settings = flat_settings(data_args, args)
+    paths = found.write(Path(args.output_dir))
+    print(f"\n{found.report.to_markdown()}")
+    return paths
+
+
+def evaluate_text_model(
+    model: LatentEBMForTextGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    text: PreparedText,
+    args: TextEvaluationArguments,
+) -> TextEvaluation:
+    """Measures a model on the test split of a corpus.
+
+    Args:
+        model: The model; the settings of its prior's sampler become those of `args`.
+        tokenizer: Its tokeniser.
+        text: The corpus, tokenised by it.
+        args: What to measure, and how.
+
+    Raises:
+        UsageError: If settings of the prior's chains are given for a model that has none, an extra is missing, or
+            there are fewer than 4 test sentences.
+    """
+    started = time.monotonic()
+    bleu_scorer()  # a missing extra is told before any work is done
+    torch.set_float32_matmul_precision(args.matmul_precision)
+    _change_prior_sampler(model, args)
+    train_texts, test_texts = (text.corpus.splits[split]["text"][:] for split in ("train", "test"))
+    test = text.splits["test"]
+    if len(test) < 4:
+        raise UsageError(f"an evaluation needs 4 test sentences or more, this corpus has {len(test)}")
+    report = Report(
+        {
+            "model": args.model,
+            "data": " / ".join(text.description.splitlines()),
+            "fingerprint": text.corpus.fingerprint,
+            "command": " ".join(sys.argv),
+            "sampling": describe_sampling(model, args.token_temperature),
+            "seeds": 1,
+        }
+    )
+
+    # What the model says of real text.
+    common = {"batch_size": args.batch_size, "seed": args.seed}
+    found, draws = text_metrics.reconstruction_metrics(model, test, text.collate, **common)
+    report.add(found)
+    per_sentence: dict[str, Any] = {}
+    if args.num_likelihood_sentences:
+        found, estimate, sentences = text_metrics.marginal_likelihood_metrics(
+            model,
+            test,
+            num_sentences=args.num_likelihood_sentences,
+            num_samples=args.num_likelihood_samples,
+            num_levels=args.num_likelihood_levels,
+            **common,
+        )
+        report.add(found)
+        per_sentence = {"index": sentences, "marginal_nll": estimate.get("nll").numpy()}
+        if "log_prob" in text.corpus.splits["test"].column_names:  # a corpus that knows its own probabilities
+            report.add(text_metrics.exact_metrics(text.corpus.splits["test"][sentences]["log_prob"]))
+    if model.config.latent_dim:
+        size = args.num_information_sentences
+        report.add(text_metrics.information_metrics(model, test, text.collate, num_sentences=size, seed=args.seed))
+
+    # What it generates, by ancestral sampling.
+    number = args.num_samples or len(train_texts)
+    samples = generate_texts(
+        model, tokenizer, number, seed=args.seed, progress=True, temperature=args.token_temperature
+    )
+    # Beside real text as the model knows it: what it has no word for is `<unk>` in both.
+    known_train, known_test = (
+        tokenizer.batch_decode(text.splits[split]["input_ids"][:], skip_special_tokens=True)
+        for split in ("train", "test")
+    )
+    report.add(text_metrics.sample_metrics(samples, known_train, known_test, seed=args.seed))
+    if args.evaluator != "none":
+        evaluators = {
+            name: train_language_model(
+                text.splits["train"]["input_ids"][:],
+                text.splits["validation"]["input_ids"][:],
+                len(tokenizer),
+                {"full": EVALUATOR, "quick": QUICK_EVALUATOR}[name],
+                cache_dir=args.cache_dir,
+                seed=args.seed,
+            )
+            for name in {args.evaluator, args.rppl_evaluator or args.evaluator}
+        }
+        found, of_sentences = text_metrics.perplexity_metrics(
+            samples,
+            evaluators[args.evaluator],
+            tokenizer,
+            test_texts,
+            cache_dir=args.cache_dir,
+            rppl_lm=evaluators[args.rppl_evaluator or args.evaluator],
+        )
+        report.add(found)
+        per_sentence |= of_sentences
+
+    # Whether the prior's chains have arrived.
+    chains = None
+    if isinstance(model.prior, EnergyPrior) and args.chain_repetitions:
+        chains = report_prior_chains(
+            model,
+            tokenizer,
+            repetitions=args.chain_repetitions,
+            seed=args.seed,
+            progress=partial(tqdm, desc="chains of the prior"),
+        )
+        report.texts["Chains of the prior"] = chains.to_markdown()
+    report.facts["wall time"] = f"{(time.monotonic() - started) / 60:.1f} min"
+    return TextEvaluation(report, samples, per_sentence, draws, np.asarray(test["length"][:]), chains)
+
+
+def describe_sampling(model: LatentEBMForTextGeneration, token_temperature: float) -> str:
+    """How latents and words are drawn, in words."""
+    words = f"words one by one at temperature {token_temperature:g}"
+    if not isinstance(model.prior, EnergyPrior):
+        return words
+    settings = ", ".join(f"{name} {value}" for name, value in model.config.prior_sampler.items() if value is not None)
+    return f"latents by {settings}; {words}"
+
+
+def _change_prior_sampler(model: LatentEBMForTextGeneration, args: TextEvaluationArguments) -> None:
+    changes = {"num_steps": args.prior_num_steps, "temperature": args.prior_temperature}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes and not isinstance(model.prior, EnergyPrior):
+        raise UsageError(
+            "prior_num_steps and prior_temperature are of the chains of a learned prior; this one has none"
+        )
+    model.config.prior_sampler = sampler_from_dict({**model.config.prior_sampler, **changes}).to_dict()

@@ -1,0 +1,196 @@
+"""The commands on sentences: `generate`, `score`, `interpolate`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from latent_ebm_text.commands import parsing
+from latent_ebm_text.commands.output import show
+from latent_ebm_text.commands.parsing import argument
+from latent_ebm_text.errors import DataError, UsageError, require_positive
+from latent_ebm_text.training.arguments import option
+
+# The choices of models/scoring.py and latents/interpolation.py, written again so that --help does not import torch.
+ScoreName = Literal[
+    "nll_per_token", "nll", "joint_energy_per_token", "joint_energy", "reconstruction_per_token", "reconstruction",
+    "prior_energy",
+]  # fmt: skip
+Marginal = Literal["importance", "ais", "none"]
+PathKind = Literal["linear", "spherical", "low_energy"]
+
+_MODEL = "Folder of a model or of a run, or an id of the Hub."
+_REVISION = "Branch, tag or commit of a model on the Hub."
+_JSON = "Print JSON, for programs."
+
+
+@dataclass
+class GenerateArguments:
+    """Generation"""
+
+    model: str = argument(_MODEL)
+    num_samples: int = option(8, "Number of sentences.")
+    prompt: str | None = option(None, "The beginning of every sentence.")
+    temperature: float = option(1.0, "Temperature at which tokens are drawn.")
+    top_p: float = option(1.0, "Draw from the most probable tokens that together have this probability.")
+    greedy: bool = option(False, "Take the most probable token at every step.")
+    max_new_tokens: int | None = option(None, "Longest sentence in tokens; none for the model's own limit.")
+    energies: bool = option(False, "Print the energy of each latent, in nats.")
+    seed: int = option(0, "Seed of the latents and the tokens.")
+    revision: str | None = option(None, _REVISION)
+    json: bool = option(False, _JSON)
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "temperature", "max_new_tokens"):
+            if getattr(self, name) is not None:
+                require_positive(name, getattr(self, name))
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p must be in (0, 1], got {self.top_p}")
+
+
+def generate(argv: list[str]) -> None:
+    """Draw latents from the prior and decode them.
+
+    latent-ebm generate runs/quickstart
+    latent-ebm generate me/latent-ebm-ptb --num_samples 100 --top_p 0.9 --seed 1 > samples.txt
+    latent-ebm generate runs/quickstart --prompt "the bank" --json
+    """
+    (args,) = parsing.parse_arguments(
+        (GenerateArguments,), argv, description=parsing.description_of(generate), prog="latent-ebm generate"
+    )
+    from latent_ebm_text.latents.rng import derived_generator
+    from latent_ebm_text.models.loading import load_text_model
+
+    model, tokenizer = load_text_model(args.model, args.revision)
+    options: dict[str, Any] = {"do_sample": not args.greedy}
+    if not args.greedy:
+        options |= {"temperature": args.temperature, "top_p": args.top_p}
+    if args.max_new_tokens is not None:
+        options["max_new_tokens"] = args.max_new_tokens
+    if args.prompt is None:
+        options["num_samples"] = args.num_samples
+    else:
+        _note_unknown_words(tokenizer, [args.prompt])
+        options |= dict(tokenizer([args.prompt] * args.num_samples, return_tensors="pt").to(model.device))
+    generator = derived_generator(args.seed, "samples", 0, device=model.device)
+    output: Any = model.generate(generator=generator, return_dict_in_generate=True, **options)
+    texts = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
+    rows = [{"text": text, "energy": energy} for text, energy in zip(texts, output.energies.tolist(), strict=True)]
+    lines = [f"{row['energy']:8.2f}  {row['text']}" if args.energies else row["text"] for row in rows]
+    show(rows, lines, args.json)
+
+
+@dataclass
+class ScoreArguments:
+    """Scores"""
+
+    model: str = argument(_MODEL)
+    sentences: list[str] | None = argument("Sentences; the lines of --file by default.", None)
+    file: str | None = option(None, "A text file with one sentence a line; - for standard input.")
+    by: ScoreName = option("nll_per_token", "The score that is printed; --json gives all of them.")
+    marginal: Marginal = option("importance", "Estimate of -log p(x).")
+    seed: int = option(0, "Seed of all draws.")
+    revision: str | None = option(None, _REVISION)
+    json: bool = option(False, _JSON)
+
+
+def score(argv: list[str]) -> None:
+    """Score how improbable sentences are, in nats: higher is more anomalous.
+
+    latent-ebm score runs/quickstart "the bank recovers sharply" "sharply the the recovers"
+    latent-ebm score runs/quickstart --file sentences.txt --json > scores.json
+    cat sentences.txt | latent-ebm score runs/quickstart --file - --by reconstruction_per_token --marginal none
+    """
+    (args,) = parsing.parse_arguments(
+        (ScoreArguments,), argv, description=parsing.description_of(score), prog="latent-ebm score"
+    )
+    from latent_ebm_text.latents.rng import derived_generator
+    from latent_ebm_text.models.loading import load_text_model
+
+    sentences = _sentences(args.sentences, args.file)
+    model, tokenizer = load_text_model(args.model, args.revision)
+    _note_unknown_words(tokenizer, sentences)
+    generator = derived_generator(args.seed, "scores", device=model.device)
+    scores = model.score(sentences, tokenizer=tokenizer, marginal=args.marginal, generator=generator)
+    values, columns = scores.get(args.by).tolist(), scores.to_dict()
+    rows = [
+        {"text": text, **{name: column[place] for name, column in columns.items()}}
+        for place, text in enumerate(sentences)
+    ]
+    show(rows, [f"{value:10.3f}  {text}" for value, text in zip(values, sentences, strict=True)], args.json)
+
+
+@dataclass
+class InterpolateArguments:
+    """Interpolation"""
+
+    model: str = argument(_MODEL)
+    start: str = argument("The sentence to start from.")
+    end: str = argument("The sentence to end at.")
+    num_points: int = option(8, "Number of sentences, both ends included.")
+    path: PathKind = option("linear", "Path between the two latents.")
+    num_draws: int = option(8, "Posterior draws whose mean is the latent of an end.")
+    seed: int = option(0, "Seed of the posterior draws.")
+    revision: str | None = option(None, _REVISION)
+    json: bool = option(False, _JSON)
+
+    def __post_init__(self) -> None:
+        if self.num_points < 2:
+            raise UsageError(f"num_points must be at least 2, got {self.num_points}")
+
+
+def interpolate(argv: list[str]) -> None:
+    """Walk from one sentence to another through the latent space.
+
+    latent-ebm interpolate runs/quickstart "the bank recovers" "rival laboratories fail badly"
+    latent-ebm interpolate runs/quickstart "the bank recovers" "the exporter sank" --path low_energy
+    """
+    (args,) = parsing.parse_arguments(
+        (InterpolateArguments,), argv, description=parsing.description_of(interpolate), prog="latent-ebm interpolate"
+    )
+    from latent_ebm_text.latents.rng import derived_generator
+    from latent_ebm_text.models.loading import load_text_model
+
+    ends = [args.start, args.end]
+    model, tokenizer = load_text_model(args.model, args.revision)
+    _note_unknown_words(tokenizer, ends)
+    generator = derived_generator(args.seed, "posterior draws", device=model.device)
+    draws = model.posterior_draws(ends, tokenizer=tokenizer, num_draws=args.num_draws, generator=generator)
+    start, end = draws.mean(dim=0)
+    output: Any = model.interpolate(start, end, args.num_points, path=args.path, return_dict_in_generate=True)
+    texts = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
+    rows = [
+        {"place": place / (args.num_points - 1), "energy": energy, "text": text}
+        for place, (energy, text) in enumerate(zip(output.energies.tolist(), texts, strict=True))
+    ]
+    show(rows, [f"{row['place']:4.2f} {row['energy']:8.2f}  {row['text']}" for row in rows], args.json)
+
+
+def _note_unknown_words(tokenizer: Any, texts: list[str]) -> None:
+    """Prints a line on standard error if a word-level model reads some words as `<unk>`."""
+    if type(tokenizer.backend_tokenizer.model).__name__ != "WordLevel":
+        return
+    known = tokenizer.get_vocab()
+    if unknown := list(dict.fromkeys(word for text in texts for word in text.split() if word not in known)):
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        print(f"note: words unknown to the model, read as <unk>: {', '.join(unknown[:5])}{more}", file=sys.stderr)
+
+
+def _sentences(given: list[str] | None, file: str | None) -> list[str]:
+    """The sentences of the command line, or the lines of a file that are not blank."""
+    if bool(given) == (file is not None):
+        raise UsageError("give sentences, or --file with one sentence a line, and not both")
+    if given:
+        return given
+    try:
+        text = sys.stdin.read() if file == "-" else Path(str(file)).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text") from error
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"{'standard input' if file == '-' else file} holds no sentence")
+    return lines

@@ -1,0 +1,277 @@
+"""Model configurations. They validate themselves and refuse keys they do not know."""
+
+# Without `from __future__ import annotations`: `strict` checks values against annotations, and cannot read strings.
+import difflib
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from packaging.version import Version
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+
+from latent_ebm_text import __version__
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.latents.samplers import sampler_from_dict
+
+#: Keys that transformers itself may hand to a configuration.
+_TRANSFORMERS_KEYS = {
+    "architectures", "auto_map", "attn_implementation", "experts_implementation", "dtype", "torch_dtype",
+    "name_or_path", "num_labels", "output_attentions", "tokenizer_class", "transformers_version", "trust_remote_code",
+    "use_cache", "_commit_hash", "_name_or_path", "per_layer_config", "quantization_config", "model_type",
+    "latent_ebm_text_version",
+}  # fmt: skip
+
+
+def _default_prior_sampler() -> dict[str, Any]:
+    return {"name": "langevin", "num_steps": 60, "step_size": 0.4, "temperature": 1.0}
+
+
+def _default_posterior_sampler() -> dict[str, Any]:
+    return {"name": "langevin", "num_steps": 20, "step_size": 0.1, "temperature": 1.0}
+
+
+@strict
+class LatentEBMConfig(PreTrainedConfig):
+    r"""Settings of the latent, its energy-based prior and the two samplers, shared by every modality.
+
+    The samplers are part of the model: a chain of other length or step size draws from another distribution.
+
+    Args:
+        latent_dim (`int`): Size of the latent z. Zero, with a Gaussian prior, leaves a plain model of the data
+            without a latent, as a baseline.
+        prior_type (`str`): `"energy"`, or `"gaussian"` for N(0, I), which learns nothing.
+        prior_hidden_size (`int`): Width of the energy network (200 in the paper).
+        prior_num_hidden_layers (`int`): Hidden layers of the energy network (2 in the paper).
+        prior_activation (`str`): Activation of the energy network, `"gelu"` or `"leaky_relu"`.
+        prior_sampler (`dict`): Sampler of the prior, with its settings; by default the 60 Langevin steps of 0.4 of the
+            paper.
+        posterior_sampler (`dict`): Sampler of the posterior for data not seen in training, with its settings; by
+            default the 20 Langevin steps of 0.1 of the paper.
+        likelihood_weight (`float`): `w` of the posterior `p(z) p(x|z)^w`; 1 in the paper. With a higher weight the
+            latent carries more of x.
+        energy_penalty (`float`): Weight of the squared tilt `f(z)^2` in the loss, which keeps the energy from growing
+            without bound.
+        free_bits (`float`): For a model with an encoder: nats per dimension by which the encoder may diverge from the
+            prior at no cost (Kingma et al., 2016).
+
+    Raises:
+        UsageError: If a key is unknown (names the nearest known one) or a value cannot be right.
+        StrictDataclassFieldValidationError: If a value has the wrong type (names the field and the type).
+    """
+
+    latent_dim: int = 32
+    prior_type: Literal["energy", "gaussian"] = "energy"
+    prior_hidden_size: int = 200
+    prior_num_hidden_layers: int = 2
+    prior_activation: Literal["gelu", "leaky_relu"] = "gelu"
+    prior_sampler: dict[str, Any] | None = None
+    posterior_sampler: dict[str, Any] | None = None
+    likelihood_weight: float | int = 1.0
+    energy_penalty: float | int = 0.0
+    free_bits: float | int = 0.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.prior_sampler = _default_prior_sampler() if self.prior_sampler is None else dict(self.prior_sampler)
+        if self.posterior_sampler is None:
+            self.posterior_sampler = _default_posterior_sampler()
+        self.posterior_sampler = dict(self.posterior_sampler)
+        self._refuse_unknown(kwargs)
+        super().__post_init__(**kwargs)
+        for name in ("prior_sampler", "posterior_sampler"):
+            try:
+                sampler_from_dict(getattr(self, name))
+            except UsageError as error:
+                raise UsageError(f"{name}: {error}") from error
+        self._require_positive("prior_hidden_size", "prior_num_hidden_layers", "likelihood_weight")
+        for name in ("latent_dim", "energy_penalty", "free_bits"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name} must be zero or positive, got {getattr(self, name)}")
+        if self.latent_dim == 0 and self.prior_type != "gaussian":
+            raise UsageError("latent_dim must be positive for an energy prior; with 0 set prior_type to 'gaussian'")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values, with the version of the library that writes them."""
+        return {**super().to_dict(), "latent_ebm_text_version": __version__}
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        generation = GenerationConfig._get_default_generation_params()
+        written_by = kwargs.pop("latent_ebm_text_version", __version__)
+        for key in kwargs:
+            if key in _TRANSFORMERS_KEYS or key.startswith("_"):
+                continue
+            if key in generation:
+                raise UsageError(f"{key!r} belongs to generation: give it to generate() or model.generation_config")
+            if Version(written_by) != Version(__version__):
+                newer = Version(written_by) > Version(__version__)
+                advice = "pip install --upgrade latent-ebm-text" if newer else "train it again with this version"
+                raise UsageError(
+                    f"this model was written by latent_ebm_text {written_by}, and {__version__} is installed, which "
+                    f"does not know its setting {key!r}: {advice}"
+                )
+            nearest = difflib.get_close_matches(key, [f for f in self.__dataclass_fields__ if f != key], n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise UsageError(f"{type(self).__name__} has no setting {key!r}{hint}")
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} must be positive, got {value}")
+
+
+@strict
+class LatentEBMTextConfig(LatentEBMConfig):
+    r"""Settings of [`LatentEBMForTextGeneration`].
+
+    Args:
+        vocab_size (`int`): Number of tokens, special ones included.
+        decoder_type (`str`): `"lstm"`, the decoder of the paper; `"transformer"`, a small causal transformer trained
+            from scratch; `"causal_lm"`, any causal language model of transformers, see
+            [`LatentEBMForTextGeneration.from_decoder_pretrained`].
+        decoder_config (`dict`, *optional*): Configuration of that language model.
+        decoder_training (`str`): What a pretrained decoder learns: `"full"`, all of its weights; `"lora"`, low-rank
+            adapters beside them (extra `lora`); `"frozen"`, nothing. The layers that read the latent always learn.
+        lora_rank (`int`): Rank of these adapters.
+        latent_injection (`str`, *optional*): How the latent enters a transformer or causal language model: `"prefix"`,
+            as vectors before the first token; `"embedding"`, added to every token's embedding; `"layers"`, added to
+            the input of every layer. By default `"layers"`, or `"prefix"` for a pretrained model. An LSTM takes the
+            latent as its first state and with every token.
+        prefix_length (`int`): Number of vectors of a prefix.
+        num_hidden_layers (`int`): Layers of the transformer.
+        num_attention_heads (`int`): Attention heads of the transformer.
+        hidden_size (`int`): Width of the LSTM (512 for PTB in the paper) or of the transformer.
+        embedding_size (`int`): Width of the token embedding of LSTMs (128 for PTB in the paper).
+        tie_word_embeddings (`bool`): Whether the output layer is the token embedding, behind a projection.
+        output_rank (`int`, *optional*): Rank of an untied output layer; full rank by default.
+        dropout (`float`): Dropout on hidden states, with one mask for all tokens of a sequence.
+        embedding_dropout (`float`, *optional*): The same on token embeddings, those of an encoder included; equal to
+            `dropout` by default.
+        token_dropout (`float`): Probability that a token of the vocabulary is absent from the decoder's input in a
+            training batch.
+        frequent_tokens (`int`): In training, the softmax is taken over this many of the first ids (word-level
+            tokenizers order ids by falling frequency), the tokens of the batch, and `drawn_tokens` others, which stand
+            for the rest; 0 takes all tokens. Evaluation and generation always take all tokens.
+        drawn_tokens (`int`): Number of tokens drawn at every step to stand for the less frequent ones, see
+            `frequent_tokens`.
+        encoder_hidden_size (`int`, *optional*): Width of an LSTM encoder q(z | x), from whose draws posterior chains
+            start; with a Gaussian prior it makes a variational autoencoder. None for no encoder.
+        max_sequence_length (`int`): Longest sequence in tokens, the end token included, in training and generation.
+    """
+
+    model_type = "latent_ebm_text"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 10_000
+    decoder_type: Literal["lstm", "transformer", "causal_lm"] = "lstm"
+    decoder_config: dict[str, Any] | None = None
+    decoder_training: Literal["full", "lora", "frozen"] = "full"
+    lora_rank: int = 8
+    latent_injection: Literal["prefix", "embedding", "layers"] | None = None
+    prefix_length: int = 4
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    hidden_size: int = 512
+    embedding_size: int = 128
+    tie_word_embeddings: bool = False
+    output_rank: int | None = None
+    dropout: float | int = 0.2
+    embedding_dropout: float | int | None = None
+    token_dropout: float | int = 0.0
+    frequent_tokens: int = 0
+    drawn_tokens: int = 0
+    encoder_hidden_size: int | None = None
+    max_sequence_length: int = 100
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    unk_token_id: int | None = 3
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self._require_positive("vocab_size", "hidden_size", "embedding_size", "output_rank", "max_sequence_length")
+        self._require_positive("encoder_hidden_size", "num_hidden_layers", "num_attention_heads", "prefix_length")
+        self._require_positive("lora_rank")
+        self._check_decoder()
+        if self.frequent_tokens < 0 or self.drawn_tokens < 0 or (self.frequent_tokens > 0) != (self.drawn_tokens > 0):
+            raise UsageError(
+                "frequent_tokens and drawn_tokens go together: set both to positive numbers or both to 0, got "
+                f"{self.frequent_tokens} and {self.drawn_tokens}"
+            )
+        if self.encoder_hidden_size is not None and self.latent_dim == 0:
+            raise UsageError("encoder_hidden_size needs a latent to infer: set latent_dim above 0, or leave it out")
+        for name in ("dropout", "embedding_dropout", "token_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise UsageError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.tie_word_embeddings and self.output_rank is not None:
+            raise UsageError(
+                "output_rank applies to an untied output layer; with tie_word_embeddings the rank is embedding_size "
+                f"({self.embedding_size}): drop one of the two"
+            )
+
+    def _check_decoder(self) -> None:
+        is_pretrained = self.decoder_type == "causal_lm"
+        if is_pretrained != (self.decoder_config is not None):
+            raise UsageError(
+                "decoder_type 'causal_lm' and decoder_config go together; "
+                "LatentEBMForTextGeneration.from_decoder_pretrained sets both"
+            )
+        if self.decoder_training != "full" and not is_pretrained:
+            raise UsageError(
+                f"decoder_training {self.decoder_training!r} is for a pretrained language model; the built-in "
+                f"{self.decoder_type!r} decoder is trained from scratch: leave decoder_training at 'full'"
+            )
+        if self.decoder_training == "frozen" and self.latent_dim == 0:
+            raise UsageError("a frozen decoder without a latent has nothing to learn: set latent_dim above 0")
+        if self.decoder_type == "lstm":
+            if self.latent_injection is not None:
+                raise UsageError("latent_injection is for transformers; an LSTM has one way to take z: leave it out")
+            return
+        if self.latent_injection is None:
+            self.latent_injection = "prefix" if is_pretrained else "layers"
+        if self.output_rank is not None:
+            raise UsageError(f"output_rank is for the LSTM; the {self.decoder_type!r} decoder has none: leave it out")
+        if not is_pretrained and self.hidden_size % (2 * self.num_attention_heads) != 0:
+            raise UsageError(
+                f"hidden_size must be a multiple of twice num_attention_heads, got {self.hidden_size} and "
+                f"{self.num_attention_heads}"
+            )
+
+
+@strict
+class LatentEBMImageConfig(LatentEBMConfig):
+    r"""Settings of [`LatentEBMForImageGeneration`]; the defaults are those of the paper for SVHN.
+
+    Args:
+        image_size (`int`): Height and width of an image.
+        num_channels (`int`): 1 for grey, 3 for colour.
+        decoder_channels (`list[int]`): Feature maps after the first and every hidden layer of the decoder, see
+            [`~latent_ebm_text.networks.conv.ConvDecoder`].
+        decoder_first_size (`int`): Height and width after the first layer; every further layer doubles them.
+        pixel_std (`float`): Standard deviation of the Gaussian likelihood, for pixels in [-1, 1].
+        encoder_hidden_size (`int`, *optional*): Feature maps after the first layer of a convolutional encoder
+            q(z | x), from whose draws posterior chains start; with a Gaussian prior it makes a variational
+            autoencoder. None for no encoder.
+    """
+
+    model_type = "latent_ebm_image"
+
+    latent_dim: int = 100
+    prior_activation: Literal["gelu", "leaky_relu"] = "leaky_relu"
+    image_size: int = 32
+    num_channels: int = 3
+    decoder_channels: list[int] | None = None
+    decoder_first_size: int = 4
+    pixel_std: float | int = 0.3
+    encoder_hidden_size: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.decoder_channels = [512, 256, 128] if self.decoder_channels is None else list(self.decoder_channels)
+        super().__post_init__(**kwargs)
+        self._require_positive("latent_dim", "image_size", "decoder_first_size", "pixel_std", "encoder_hidden_size")
+        if self.num_channels not in (1, 3):
+            raise UsageError(f"num_channels must be 1 (grey) or 3 (colour), got {self.num_channels}")
+        if not self.decoder_channels or min(self.decoder_channels) < 1:
+            raise UsageError(f"decoder_channels must be positive integers, one a layer, got {self.decoder_channels}")
+
+
+for _config in (LatentEBMTextConfig, LatentEBMImageConfig):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)

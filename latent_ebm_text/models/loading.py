@@ -1,0 +1,48 @@
+"""Loads a text model by name: a folder of a model or of a run, or a Hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.hub.folders import TEXT, find_model, model_kind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
+
+
+def load_text_model(
+    name: str | Path, revision: str | None = None
+) -> tuple[LatentEBMForTextGeneration, PreTrainedTokenizerBase]:
+    """A text model in evaluation mode, on a GPU if there is one, and its tokenizer.
+
+    Args:
+        name: A folder of a model or of a run, or a Hub id, see [`find_model`].
+        revision: Revision of a model on the Hub.
+
+    Raises:
+        UsageError: As [`find_model`]; or if the model is not a text model, or was written by a newer version of the
+            library.
+        DataError: If a file is missing or damaged.
+        HubError: As [`find_model`].
+    """
+    folder = find_model(name, revision)
+    if model_kind(folder) != TEXT:
+        raise UsageError(f"{name} is an image model; give a text model")
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer
+
+    from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
+
+    try:
+        model = LatentEBMForTextGeneration.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (UsageError, MemoryError):
+        raise
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise DataError(f"the model in {folder} is incomplete or damaged: {str(error).splitlines()[0]}") from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer

@@ -1,0 +1,576 @@
+"""The model p(x, z) = p(z) p(x | z) of any modality: prior, decoder, samplers, inference, learning objective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import tqdm
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.hub.folders import check_model_folder
+from latent_ebm_text.latents import Control, ControlledDensity
+from latent_ebm_text.latents.interpolation import STIFFNESS, PathKind, latent_path
+from latent_ebm_text.latents.neighbours import LatentIndex, Metric, Neighbours
+from latent_ebm_text.latents.posterior import LatentPosterior
+from latent_ebm_text.latents.prior import EnergyPrior, GaussianPrior
+from latent_ebm_text.latents.samplers import Sampler, SamplerOutput, sampler_from_dict
+from latent_ebm_text.models.configuration import LatentEBMConfig
+from latent_ebm_text.networks.base import LatentDecoder, LatentEncoder
+from latent_ebm_text.networks.dropout import evaluation_mode
+
+
+@dataclass
+class LatentEBMLoss:
+    """The learning objective and its parts, each a scalar in nats per example, averaged over the batch.
+
+    Attributes:
+        loss: What is minimised: `reconstruction_loss + prior_loss + penalty`.
+        reconstruction_loss: `-log p(x | z+)`.
+        prior_loss: `E(z+) - E(z-)`, the posterior-prior energy gap; its gradient trains the prior (paper, eq. 6). For
+            a VAE it is the divergence `KL(q(z | x) || N(0, I))`.
+        penalty: The weighted squared tilt.
+        latents: `z+`, of shape `(batch, latent_dim)`.
+    """
+
+    loss: Tensor
+    reconstruction_loss: Tensor
+    prior_loss: Tensor
+    penalty: Tensor
+    latents: Tensor
+
+
+class LatentEBMPreTrainedModel(PreTrainedModel):
+    """A latent energy-based model of any modality: everything that does not depend on what the data are.
+
+    Methods with arguments `*data, **named_data` take data as users have them, and every model says what that is: see
+    [`~latent_ebm_text.models.sentences.SentenceModel`] for text; for images it is `pixel_values`. Methods with an
+    argument `inputs` take a batch as the decoder does, a dictionary of tensors on the model's device.
+
+    Every random draw comes from the argument `generator`, a `torch.Generator` on the model's device; `None` is torch's
+    global random number generator.
+
+    Attributes:
+        prior: The [`EnergyPrior`], or a [`GaussianPrior`] where the configuration says so.
+        decoder: The [`~latent_ebm_text.networks.base.LatentDecoder`].
+        encoder: The [`~latent_ebm_text.networks.base.LatentEncoder`] whose draws posterior chains start from, or
+            `None` where chains start from N(0, I). Under a Gaussian prior (a VAE) its draws replace the chains.
+    """
+
+    config_class = LatentEBMConfig
+    prior: EnergyPrior | GaussianPrior
+    decoder: LatentDecoder
+    encoder: LatentEncoder | None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """Loads a model as transformers does, but from safetensors files only.
+
+        Raises:
+            DataError: If the folder leads out of itself or its files are damaged, see
+                [`~latent_ebm_text.hub.folders.check_model_folder`].
+        """
+        check_model_folder(pretrained_model_name_or_path)
+        kwargs["use_safetensors"] = True  # or a pickle would be read where there is nothing else
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise DataError(
+                f"the safetensors weights of {pretrained_model_name_or_path} cannot be read: {error}"
+            ) from error
+
+    def _build_prior(self) -> EnergyPrior | GaussianPrior:
+        config = self.config
+        if config.prior_type == "gaussian":
+            return GaussianPrior(config.latent_dim)
+        return EnergyPrior(
+            config.latent_dim, config.prior_hidden_size, config.prior_num_hidden_layers, config.prior_activation
+        )
+
+    @property
+    def prior_sampler(self) -> Sampler:
+        """The sampler that the model's prior was trained with."""
+        return sampler_from_dict(self.config.prior_sampler)
+
+    @property
+    def posterior_sampler(self) -> Sampler:
+        """The sampler that infers the latent of data not seen before."""
+        return sampler_from_dict(self.config.posterior_sampler)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Called by transformers for every layer that holds weights of its own."""
+        if isinstance(module, nn.Linear):
+            # The energy starts nearly flat, so that the first prior is nearly the reference Gaussian.
+            gain = 0.1 if module is getattr(self.prior, "out", None) else 1.0
+            init.xavier_uniform_(module.weight, gain=gain)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Uploads the model as transformers does, and adds a model card to a repository that has none.
+
+        A card beside the files that the model was loaded from is used. Otherwise one is written from the
+        configuration.
+
+        Args:
+            repo_id: `name` or `namespace/name`.
+            **kwargs: Options of [`~transformers.PreTrainedModel.push_to_hub`].
+        """
+        from latent_ebm_text.hub.pushing import push_first_card
+
+        push_first_card(self, repo_id, private=kwargs.get("private"), token=kwargs.get("token"))
+        return super().push_to_hub(repo_id, **kwargs)
+
+    def posterior(self, inputs: dict[str, Tensor], likelihood_weight: float | None = None) -> LatentPosterior:
+        """The posterior of a batch as a log-density in z, for any sampler.
+
+        Args:
+            inputs: The decoder's inputs.
+            likelihood_weight: `w` of `p(z) p(x | z)^w`, in place of the model's own.
+        """
+        weight = self.config.likelihood_weight if likelihood_weight is None else likelihood_weight
+        return LatentPosterior(self.prior, self.decoder.likelihood(inputs), weight)
+
+    def sample_prior(
+        self,
+        num_samples: int,
+        *,
+        initial_latents: Tensor | None = None,
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+        return_trace: bool = False,
+    ) -> SamplerOutput:
+        """Draws latents from the energy-based prior.
+
+        Args:
+            num_samples: Number of latents.
+            initial_latents: Where the chains start, `(num_samples, latent_dim)`; draws from N(0, I) by default.
+            sampler: A sampler in place of the model's own.
+            generator: Random number generator of the noise.
+            return_trace: Whether to keep the energies of every step.
+
+        Returns:
+            [`~latent_ebm_text.latents.samplers.SamplerOutput`] with latents of shape `(num_samples, latent_dim)`.
+
+        Raises:
+            UsageError: If `num_samples` is not positive, or initial latents do not fit.
+        """
+        if num_samples < 1:
+            raise UsageError(f"num_samples must be a positive integer, got {num_samples}")
+        if initial_latents is None:
+            initial_latents = self.sample_reference(num_samples, generator)
+            if sampler is None and isinstance(self.prior, GaussianPrior):
+                return SamplerOutput(initial_latents)  # exact draws need no chain
+        initial_latents = self.check_latents(initial_latents, num_samples)
+        sampler = self.prior_sampler if sampler is None else sampler
+        with self._full_precision():
+            return sampler.sample(initial_latents, self.prior, generator=generator, return_trace=return_trace)
+
+    def sample_controlled(
+        self,
+        controls: Sequence[Control],
+        num_samples: int,
+        *,
+        initial_latents: Tensor | None = None,
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+        return_trace: bool = False,
+    ) -> SamplerOutput:
+        """Draws latents with desired attributes, from the prior times classifiers: `p(z) * product of p(c | z)^w`.
+
+        Args:
+            controls: The desired attributes, see [`~latent_ebm_text.latents.Control`].
+            num_samples: Number of latents.
+            initial_latents: Where the chains start; by default at draws from the prior.
+            sampler: A sampler in place of the prior's own.
+            generator: Random number generator of the noise.
+            return_trace: Whether to keep the energies of every step.
+
+        Returns:
+            [`~latent_ebm_text.latents.samplers.SamplerOutput`] with latents of shape `(num_samples, latent_dim)`.
+
+        Raises:
+            UsageError: If there is no control, or a classifier does not fit the model's latents.
+        """
+        fitting = [control.to(self.device, self.decoder.latent_dtype) for control in controls]
+        density = ControlledDensity(self.prior, fitting)
+        if initial_latents is None:
+            initial_latents = self.sample_prior(num_samples, generator=generator).latents
+        initial_latents = self.check_latents(initial_latents, num_samples)
+        sampler = self.prior_sampler if sampler is None else sampler
+        with self._full_precision():
+            return sampler.sample(initial_latents, density, generator=generator, return_trace=return_trace)
+
+    def sample_posterior(
+        self,
+        inputs: dict[str, Tensor],
+        *,
+        likelihood_weight: float | None = None,
+        initial_latents: Tensor | None = None,
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+        return_trace: bool = False,
+    ) -> SamplerOutput:
+        """Draws one latent per example of a batch from the posterior; arguments as in `posterior` and `sample_prior`.
+
+        If the model has an encoder, the chains start from its draws. Under a Gaussian prior (a VAE) these draws are
+        the result, unless a sampler is given.
+        """
+        batch = len(next(iter(inputs.values())))
+        if self.config.latent_dim == 0:
+            return SamplerOutput(self.sample_reference(batch, generator))  # nothing to infer
+        if initial_latents is not None:
+            initial_latents = self.check_latents(initial_latents, batch)
+        elif self.encoder is not None:
+            initial_latents = self.encoder.propose(inputs).sample(generator).to(self.decoder.latent_dtype)
+            if sampler is None and isinstance(self.prior, GaussianPrior):
+                return SamplerOutput(initial_latents)
+        else:
+            initial_latents = self.sample_reference(batch, generator)
+        sampler = self.posterior_sampler if sampler is None else sampler
+        with self._full_precision():
+            posterior = self.posterior(inputs, likelihood_weight)
+            return sampler.sample(initial_latents, posterior, generator=generator, return_trace=return_trace)
+
+    def _full_precision(self) -> torch.autocast:
+        """Chains and energies run in the precision of the weights: bfloat16 loses differences of energies."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    # -------- inference on data as users have them
+
+    def _read(self, *data: Any, **named_data: Any) -> Any:
+        """Checks data; returns a sequence with one entry per example, which it also accepts as data."""
+        raise NotImplementedError
+
+    def _order(self, data: Any) -> Tensor:
+        """The order in which examples are put into batches, `(n,)` indices."""
+        return torch.arange(len(data))
+
+    def _collate(self, data: Any, indices: Tensor) -> dict[str, Tensor]:
+        """The decoder's inputs for the examples at `indices` of what `_read` returned."""
+        raise NotImplementedError
+
+    def _decode(self, latents: Tensor, **options: Any) -> Any:
+        """`generate` from these latents, without further randomness unless `options` ask for it."""
+        return self.generate(latents=latents, **options)
+
+    def batches(
+        self, data: Any, batch_size: int, *, description: str, progress: bool = False
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Batches of data that were read: the indices of their examples, and the decoder's inputs.
+
+        Args:
+            data: What `_read` returned.
+            batch_size: Examples per batch.
+            description: What is going on, for the progress bar.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            UsageError: If `batch_size` is not positive.
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be a positive integer, got {batch_size}")
+        with tqdm(total=len(data), desc=description, unit="example", disable=not progress) as bar:
+            for indices in self._order(data).split(batch_size):
+                yield indices, self._collate(data, indices)
+                bar.update(len(indices))
+
+    def log_prob(self, *data: Any, latents: Tensor, **named_data: Any) -> Tensor:
+        """`log p(x | z)` in nats of every example, `(n,)`; differentiable in the weights.
+
+        Args:
+            *data: The data.
+            latents: `(n, latent_dim)`.
+            **named_data: The data.
+        """
+        read = self._read(*data, **named_data)
+        latents = self.check_latents(latents, len(read))
+        return self.decoder.log_prob(self._collate(read, torch.arange(len(read))), latents)
+
+    def encode(
+        self,
+        *data: Any,
+        initial_latents: Tensor | None = None,
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+        **named_data: Any,
+    ) -> Tensor:
+        """One posterior draw of the latent of every example, `(n, latent_dim)`, all in one batch.
+
+        Args:
+            *data: The data.
+            initial_latents: Where the chains start, `(n, latent_dim)`; by default a draw from the encoder if the model
+                has one, otherwise from N(0, I).
+            sampler: A sampler in place of the model's own.
+            generator: Random number generator of the noise.
+            **named_data: The data.
+
+        Raises:
+            UsageError: If the data cannot be read or do not fit the model, or initial latents do not fit.
+        """
+        read = self._read(*data, **named_data)
+        inputs = self._collate(read, torch.arange(len(read)))
+        return self.sample_posterior(
+            inputs, initial_latents=initial_latents, sampler=sampler, generator=generator
+        ).latents
+
+    @torch.no_grad()
+    def posterior_draws(
+        self,
+        *data: Any,
+        num_draws: int = 8,
+        batch_size: int = 128,
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        **named_data: Any,
+    ) -> Tensor:
+        """Latents of data from independent posterior chains, `(num_draws, n, latent_dim)`, float32 on the CPU.
+
+        Args:
+            *data: The data.
+            num_draws: Chains per example.
+            batch_size: Examples per batch.
+            sampler: A sampler in place of the model's own.
+            generator: Random number generator of the chains.
+            progress: Whether to show a progress bar.
+            **named_data: The data.
+
+        Raises:
+            UsageError: If the data cannot be read or do not fit the model, or a number is not positive.
+        """
+        if num_draws < 1:
+            raise UsageError(f"num_draws must be a positive integer, got {num_draws}")
+        read = self._read(*data, **named_data)
+        draws = torch.empty(num_draws, len(read), self.config.latent_dim)
+        with evaluation_mode(self):
+            for indices, inputs in self.batches(read, batch_size, description="posterior draws", progress=progress):
+                for draw in draws:
+                    latents = self.sample_posterior(inputs, sampler=sampler, generator=generator).latents
+                    draw[indices] = latents.float().cpu()
+        return draws
+
+    def build_index(self, *data: Any, source: str = "", num_draws: int = 8, **options: Any) -> LatentIndex:
+        """Posterior means and standard deviations of a corpus, in which `neighbours` searches.
+
+        Args:
+            *data: The data.
+            source: What the data are, such as the corpus's fingerprint; it is checked when the index is loaded.
+            num_draws: Chains per example, at least 2.
+            **options: Named data and options of `posterior_draws`.
+
+        Raises:
+            UsageError: As `posterior_draws`, or with fewer than two draws.
+        """
+        if num_draws < 2:
+            raise UsageError(f"a standard deviation needs 2 draws or more, got num_draws={num_draws}")
+        draws = self.posterior_draws(*data, num_draws=num_draws, **options)
+        return LatentIndex(draws.mean(dim=0), draws.std(dim=0), source)
+
+    def neighbours(
+        self, index: LatentIndex, *data: Any, k: int = 5, metric: Metric = "euclidean", **options: Any
+    ) -> Neighbours:
+        """For every example, the `k` entries of an index with the nearest posteriors.
+
+        Args:
+            index: Made by `build_index`.
+            *data: The data.
+            k: Number of neighbours.
+            metric: `"euclidean"` between posterior means, or `"divergence"`, see [`LatentIndex.query`].
+            **options: Named data and options of `build_index`.
+
+        Raises:
+            UsageError: As `build_index` and [`LatentIndex.query`].
+        """
+        queries = self.build_index(*data, **options)
+        return index.query(queries.mean, queries.std, k=k, metric=metric)
+
+    def combine(self, data: Any, coefficients: Sequence[float], **options: Any) -> Tensor:
+        """Arithmetic on latents: the sum of `coefficient * posterior mean`, `(1, latent_dim)`, ready to be decoded.
+
+        `model.generate(latents=model.combine([a, b, c], [1, -1, 1], tokenizer=tokenizer), do_sample=False)` decodes
+        `a - b + c`.
+
+        Args:
+            data: The data.
+            coefficients: One per example.
+            **options: Named data and options of `posterior_draws`.
+
+        Raises:
+            UsageError: As `posterior_draws`, or if the numbers of examples and coefficients differ.
+        """
+        means = self.posterior_draws(data, **options).mean(dim=0)
+        if len(coefficients) != len(means):
+            raise UsageError(f"{len(means)} examples need as many coefficients, got {len(coefficients)}")
+        combined = (torch.tensor(coefficients, dtype=means.dtype)[:, None] * means).sum(dim=0, keepdim=True)
+        return self.check_latents(combined)
+
+    def interpolate(
+        self,
+        start: Tensor,
+        end: Tensor,
+        num_points: int = 8,
+        *,
+        path: PathKind = "linear",
+        stiffness: float = STIFFNESS,
+        **options: Any,
+    ) -> Any:
+        """Decodes points on a path between two latents, both ends included.
+
+        Args:
+            start: The first latent, `(latent_dim,)` or `(1, latent_dim)`.
+            end: The last latent, of the same shape.
+            num_points: Number of points, at least 2.
+            path: `"linear"`; `"spherical"`, which keeps the norms of typical draws; or `"low_energy"`, the path of
+                least action under the prior, see [`~latent_ebm_text.latents.low_energy_path`].
+            stiffness: Stiffness of a path of low energy: with small values it makes detours.
+            **options: Options of `generate`. Text is decoded greedily by default.
+
+        Returns:
+            What `generate` returns. A text model with `return_dict_in_generate=True` also gives the `latents` and
+            `energies` (in nats) along the path.
+
+        Raises:
+            UsageError: If latents, path or number of points cannot be right.
+        """
+        start, end = (self.check_latents(z.reshape(1, -1), 1)[0] for z in (start, end))
+        with self._full_precision():
+            latents = latent_path(path, start, end, num_points, self.prior, stiffness=stiffness)
+        return self._decode(latents, **options)
+
+    # -------- learning
+
+    def learning_objective(
+        self,
+        inputs: dict[str, Tensor],
+        latents: Tensor | None = None,
+        prior_latents: Tensor | None = None,
+        likelihood_weight: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> LatentEBMLoss:
+        """What `forward` minimises: `objective` at posterior draws, or `variational_objective` if an encoder draws.
+
+        Args:
+            inputs: The decoder's inputs.
+            latents: `(batch, latent_dim)`, posterior draws `z+`. If they are not given, they are drawn: by the
+                encoder, with a gradient, if the model has one.
+            prior_latents: `(samples, latent_dim)`, prior draws `z-`; drawn if not given.
+            likelihood_weight: `w` in place of the model's own, for the draws that are made here.
+            generator: Random number generator of these draws.
+        """
+        batch = len(next(iter(inputs.values())))
+        is_variational = self.encoder is not None and latents is None
+        if latents is None and not is_variational:
+            latents = self.sample_posterior(inputs, likelihood_weight=likelihood_weight, generator=generator).latents
+        if is_variational and isinstance(self.prior, GaussianPrior):
+            prior_latents = self.sample_reference(0)  # a VAE's loss needs none
+        elif prior_latents is None:
+            prior_latents = self.sample_prior(batch, generator=generator).latents
+        prior_latents = self.check_latents(prior_latents)
+        if latents is None:
+            weight = self.config.likelihood_weight if likelihood_weight is None else likelihood_weight
+            return self.variational_objective(inputs, weight, prior_latents)
+        return self.objective(inputs, self.check_latents(latents, batch), prior_latents)
+
+    def objective(self, inputs: dict[str, Tensor], latents: Tensor, prior_latents: Tensor) -> LatentEBMLoss:
+        """The loss whose gradient is the paper's learning gradient of both parts (section 2.3, eq. 6-7).
+
+        An encoder, if there is one, learns to propose what the chains have found, by `-log q(z+ | x)`.
+
+        Args:
+            inputs: The decoder's inputs.
+            latents: `(batch, latent_dim)` posterior draws `z+`; no gradient flows into them.
+            prior_latents: `(samples, latent_dim)` prior draws `z-`.
+        """
+        latents = latents.detach()
+        reconstruction = -self.decoder.log_prob(inputs, latents).mean()
+        gap, penalty = self._prior_objective(latents, prior_latents)
+        loss = reconstruction + gap + penalty
+        if self.encoder is not None:
+            loss = loss - self.encoder(inputs).log_prob(latents).mean()
+        return LatentEBMLoss(loss, reconstruction, gap, penalty, latents)
+
+    def _prior_objective(self, latents: Tensor, prior_latents: Tensor) -> tuple[Tensor, Tensor]:
+        """`E(z+) - E(z-)` and the penalty; no gradient flows into the latents."""
+        latents, prior_latents = latents.detach(), prior_latents.detach()
+        with self._full_precision():
+            tilts = self.prior.tilt(torch.cat([latents, prior_latents])).split([len(latents), len(prior_latents)])
+        posterior_energy, prior_energy = (
+            0.5 * z.square().sum(dim=-1).mean() - tilt.mean()
+            for z, tilt in zip((latents, prior_latents), tilts, strict=True)
+        )
+        penalty = self.config.energy_penalty * sum(tilt.square().mean() for tilt in tilts)
+        return posterior_energy - prior_energy, penalty
+
+    def variational_objective(
+        self, inputs: dict[str, Tensor], likelihood_weight: float, prior_latents: Tensor
+    ) -> LatentEBMLoss:
+        """The loss of a model with an encoder q(z | x) in place of posterior chains: a negative evidence lower bound.
+
+        It is `-log p(x | z) + KL(q(z | x) || p(z)) / w` with z drawn from the encoder, up to `log Z`. A likelihood
+        weight that falls to 1 is the annealing of the divergence of Bowman et al. (2016). `config.free_bits` nats per
+        dimension of the divergence from N(0, I) cost nothing. The prior learns as in `objective`. The noise comes from
+        torch's global random number generator, as the noise of dropout does.
+
+        Args:
+            inputs: The decoder's inputs.
+            likelihood_weight: `w`.
+            prior_latents: `(samples, latent_dim)` prior draws; may be empty if the prior is Gaussian.
+        """
+        assert self.encoder is not None
+        proposal = self.encoder(inputs)
+        latents = proposal.sample().to(self.decoder.latent_dtype)
+        reconstruction = -self.decoder.log_prob(inputs, latents).mean()
+        divergence = proposal.divergence().mean(dim=0)  # (latent_dim,), from N(0, I)
+        charged = divergence.clamp(min=self.config.free_bits).sum()
+        if isinstance(self.prior, GaussianPrior):
+            loss = reconstruction + charged / likelihood_weight
+            return LatentEBMLoss(loss, reconstruction, divergence.sum(), torch.zeros_like(loss), latents.detach())
+        gap, penalty = self._prior_objective(latents, prior_latents)
+        loss = reconstruction + (charged - self._frozen_tilt(latents).mean()) / likelihood_weight + gap + penalty
+        return LatentEBMLoss(loss, reconstruction, gap, penalty, latents.detach())
+
+    def _frozen_tilt(self, latents: Tensor) -> Tensor:
+        """`f(z)`, differentiable only in z: the encoder's loss must not train the prior a second time."""
+        weights = {name: weight.detach() for name, weight in self.prior.named_parameters()}
+        with self._full_precision():
+            log_density: Tensor = torch.func.functional_call(self.prior, weights, (latents,))
+        return log_density + 0.5 * latents.square().sum(dim=-1)
+
+    # -------- latents
+
+    def sample_reference(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draws from N(0, I), `(num_samples, latent_dim)`, in the decoder's precision and on the model's device."""
+        like = torch.empty(0, device=self.device, dtype=self.decoder.latent_dtype)
+        return self.prior.sample_reference(num_samples, generator, like=like)
+
+    def check_latents(self, latents: Tensor, batch: int | None = None) -> Tensor:
+        """Moves latents to the model's device.
+
+        Args:
+            latents: `(batch, latent_dim)`.
+            batch: The number of latents that is needed; any number by default.
+
+        Raises:
+            UsageError: If the shape is wrong, or values are not finite or have no finite energy.
+        """
+        expected = self.config.latent_dim
+        if not isinstance(latents, Tensor):
+            raise UsageError(f"latents are a tensor (batch, {expected}), got {type(latents).__name__}")
+        if latents.dim() != 2 or latents.shape[1] != expected or (batch is not None and len(latents) != batch):
+            wanted = f"({'batch' if batch is None else batch}, {expected})"
+            raise UsageError(f"latents must have shape {wanted}, got {tuple(latents.shape)}")
+        if not bool(torch.isfinite(latents).all()):
+            raise UsageError("latents contain values that are not finite (nan or inf)")
+        latents = latents.to(self.device, self.decoder.latent_dtype)
+        if not bool(latents.float().square().sum(dim=-1).isfinite().all()):
+            raise UsageError(
+                "latents contain values so large that their energy is infinite; those of a prior are a few units long"
+            )
+        return latents

@@ -1,0 +1,59 @@
+"""Which calls of `generate` ask only for plain sampling, and can do without the machinery of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Options that plain sampling obeys, with their defaults.
+OBEYED: dict[str, Any] = {
+    "do_sample": False, "temperature": 1.0, "max_new_tokens": None, "min_new_tokens": 0, "eos_token_id": None,
+    "pad_token_id": None, "num_return_sequences": 1, "return_dict_in_generate": False,
+}  # fmt: skip
+#: Options that change nothing at these values. Any option that is not named here needs transformers.
+IDLE: dict[str, Any] = {
+    "top_k": 0, "top_p": 1.0, "num_beams": 1, "use_cache": True, "output_scores": False, "output_logits": False,
+    "output_attentions": False, "output_hidden_states": False,
+}  # fmt: skip
+#: Entries of a generation configuration that do not affect a call: every sentence begins with the model's own token.
+IGNORED = frozenset({"bos_token_id", "transformers_version", "_from_model_config"})
+
+
+def plain_options(options: dict[str, Any]) -> dict[str, Any] | None:
+    """The values of the options in [`OBEYED`], or `None` if the options ask for anything else.
+
+    The result is also `None` for values that cannot be right: transformers then says what is wrong with them.
+
+    Args:
+        options: Options of `generate` together with those of the model's generation configuration. A value of `None`
+            means that the option is not given.
+    """
+    given = {name: value for name, value in options.items() if value is not None and name not in IGNORED}
+    plain = {name: given.pop(name, default) for name, default in OBEYED.items()}
+    has_other = any(name not in IDLE or value != IDLE[name] for name, value in given.items())
+    # If `top_k` is not given, transformers uses 50.
+    return None if has_other or "top_k" not in given or not _is_right(**plain) else plain
+
+
+def _is_right(
+    *,
+    do_sample: Any,
+    temperature: Any,
+    max_new_tokens: Any,
+    min_new_tokens: Any,
+    eos_token_id: Any,
+    pad_token_id: Any,
+    num_return_sequences: Any,
+    return_dict_in_generate: Any,
+) -> bool:
+    whole = (max_new_tokens, min_new_tokens, num_return_sequences, pad_token_id)
+    return (
+        all(isinstance(value, int) for value in whole)
+        and max_new_tokens > 0
+        and 0 <= min_new_tokens <= max_new_tokens
+        and num_return_sequences > 0
+        and isinstance(temperature, float | int)
+        and temperature > 0
+        and (do_sample is True or (do_sample is False and temperature == 1 and num_return_sequences == 1))
+        and isinstance(eos_token_id, int | list | None)
+        and isinstance(return_dict_in_generate, bool)
+    )

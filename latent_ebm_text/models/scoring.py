@@ -1,0 +1,245 @@
+"""Anomaly scores of text and images: one function, one class, one orientation. Higher is more anomalous."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.latents.integrals import LogIntegral, LogPartition, bracket_log_partition, posterior_log_weights
+from latent_ebm_text.latents.integrals.weights import MIN_ESS
+from latent_ebm_text.latents.samplers import Sampler
+from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
+from latent_ebm_text.networks.dropout import evaluation_mode
+
+ScoreName = Literal[
+    "nll_per_token", "nll", "joint_energy_per_token", "joint_energy", "reconstruction_per_token", "reconstruction",
+    "prior_energy", "squared_error",
+]  # fmt: skip
+SCORE_NAMES: tuple[str, ...] = get_args(ScoreName)
+Marginal = Literal["importance", "ais", "none"]
+#: Weights per example by default. An importance weight costs one value of the density, a walk many of its gradients.
+_NUM_SAMPLES: dict[Marginal, int] = {"importance": 32, "ais": 16, "none": 2}
+#: Share of the data whose effective sample size may be too low before all estimates together count as unreliable.
+MAX_UNRELIABLE_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class AnomalyScores:
+    """How anomalous each of `n` sentences or images is under a model. A higher score means more anomalous.
+
+    Every score is a float64 tensor of shape `(n,)` on the CPU, in the order of the data and in nats unless noted.
+
+    - `nll`, the negative log-likelihood `-log p(x)`, is the model's own answer. The integral over z is estimated, so
+      it costs the most and comes with a standard error.
+    - `joint_energy`, the score of the paper's anomaly detection (section 4.4), needs only posterior draws of z. It is
+      the sum of `reconstruction` and `prior_energy`, which tell two kinds of anomalies apart: data that the decoder
+      cannot explain, and data whose latents are improbable under the prior.
+
+    For text, all of them but `prior_energy` are sums over tokens, so a long sentence scores high whatever it says.
+    Compare sentences of different lengths by a score per token, such as `scores.get("nll_per_token")`.
+
+    Attributes:
+        joint_energy: `E(z) - log p(x | z)`, averaged over posterior draws of z. This is `-log p(x, z)` up to a
+            constant that all data share.
+        reconstruction: `-log p(x | z)`, averaged over the same draws.
+        prior_energy: `E(z)`, averaged over the same draws.
+        latents: `(num_draws, n, latent_dim)`, the draws.
+        nll: An estimate of `-log p(x)`, too high on average by at most about half its squared standard error; `None`
+            if it was not asked for. It is exact for a model without a latent.
+        nll_standard_error: The standard error of each `nll`, see [`~latent_ebm_text.latents.integrals.LogIntegral`].
+            The error of log Z, which shifts all data alike, is not part of it.
+        ess: Effective sample size of the weights behind each `nll`. Below 5, the estimate rests on a few lucky draws.
+        log_partition: log Z of the prior, as `nll` contains it.
+        num_tokens: Number of predicted tokens of each sentence, including the end token; `None` for images.
+        squared_error: Squared error per pixel of the reconstruction, for pixels in [-1, 1], averaged over the same
+            draws (the paper's MSE); `None` for text.
+    """
+
+    joint_energy: Tensor
+    reconstruction: Tensor
+    prior_energy: Tensor
+    latents: Tensor
+    nll: Tensor | None = None
+    nll_standard_error: Tensor | None = None
+    ess: Tensor | None = None
+    log_partition: LogPartition | None = None
+    num_tokens: Tensor | None = None
+    squared_error: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.joint_energy)
+
+    def get(self, name: str) -> Tensor:
+        """One score by its name, `(n,)`; `*_per_token` is the score divided by the number of predicted tokens.
+
+        Raises:
+            UsageError: If the name is unknown, or these data have no such score.
+        """
+        if name not in SCORE_NAMES:
+            raise UsageError(f"unknown score {name!r}; known scores: {', '.join(SCORE_NAMES)}")
+        total = name.removesuffix("_per_token")
+        score: Tensor | None = getattr(self, total)
+        if score is None and total == "nll":
+            raise UsageError(f"{name} was not estimated: ask for it with marginal='importance' or 'ais'")
+        if score is None or (name != total and self.num_tokens is None):
+            raise UsageError(f"these data have no {name}; their scores: {', '.join(self.names())}")
+        return score if name == total else score / self.num_tokens
+
+    def names(self) -> list[str]:
+        """The names of the scores that these data have."""
+        totals = [name.removesuffix("_per_token") for name in SCORE_NAMES]
+        return [
+            name
+            for name, total in zip(SCORE_NAMES, totals, strict=True)
+            if getattr(self, total) is not None and (name == total or self.num_tokens is not None)
+        ]
+
+    @property
+    def unreliable_share(self) -> float:
+        """Share of the data whose `nll` has an effective sample size below 5; 0 if `nll` was not asked for."""
+        return 0.0 if self.ess is None else float((self.ess < MIN_ESS).double().mean())
+
+    @property
+    def reliable(self) -> bool:
+        """Whether at most 5 % of the data have too small an effective sample size, and log Z is known to a nat."""
+        is_partition_known = self.log_partition is None or self.log_partition.reliable
+        return self.unreliable_share <= MAX_UNRELIABLE_SHARE and is_partition_known
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores by name, with `nll_standard_error`, `ess` and `num_tokens`, as JSON-able lists."""
+        columns = {name: self.get(name) for name in self.names()}
+        for name in ("nll_standard_error", "ess", "num_tokens"):
+            column: Tensor | None = getattr(self, name)
+            if column is not None and bool(column.isfinite().all()):  # JSON has no infinity, the size of exact values
+                columns[name] = column
+        return {name: column.tolist() for name, column in columns.items()}
+
+
+@torch.no_grad()
+def score_data(
+    model: LatentEBMPreTrainedModel,
+    data: Any,
+    *,
+    latents: Tensor | None = None,
+    marginal: Marginal = "importance",
+    num_draws: int = 4,
+    num_samples: int | None = None,
+    num_levels: int = 30,
+    log_partition: LogPartition | None = None,
+    batch_size: int = 128,
+    sampler: Sampler | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> AnomalyScores:
+    """Scores data under a model of any modality; the `score` methods of the models call it.
+
+    `-log p(x) = -log ∫ p(z) p(x | z) dz` is that of the likelihood itself, whatever weight training gave it. Its
+    estimates start from a Laplace approximation of every posterior, slightly widened:
+
+    - `marginal="importance"` weights draws from the approximation (the importance-weighted bound of Burda et al.,
+      2016). It is cheap, but where a posterior has several modes it may miss some of them, and then its standard
+      error is too small as well.
+    - `marginal="ais"` anneals from the approximation to the posterior (annealed importance sampling; Neal, 2001). It
+      is more expensive, and accurate for posteriors that are not Gaussian, too.
+    - `marginal="none"` leaves `nll` out, which makes scoring many times faster.
+
+    A model without a latent (`latent_dim` 0) has an exact `nll` at no cost. Dropout is off.
+
+    Args:
+        model: The model.
+        data: Sentences or images, as `posterior_draws` of this model takes them.
+        latents: `(n, latent_dim)`, the latent at which each example is scored; by default posterior draws.
+        marginal: How `-log p(x)` is estimated.
+        num_draws: Posterior draws that the other scores are averaged over.
+        num_samples: Weights per example of the estimate, at least 2; by default 32 importance weights or 16 walks.
+        num_levels: Levels of each annealed walk.
+        log_partition: log Z of the prior, see [`estimate_log_partition`]; estimated if it is needed and not given.
+        batch_size: Examples per batch.
+        sampler: A sampler of the posterior draws in place of the model's own.
+        generator: Random number generator of all draws, on the model's device; torch's global one by default. The
+            posterior draws come first, so that they are the same whether or not `nll` is estimated.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        UsageError: If an option is unknown or out of range, or `latents` do not fit.
+    """
+    if marginal not in get_args(Marginal):
+        raise UsageError(f"marginal must be one of {', '.join(get_args(Marginal))}, got {marginal!r}")
+    num_samples = _NUM_SAMPLES[marginal] if num_samples is None else num_samples
+    if num_draws < 1 or num_samples < 2:
+        raise UsageError(f"num_draws must be positive and num_samples at least 2, got {num_draws} and {num_samples}")
+    has_latent = model.config.latent_dim > 0
+    if not has_latent:
+        marginal, num_draws = "none", 1
+    if latents is None:
+        draws = model.posterior_draws(
+            data, num_draws=num_draws, batch_size=batch_size, sampler=sampler, generator=generator, progress=progress
+        )
+    else:
+        draws = model.check_latents(latents, len(data))[None].float().cpu()
+    if marginal != "none" and log_partition is None:
+        log_partition = estimate_log_partition(model, generator=generator)
+
+    energies, log_likelihoods = torch.empty(2, *draws.shape[:2], dtype=torch.float64)
+    log_weights = torch.empty(num_samples, len(data), dtype=torch.float64)
+    with evaluation_mode(model):
+        for indices, inputs in model.batches(data, batch_size, description="scoring", progress=progress):
+            batch_draws = draws[:, indices].to(model.device, model.decoder.latent_dtype)
+            for number, z in enumerate(batch_draws):
+                energies[number, indices] = model.prior.energy(z).double().cpu()
+                log_likelihoods[number, indices] = model.decoder.log_prob(inputs, z).double().cpu()
+            if marginal != "none":
+                weights = posterior_log_weights(
+                    model.posterior(inputs, likelihood_weight=1.0), batch_draws[0], method=marginal,
+                    num_samples=num_samples, num_levels=num_levels, generator=generator,
+                )  # fmt: skip
+                log_weights[:, indices] = weights.double().cpu()
+
+    energy, reconstruction = energies.mean(dim=0), -log_likelihoods.mean(dim=0)
+    nll: dict[str, Any] = {}
+    if not has_latent:
+        no_error, all_weights = torch.zeros_like(energy), torch.full_like(energy, math.inf)
+        nll = {"nll": reconstruction, "nll_standard_error": no_error, "ess": all_weights}
+    elif marginal != "none":
+        assert log_partition is not None
+        estimate = LogIntegral(log_weights)
+        constant = 0.5 * model.config.latent_dim * math.log(2 * math.pi)  # of N(0, I), which E(z) leaves out
+        nll = {
+            "nll": log_partition.value + constant - estimate.value,
+            "nll_standard_error": estimate.standard_error,
+            "ess": estimate.ess,
+            "log_partition": log_partition,
+        }
+    return AnomalyScores(energy + reconstruction, reconstruction, energy, draws, **nll)
+
+
+def estimate_log_partition(
+    model: LatentEBMPreTrainedModel,
+    *,
+    num_chains: int = 256,
+    num_levels: int = 100,
+    num_long_run_steps: int = 300,
+    generator: torch.Generator | None = None,
+) -> LogPartition:
+    """log Z of a model's prior by annealed importance sampling from N(0, I), with a lower and an upper bound.
+
+    See [`~latent_ebm_text.latents.integrals.bracket_log_partition`]; a flat tilt has log Z = 0. All data share log Z,
+    so an error in it shifts every `nll` of a model alike and changes no ranking.
+
+    Args:
+        model: The model.
+        num_chains: Walks in each direction.
+        num_levels: Levels of each walk.
+        num_long_run_steps: Hamiltonian steps of the chains whose ends start the reverse walks.
+        generator: Random number generator of all draws, on the model's device; torch's global one by default.
+    """
+    first, second, third = (model.sample_reference(num_chains, generator) for _ in range(3))
+    return bracket_log_partition(
+        model.prior, (first, second, third), num_levels=num_levels, num_long_run_steps=num_long_run_steps,
+        generator=generator,
+    )  # fmt: skip

@@ -1,0 +1,260 @@
+"""Sentences as data of a text model: how they are read and batched, scored, reconstructed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.latents.samplers import Sampler
+from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
+from latent_ebm_text.models.scoring import AnomalyScores, score_data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Strings, which need a tokenizer; lists of token ids; or a tensor of token ids `(batch, length)`.
+Sentences = Sequence[str] | Sequence[Sequence[int]] | Tensor
+
+
+@dataclass(frozen=True)
+class ReconstructionDraws:
+    """Sentences decoded from several posterior draws each, which shows what the posterior is certain of.
+
+    Attributes:
+        sequences: `(n, num_draws, length)` token ids, beginning with the beginning token.
+        latents: `(n, num_draws, latent_dim)`, the draws.
+        energies: `(n, num_draws)`, `E(z)` in nats.
+        log_prob: `(n, num_draws)`, `log p(x | z)` of the sentence itself in nats.
+        agreement: `(n,)`, how similar the decoded sentences are: the share of positions, up to the end of the longer
+            sentence, that hold the same token, averaged over pairs of draws. It is 1 if all are the same.
+    """
+
+    sequences: Tensor
+    latents: Tensor
+    energies: Tensor
+    log_prob: Tensor
+    agreement: Tensor
+
+    @property
+    def posterior_mean(self) -> Tensor:
+        """The mean of the draws, `(n, latent_dim)`."""
+        return self.latents.mean(dim=1)
+
+    @property
+    def posterior_std(self) -> Tensor:
+        """The standard deviation of the draws, `(n, latent_dim)`.
+
+        It is near the prior's in a dimension that the sentence does not determine.
+        """
+        return self.latents.std(dim=1)
+
+
+class SentenceModel(LatentEBMPreTrainedModel):
+    """The methods of [`LatentEBMForTextGeneration`] that take sentences.
+
+    Every such method (`log_prob`, `encode`, `posterior_draws`, `score`, `reconstruct`, `reconstruct_draws`,
+    `build_index`, `neighbours`, `combine`) takes sentences in three forms, as `input_ids`, `attention_mask` and
+    `tokenizer`:
+
+    - a list of strings, with the model's `tokenizer`;
+    - a list of lists of token ids, each from the beginning to the end token;
+    - a tensor of token ids `(batch, length)`, with its `attention_mask`, which is 0 at padding on whichever side.
+
+    Batches hold sentences of similar length; results are in the order of the sentences.
+    """
+
+    def score(
+        self,
+        input_ids: Sentences,
+        attention_mask: Tensor | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **options: Any,
+    ) -> AnomalyScores:
+        """How anomalous sentences are, see [`~latent_ebm_text.models.scoring.AnomalyScores`].
+
+        Args:
+            input_ids: The sentences.
+            attention_mask: The mask of a tensor of ids.
+            tokenizer: The tokenizer of strings.
+            **options: Options of [`~latent_ebm_text.models.scoring.score_data`], the same for text and images:
+                `latents`, `marginal`, `num_draws`, `num_samples`, `num_levels`, `log_partition`, `batch_size`,
+                `sampler`, `generator` and `progress`.
+
+        Raises:
+            UsageError: If sentences are missing, cannot be read or do not fit the model, or an option cannot be right.
+        """
+        rows = self._read(input_ids, attention_mask, tokenizer=tokenizer)
+        num_tokens = torch.tensor([len(row) - 1.0 for row in rows], dtype=torch.float64)
+        return replace(score_data(self, rows, **options), num_tokens=num_tokens)
+
+    def reconstruct(
+        self,
+        input_ids: Sentences,
+        attention_mask: Tensor | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> Tensor | ModelOutput:
+        """Encodes sentences, each as one posterior draw, and decodes the latents, greedily by default.
+
+        Args:
+            input_ids: The sentences.
+            attention_mask: The mask of a tensor of ids.
+            tokenizer: The tokenizer of strings.
+            sampler: A sampler in place of the model's own.
+            generator: Random number generator of the chains, and of the tokens if they are sampled.
+            **options: Options of `generate`.
+
+        Raises:
+            UsageError: As `encode`.
+        """
+        latents = self.encode(input_ids, attention_mask, tokenizer=tokenizer, sampler=sampler, generator=generator)
+        return self._decode(latents, generator=generator, **options)
+
+    def reconstruct_draws(
+        self,
+        input_ids: Sentences,
+        attention_mask: Tensor | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        num_draws: int = 8,
+        batch_size: int = 128,
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> ReconstructionDraws:
+        """Decodes several posterior draws of every sentence, greedily by default, and compares the results.
+
+        Args:
+            input_ids: The sentences.
+            attention_mask: The mask of a tensor of ids.
+            tokenizer: The tokenizer of strings.
+            num_draws: Draws per sentence, at least 2.
+            batch_size: Sentences per batch.
+            sampler: A sampler in place of the model's own.
+            generator: Random number generator of the chains, and of the tokens if they are sampled.
+            progress: Whether to show a progress bar.
+            **options: Options of `generate`.
+
+        Raises:
+            UsageError: As `posterior_draws`, with fewer than two draws, or with an option that decodes a draw into
+                several sequences or into a dictionary.
+        """
+        if num_draws < 2:
+            raise UsageError(f"draws can be compared from 2 on, got num_draws={num_draws}; use reconstruct() for one")
+        if options.get("num_return_sequences", 1) != 1 or options.get("return_dict_in_generate"):
+            raise UsageError(
+                "reconstruct_draws decodes each draw once: leave out num_return_sequences and return_dict_in_generate"
+            )
+        rows = self._read(input_ids, attention_mask, tokenizer=tokenizer)
+        draws = self.posterior_draws(
+            rows, num_draws=num_draws, batch_size=batch_size, sampler=sampler, generator=generator, progress=progress
+        )
+        latents = draws.transpose(0, 1)  # (n, num_draws, latent_dim)
+        ids = self._decode(self.check_latents(latents.flatten(0, 1)), generator=generator, **options).cpu()
+        sequences = ids.view(len(rows), num_draws, -1)
+        scores = [self.score(rows, latents=draw, marginal="none", batch_size=batch_size) for draw in draws]
+        return ReconstructionDraws(
+            sequences=sequences,
+            latents=latents,
+            energies=torch.stack([each.prior_energy for each in scores], dim=1).float(),
+            log_prob=-torch.stack([each.reconstruction for each in scores], dim=1).float(),
+            agreement=pairwise_agreement(sequences[:, :, 1:], self.config.pad_token_id or 0),
+        )
+
+    def _read(
+        self,
+        input_ids: Sentences,
+        attention_mask: Tensor | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> list[list[int]]:
+        """The token ids of every sentence, from the beginning to the end token, checked."""
+        if isinstance(input_ids, str):
+            raise UsageError("sentences are a list of strings; put the one string into a list")
+        if isinstance(input_ids, Tensor):
+            self._check_ids(input_ids, attention_mask)
+        elif attention_mask is not None:
+            raise UsageError("an attention_mask belongs to input_ids as a tensor; leave it out for lists and strings")
+        if len(input_ids) == 0:
+            raise UsageError("no sentences were given")
+        if isinstance(input_ids, Tensor):
+            masks = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
+            rows = [row[mask.bool()].tolist() for row, mask in zip(input_ids, masks, strict=True)]
+        elif isinstance(input_ids[0], str):
+            rows = _tokenized(input_ids, tokenizer)
+        else:
+            if strange := [type(ids) for ids in input_ids if not isinstance(ids, Sequence | np.ndarray | Tensor)]:
+                raise UsageError(f"sentences are strings or lists of token ids; got also {strange[0].__name__}")
+            rows = [list(map(int, ids)) for ids in input_ids]
+        if min(map(len, rows)) < 2:
+            raise UsageError("a sentence has at least two ids, its beginning and its end token")
+        if not isinstance(input_ids, Tensor):
+            self._check_ids(torch.tensor([token for row in rows for token in row])[None], None)
+        return rows
+
+    def _check_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        """Raises a `UsageError` unless these are token ids `(batch, length)` of this model and their mask."""
+        if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.is_floating_point():
+            got = f"shape {tuple(input_ids.shape)}" if isinstance(input_ids, Tensor) else type(input_ids).__name__
+            raise UsageError(f"input_ids are a tensor of token ids (batch, length), got {got}: see the tokenizer")
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise UsageError(
+                f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, got "
+                f"{tuple(attention_mask.shape)}"
+            )
+        unknown = input_ids[(input_ids < 0) | (input_ids >= self.config.vocab_size)]
+        if len(unknown) > 0:
+            raise UsageError(
+                f"input_ids hold {int(unknown[0])}, but the model knows tokens 0 to {self.config.vocab_size - 1}: "
+                "the tokenizer does not fit this model"
+            )
+
+    def _order(self, data: list[list[int]]) -> Tensor:
+        return torch.from_numpy(np.argsort([len(row) for row in data], kind="stable"))
+
+    def _collate(self, data: list[list[int]], indices: Tensor) -> dict[str, Tensor]:
+        rows = [torch.tensor(data[index]) for index in indices.tolist()]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id or 0)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+
+    def _decode(self, latents: Tensor, **options: Any) -> Any:
+        return self.generate(latents=latents, **{"do_sample": False, **options})
+
+
+def _tokenized(sentences: Sequence[Any], tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
+    if tokenizer is None:
+        raise UsageError("strings need the model's tokenizer: give tokenizer=..., or token ids in their place")
+    if strange := [type(sentence) for sentence in sentences if not isinstance(sentence, str)]:
+        raise UsageError(f"sentences must all be strings, got also {strange[0].__name__}")
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None or eos is None:
+        raise UsageError("the tokenizer needs a bos_token and an eos_token")
+    tokens = tokenizer(list(sentences), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return [[bos, *ids, eos] for ids in tokens["input_ids"]]
+
+
+def pairwise_agreement(sequences: Tensor, padding: int) -> Tensor:
+    """How similar the sequences of every row are, `(n,)`, between 0 and 1; see [`ReconstructionDraws`].
+
+    Args:
+        sequences: `(n, num_draws, length)` token ids.
+        padding: The id that fills a sequence after its end.
+    """
+    first, second = torch.triu_indices(sequences.shape[1], sequences.shape[1], offset=1)
+    a, b = sequences[:, first], sequences[:, second]  # (n, pairs, length)
+    counted = (a != padding) | (b != padding)
+    return ((a == b) & counted).sum(dim=-1).div(counted.sum(dim=-1).clamp(min=1)).mean(dim=-1)

@@ -1,0 +1,259 @@
+"""The interfaces of decoders p(x | z) and encoders q(z | x), all that a new modality needs besides a collator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latent_ebm_text.latents.density import ScoredLogDensity
+from latent_ebm_text.latents.rng import normal_
+from latent_ebm_text.networks.generation import SentenceGenerator, TokenChoice
+from latent_ebm_text.networks.softmax import CandidateTokens
+
+
+class LatentDecoder(nn.Module):
+    """A conditional density p(x | z) of data given latents. It knows nothing about priors and samplers."""
+
+    def log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """`log p(x | z)` in nats, summed over tokens or pixels, shape `(batch,)`; differentiable in the weights."""
+        raise NotImplementedError
+
+    def likelihood(self, inputs: dict[str, Tensor]) -> ScoredLogDensity:
+        """`log p(x | z)` as a function of z alone, with its score.
+
+        Whatever does not depend on z is computed once; weights are frozen and dropout is off. Posterior sampling makes
+        one per chain and calls it at every step.
+        """
+        raise NotImplementedError
+
+    def score(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """`d log p(x | z) / d z` of shape `(batch, latent_dim)`, with frozen weights and without dropout."""
+        return self.likelihood(inputs).score(latents)
+
+    @property
+    def latent_dtype(self) -> torch.dtype:
+        """The precision of the latents."""
+        return next(self.parameters()).dtype
+
+
+class TextDecoder(LatentDecoder):
+    """A decoder of token sequences, with all that a text model needs from it.
+
+    `inputs` is always a dictionary with `input_ids` of shape `(batch, length)`, from the beginning-of-sentence token
+    to the end-of-sentence token and padded on the right, and `attention_mask` of the same shape. Every token but the
+    first is predicted; padding never changes a result.
+
+    Attributes:
+        frequent_tokens: In training mode, the softmax is taken over this many of the lowest ids, the targets, and
+            `drawn_tokens` of the others; zero means over all tokens.
+        drawn_tokens: Number of other tokens that are drawn at random, see `frequent_tokens`.
+    """
+
+    frequent_tokens: int
+    drawn_tokens: int
+
+    def candidates(self, targets: Tensor) -> CandidateTokens | None:
+        """Draws the tokens that the softmax is taken over in training; `None` for all. Targets are `(rows,)`."""
+        if not self.training or self.frequent_tokens == 0:
+            return None
+        frequent = torch.arange(self.frequent_tokens, device=targets.device)
+        return CandidateTokens.draw(targets, frequent, self.vocab_size, self.drawn_tokens, None)
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """The embedding layer, which maps token ids to vectors."""
+        raise NotImplementedError
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens in the vocabulary."""
+        return len(self.token_embedding.get_parameter("weight"))
+
+    def make_cache(self, implementation: str | None = None) -> TokenCache:
+        """Creates the state that generation carries from token to token.
+
+        Args:
+            implementation: The `cache_implementation` passed to `generate` of transformers.
+
+        Raises:
+            UsageError: If this decoder has no such cache.
+        """
+        raise NotImplementedError
+
+    def next_token_logits(
+        self,
+        input_ids: Tensor,
+        latents: Tensor,
+        *,
+        cache: Any = None,
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> Tensor:
+        """Unnormalised log-probabilities of the next token at every position.
+
+        Args:
+            input_ids: `(batch, length)`, tokens; those after the ones in the cache, if it holds any.
+            latents: `(batch, latent_dim)`.
+            cache: Made by `make_cache` and advanced past `input_ids`; `None` to keep nothing.
+            attention_mask: `(batch, length)` with the tokens of the cache included; 0 at the padding on the left that
+                prompts of different lengths have.
+            logits_to_keep: Number of last positions to score; 0 for all.
+
+        Returns:
+            `(batch, length or logits_to_keep, vocab_size)`.
+        """
+        raise NotImplementedError
+
+    def sentence_generator(self, choice: TokenChoice, num_sentences: int) -> SentenceGenerator:
+        """Creates the fast loop of plain sampling, with the current weights frozen.
+
+        Args:
+            choice: How tokens are chosen.
+            num_sentences: Approximate total number of sentences that will be generated.
+
+        Raises:
+            UsageError: If a weight is nan.
+        """
+        raise NotImplementedError
+
+
+class TokenCache:
+    """The state that generation carries from token to token, in the form that `GenerationMixin` expects."""
+
+    is_compileable = False
+    is_croppable = False
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Number of tokens seen so far."""
+        return self.num_tokens
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keeps the rows `beam_idx`, as beam search requires."""
+        raise NotImplementedError
+
+
+class FrozenLikelihood:
+    """`log p(x | z)` of a batch as a function of z. Subclasses compute value and score; autograd uses the score."""
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """`log p(x | z)` in nats, `(batch, latent_dim)` to `(batch,)`; differentiable in the latents, once."""
+        if not (torch.is_grad_enabled() and latents.requires_grad):
+            return self._value(latents)
+        value: Tensor = _ValueWithScore.apply(latents, self)
+        return value
+
+    def score(self, latents: Tensor) -> Tensor:
+        """`d log p(x | z) / d z`; `(batch, latent_dim)` to the same shape."""
+        return self._evaluate(latents, with_value=False)[1]
+
+    def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """`log p(x | z)` of shape `(batch,)` and its score of shape `(batch, latent_dim)`."""
+        value, score = self._evaluate(latents, with_value=True)
+        assert value is not None
+        return value, score
+
+    def _value(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _evaluate(self, latents: Tensor, with_value: bool) -> tuple[Tensor | None, Tensor]:
+        """Returns the value, or `None` without `with_value`, and the score."""
+        raise NotImplementedError
+
+
+class _ValueWithScore(torch.autograd.Function):
+    """Lets autograd use the closed-form score when a likelihood is a term of another log-density."""
+
+    @staticmethod
+    def forward(ctx, latents: Tensor, likelihood: FrozenLikelihood) -> Tensor:  # type: ignore
+        value, score = likelihood.value_and_score(latents)
+        ctx.save_for_backward(score)
+        return value
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore
+        (score,) = ctx.saved_tensors
+        return grad[:, None] * score, None
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Switches off dropout and gradients of weights, for which autograd then keeps nothing; restores both on exit."""
+    training = [part for part in module.modules() if part.training]
+    learning = [weight for weight in module.parameters() if weight.requires_grad]
+    for part in training:
+        part.training = False
+    for weight in learning:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+        for weight in learning:
+            weight.requires_grad_(True)
+
+
+def predicted_mask(inputs: dict[str, Tensor]) -> Tensor:
+    """Returns which of the tokens after the first are predicted, `(batch, length - 1)` booleans.
+
+    They are those of the input `counted` if it is given, and else all tokens that are not padding.
+    """
+    mask = inputs.get("counted", inputs.get("attention_mask"))
+    if mask is None:
+        return torch.ones_like(inputs["input_ids"][:, 1:], dtype=torch.bool)
+    return mask[:, 1:].bool()
+
+
+@dataclass(frozen=True)
+class GaussianPosterior:
+    """A diagonal Gaussian per example, the output of an encoder q(z | x).
+
+    Attributes:
+        mean: `(batch, latent_dim)`.
+        log_std: `(batch, latent_dim)`.
+    """
+
+    mean: Tensor
+    log_std: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One draw per example, `(batch, latent_dim)`, differentiable in mean and standard deviation."""
+        noise = normal_(torch.empty_like(self.mean), generator)
+        return self.mean + self.log_std.exp() * noise
+
+    def log_prob(self, latents: Tensor) -> Tensor:
+        """`log q(z | x)` in nats; `(batch, latent_dim)` to `(batch,)`."""
+        standardised = (latents - self.mean) * (-self.log_std).exp()
+        return -(0.5 * standardised.square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(dim=-1)
+
+    def divergence(self) -> Tensor:
+        """`KL(q(z | x) || N(0, I))` of every dimension in nats, `(batch, latent_dim)`."""
+        return 0.5 * (self.mean.square() + (2 * self.log_std).exp() - 1.0) - self.log_std
+
+
+class LatentEncoder(nn.Module):
+    """A network that proposes latents for data: an approximate posterior q(z | x)."""
+
+    def forward(self, inputs: dict[str, Tensor]) -> GaussianPosterior:
+        """Returns the proposal for a batch of data."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def propose(self, inputs: dict[str, Tensor]) -> GaussianPosterior:
+        """Returns the proposal without dropout and without a graph, from which chains start."""
+        was_training = self.training
+        self.eval()
+        try:
+            proposal: GaussianPosterior = self(inputs)
+        finally:
+            self.train(was_training)
+        return proposal

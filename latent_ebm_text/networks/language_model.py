@@ -1,0 +1,68 @@
+"""Builds, inspects and adapts causal language models of transformers, for use in a decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from latent_ebm_text.errors import UsageError
+
+
+def build_language_model(config: dict[str, Any]) -> PreTrainedModel:
+    """Creates a causal language model of this configuration, with new weights."""
+    settings = dict(config)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+
+
+def list_of_layers(lm: PreTrainedModel) -> nn.ModuleList:
+    """Returns the layers through which all tokens pass one after the other.
+
+    Raises:
+        UsageError: If the model has no such list.
+    """
+    config = lm.config.get_text_config()
+    for module in lm.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
+            return module
+    raise UsageError(
+        f"latent_injection 'layers' is not possible for a model of type {config.model_type!r}, which has no list "
+        "of layers: use 'prefix' or 'embedding'"
+    )
+
+
+def has_plain_head(lm: PreTrainedModel, embedded: Tensor) -> bool:
+    """Whether the logits of some embeddings `(1, length, width)` are the plain output layer of their hidden states.
+
+    The comparison scales up the result of the output layer, because a bound on the logits does not show in small ones.
+    """
+    head = lm.get_output_embeddings()
+    hidden = getattr(lm.base_model(inputs_embeds=embedded, use_cache=False), "last_hidden_state", None)
+    if hidden is None or not isinstance(head, nn.Linear) or hidden.shape[-1] != head.in_features:
+        return False
+    with head.register_forward_hook(lambda layer, inputs, output: 1000 * output):
+        return torch.allclose(lm(inputs_embeds=embedded, use_cache=False).logits, head(hidden), rtol=1e-3, atol=1e-2)
+
+
+def std_of_embeddings(lm: PreTrainedModel) -> float:
+    """Standard deviation of the token embeddings; that of new ones if they have no values yet."""
+    weight = lm.get_input_embeddings().weight
+    return 0.02 if weight.device.type == "meta" else float(weight.detach().float().std())
+
+
+def add_adapters(lm: PreTrainedModel, rank: int) -> None:
+    """Adds low-rank adapters to all linear layers but the output layer; initially they change nothing."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UsageError(
+            "decoder_training 'lora' needs the package peft: pip install 'latent-ebm-text[lora]'"
+        ) from error
+    # `Conv1D` layers, as in GPT-2, store their matrices transposed.
+    transposed = any(type(module).__name__ == "Conv1D" for module in lm.modules())
+    settings = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", fan_in_fan_out=transposed, bias="none"
+    )
+    inject_adapter_in_model(settings, lm)

@@ -1,0 +1,238 @@
+"""The program `latent-ebm`: what each command prints, for people and for programs, and how it fails."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from latent_ebm_text.commands import sentences
+from latent_ebm_text.commands.main import COMMANDS, main
+from latent_ebm_text.latents.interpolation import PathKind
+from latent_ebm_text.models.scoring import Marginal, ScoreName
+from tests.hub_server import HubServer
+from tests.tiny_runs import DATA, MODEL, TRAINING
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the program; its exit code, what it prints, and what it says on stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["latent-ebm", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        captured = capsys.readouterr()
+        return left.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def as_options(**settings: object) -> list[str]:
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples(run: Run, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"  latent-ebm {command}" in out
+    assert "--json" in out
+
+
+def test_the_program_names_its_commands_and_version(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    listed = out.partition("Commands:\n")[2].partition("\n\n")[0]
+    assert [line.split()[0] for line in listed.splitlines()] == list(COMMANDS)
+    assert "Exit codes: 0 success" in out
+    assert run("--version")[1].strip().count(".") == 2
+
+
+def test_generate(run: Run, trained: Path) -> None:
+    code, out, _ = run("generate", trained, "--num-samples", 3, "--seed", 5)
+    assert code == 0
+    assert len(out.splitlines()) == 3
+    code, as_json, _ = run("generate", trained, "--num_samples", 3, "--seed", 5, "--json")
+    rows = json.loads(as_json)
+    assert [row["text"] for row in rows] == out.splitlines(), "an option may be written with underscores"
+    assert all(isinstance(row["energy"], float) for row in rows)
+    assert run("generate", trained, "--num-samples", 3, "--seed", 6)[1] != out
+    _, out, _ = run("generate", trained, "--num-samples", 2, "--prompt", "the bank", "--greedy", "--max-new-tokens", 2)
+    assert all(line.startswith("the bank") and len(line.split()) <= 4 for line in out.splitlines())
+
+
+def test_score(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sentences = ["the bank recovers", "bank the the bank recovers"]
+    code, out, _ = run("score", trained, *sentences, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [row["text"] for row in rows] == sentences
+    assert rows[0]["nll"] / rows[0]["nll_per_token"] == pytest.approx(4)
+    (tmp_path / "lines.txt").write_text("\n".join([*sentences, "", ""]))
+    cheap = ["--by", "reconstruction_per_token", "--marginal", "none"]
+    code, out, _ = run("score", trained, "--file", tmp_path / "lines.txt", *cheap)
+    assert [float(line.split()[0]) for line in out.splitlines()] == pytest.approx(
+        [row["reconstruction_per_token"] for row in rows], abs=1e-3
+    )
+    assert run("score", trained, "the zygote recovers", *cheap)[2].endswith("read as <unk>: zygote\n")
+    assert "unknown" not in run("score", trained, "the <unk> recovers", *cheap)[2]
+    assert run("score", trained)[0] == run("score", trained, "a", "--file", "b")[0] == 2
+    assert run("score", trained, "a", "--by", "beauty")[0] == 2
+    (tmp_path / "empty.txt").write_text("\n")
+    code, _, err = run("score", trained, "--file", tmp_path / "empty.txt")
+    assert (code, err.count("\n")) == (1, 1)
+
+
+def test_interpolate(run: Run, trained: Path) -> None:
+    code, out, _ = run(
+        "interpolate", trained, "the bank recovers", "a storm", "--num-points", 4, "--path", "low_energy"
+    )
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["0.00", "0.33", "0.67", "1.00"]
+    rows = json.loads(run("interpolate", trained, "the bank", "a storm", "--num-points", 3, "--json")[1])
+    assert [row["place"] for row in rows] == [0, 0.5, 1]
+    assert run("interpolate", trained, "a", "b", "--num-points", 1)[0] == 2
+
+
+def test_train_prints_its_results_alone_as_json(run: Run, tmp_path: Path) -> None:
+    settings = {**DATA, **MODEL, **TRAINING, "output_dir": tmp_path / "run", "num_epochs": 1}
+    code, out, err = run("train", *as_options(**settings), "--json")
+    assert code == 0, err
+    assert json.loads(out)["step"] == 7
+    assert "16 samples, as they came" not in out
+
+
+def test_evaluate_and_push(run: Run, hub: HubServer, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    code, out, _ = run(
+        "evaluate", *as_options(**DATA, model=trained, output_dir=folder, evaluator="none"),
+        *as_options(num_likelihood_sentences=0, num_information_sentences=4, num_samples=220, chain_repetitions=0),
+        "--json",
+    )  # fmt: skip
+    assert code == 0
+    assert "prior NLL" in json.loads(out)["metrics"]
+    code, out, _ = run("push", trained, "me/run", "--evaluation", folder, "--dry-run")
+    assert "| self-BLEU | test |" in out
+    assert not hub.repositories, "nothing was pushed yet"
+    code, out, _ = run("push", trained, "me/run", "--evaluation", folder, "--json")
+    assert json.loads(out)["url"].startswith(hub.endpoint)
+    assert "| self-BLEU | test |" in hub.model("me/run").files()["README.md"].decode()
+
+
+def test_verify_finds_the_figure_that_was_made_better(run: Run, trained: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(trained, tmp_path / "run")) / "model" / "README.md"
+    card = ModelCard(path.read_text())
+    better = next(result for result in card.data.eval_results if result.dataset_split == "test")
+    better.metric_value -= 5
+    better.metric_args["interval_95"] = [bound - 5 for bound in better.metric_args["interval_95"]]
+    card.save(path)
+    code, out, _ = run("verify", tmp_path / "run", "--json")
+    verdicts = {(row["name"], row["split"]): row["verdict"] for row in json.loads(out)}
+    assert code == 1
+    assert verdicts.pop((better.metric_name, "test")) == "differs"
+    assert list(verdicts.values()) == ["same"] * 3
+
+
+def test_doctor(run: Run, trained: Path, tmp_path: Path) -> None:
+    code, out, _ = run("doctor", "--offline", "--json")
+    findings = {finding["subject"]: finding for finding in json.loads(out)}
+    assert code == 0
+    assert f"torch {torch.__version__}" in findings["versions"]["message"]
+    assert findings["Hub"]["message"] == "not checked (offline)"
+
+    code, out, _ = run("doctor", trained, "--offline")
+    assert code == 1, "fourteen steps do not make a latent that is used"
+    assert "!!   latent: the latent is hardly used" in out
+    assert "chains: " in out
+    assert "training: 14 steps" in out
+
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "metrics.jsonl").write_bytes((trained / "metrics.jsonl").read_bytes())
+    code, out, _ = run("doctor", unfinished, "--offline")
+    assert code == 1
+    assert "training: not finished (step 12): run the same command again" in out
+    assert run("doctor", tmp_path / "nothing", "--offline")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["generate", "./nowhere"], 2, "error: there is no folder ./nowhere"),
+        (["generate", ".", "--temperature", "0"], 2, "error: temperature must be positive"),
+        (["generate", ".", "--max-new-tokens", "-3"], 2, "error: max_new_tokens must be positive"),
+        (["generate", ".", "--top-p", "2"], 2, "error: top_p must be in (0, 1], got 2"),
+        (["train", "--num_epoch", "3"], 2, "error: unknown option '--num_epoch'; did you mean '--num_epochs'?"),
+        (["train", "--config", "nowhere.yaml"], 2, "error: the config file nowhere.yaml does not exist"),
+        (["evaluate"], 2, "error: model is required"),
+        (["push", "./nowhere"], 2, "error: there is no folder ./nowhere"),
+        (["verify", "."], 2, "holds no model"),
+        (["bake"], 2, "error: unknown command 'bake'"),
+        (["scor"], 2, "error: unknown command 'scor'; did you mean 'score'?"),
+        (["generate"], 2, "error: the following arguments are required: MODEL"),
+    ],
+)
+def test_a_wrong_call_is_one_clear_line(run: Run, arguments: list[str], code: int, message: str) -> None:
+    left, out, err = run(*arguments)
+    assert (left, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_configs_of_the_library_are_known_by_name(run: Run, tmp_path: Path) -> None:
+    # The config is read, and what is given beside it is refused: nothing is trained.
+    code, _, err = run("train", "--config", "quickstart", "--dataset_name", tmp_path / "nothing.txt")
+    assert (code, err.splitlines()[-1].startswith("error: there is no file or folder")) == (2, True)
+
+
+def test_interrupted(run: Run, monkeypatch: pytest.MonkeyPatch, trained: Path) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("latent_ebm_text.models.loading.load_text_model", interrupt)
+    assert run("generate", trained)[0] == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("latent-ebm ver", {"verify"}),
+        ("latent-ebm interpolate a b c --num_p", {"--num_points"}),
+        ("latent-ebm train --hub_p", {"--hub_private"}),
+        ("latent-ebm train --prior_sampler.num_s", {"--prior_sampler.num_steps"}),
+        ("latent-ebm train --images --decoder_f", {"--decoder_first_size"}),
+    ],
+)
+def test_shells_complete(words: str, expected: set[str], tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete", reason="the extra `completion` is not installed")
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": words, "COMP_POINT": str(len(words)), "_ARGCOMPLETE_IFS": "\n"}
+    environment = {**os.environ, **asked, "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "found")}
+    code = "import sys; sys.argv = ['latent-ebm']; from latent_ebm_text.commands.main import main; main()"
+    program = [sys.executable, "-c", code]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert {word.strip() for word in (tmp_path / "found").read_text().split("\n")} >= expected, done.stderr
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys\nfrom latent_ebm_text.commands.main import run\n"
+        "try:\n    run(['generate', '--help'])\nexcept SystemExit:\n    assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_choices_are_those_of_the_library() -> None:
+    """They stand twice, so that `--help` need not import torch."""
+    assert (sentences.ScoreName, sentences.Marginal, sentences.PathKind) == (ScoreName, Marginal, PathKind)

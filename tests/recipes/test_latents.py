@@ -1,0 +1,96 @@
+"""The recipes of attribute control and of anomaly detection end to end, on a tiny model of the embedded corpus."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
+from latent_ebm_text.commands.arguments import DataArguments
+from latent_ebm_text.commands.train_text import prepare
+from latent_ebm_text.latents import LatentClassifier
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+RunRecipe = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture
+def run_recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunRecipe:
+    def run(name: str, *arguments: object) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(RECIPES / name), run_name="__main__")
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny model, and one without a latent; the tokenizer knows all words of the corpus."""
+    text = prepare(DataArguments(num_sentences=3000), 0, Accelerator(cpu=True))
+    short: dict[str, Any] = {"name": "langevin", "num_steps": 3, "step_size": 0.3}
+    found = {}
+    for name, latent in (("model", {"latent_dim": 3}), ("lm", {"latent_dim": 0, "prior_type": "gaussian"})):
+        found[name] = tmp_path_factory.mktemp(name)
+        config = LatentEBMTextConfig(
+            vocab_size=len(text.tokenizer), hidden_size=12, embedding_size=6, prior_hidden_size=6,
+            max_sequence_length=12, prior_sampler=short, posterior_sampler=short, **latent,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        LatentEBMForTextGeneration(config).save_pretrained(found[name])
+        text.tokenizer.save_pretrained(found[name])
+    return found
+
+
+def test_control(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
+    output, errors = run_recipe(
+        "control_grammar.py", "--model", folders["model"], "--output_dir", tmp_path, "--num_labelled", 200,
+        "--num_draws", 2, "--num_samples", 3, "--num_steps", 3, "--weights", "2",
+    )  # fmt: skip
+    assert "| topic, each value, w=2 | 15 |" in output, errors
+    rows = json.loads((tmp_path / "control.json").read_text())["rows"]
+    assert rows["each attribute, w=0"]["accuracy"]["n"] == 3 * 16
+    assert "not topic=markets, w=2" in rows
+    classifier = LatentClassifier.from_pretrained(tmp_path / "classifiers" / "topic")
+    assert classifier.report["n"] == 30
+
+
+def test_control_needs_a_model_of_the_corpus(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
+    _, errors = run_recipe(
+        "control_grammar.py", "--model", folders["model"], "--weights", "a", "--output_dir", tmp_path
+    )
+    assert errors.splitlines()[-1].startswith("error: weights must be numbers separated by commas, got 'a'")
+
+
+def test_anomalies(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
+    documents = tmp_path / "documents.txt"
+    documents.write_text("\n".join(f"What is {i} , if not a {'very ' * 30} small number ?" for i in range(60)))
+    output, errors = run_recipe(
+        "anomaly_text.py", "--model", folders["model"], "--dataset_name", "grammar", "--documents", documents,
+        "--language_model", folders["lm"], "--baseline", "false", "--num_pairs", 10, "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert "## another source" in output, errors
+    tasks = json.loads((tmp_path / "anomaly.json").read_text())["tasks"]
+    for task in ("shuffled words", "another source"):
+        assert tasks[task]["control: length"]["AUROC"]["value"] == 0.5
+        assert {"ours, nll_per_token", "ours, prior_energy", "language model, nll_per_token"} <= set(tasks[task])
+    assert tasks["another source"]["control: share of unknown words"]["AUROC"]["value"] > 0.9
+    assert 20 < len(np.load(tmp_path / "scores.npz")["ours, nll"]) <= 40  # each sentence once
+
+
+def test_bad_input_of_the_anomaly_recipe(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
+    common = ("--model", folders["model"], "--dataset_name", "grammar", "--baseline", "false", "--num_pairs", 3)
+    _, errors = run_recipe("anomaly_text.py", *common, "--documents", tmp_path / "no.txt", "--output_dir", tmp_path)
+    assert "error: documents: there is no file" in errors
+    options = ("--language_model", folders["model"], "--output_dir", tmp_path)
+    _, errors = run_recipe("anomaly_text.py", *common, *options)
+    assert "has a latent; a language model is one with latent_dim 0" in errors
