@@ -3,13 +3,14 @@
     python examples/score_sentences.py runs/quickstart/model sentences.txt
     printf 'the bank rose\\nrose the bank the\\n' | python examples/score_sentences.py runs/quickstart/model -
 
-The score is `-log p(x)` per token, by importance weights; behind it the standard error of `-log p(x)`, in nats.
+The score is `-log p(x)` per token in nats, estimated by importance weights. The standard error of `-log p(x)` follows.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer
 
 from latent_ebm_text import LatentEBMForTextGeneration
@@ -18,8 +19,8 @@ from latent_ebm_text import LatentEBMForTextGeneration
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a model saved with its tokenizer, or a Hub id")
-    parser.add_argument("sentences", help="a file with a sentence per line, or - for standard input")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws behind the estimates (default 0)")
+    parser.add_argument("sentences", help="a file with one sentence per line, or - for standard input")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws behind the estimates (default 0)")
     options = parser.parse_args()
 
     text = sys.stdin.read() if options.sentences == "-" else Path(options.sentences).read_text(encoding="utf-8")
@@ -28,7 +29,8 @@ def main() -> None:
         parser.error(f"{options.sentences} holds no sentence")
     model = LatentEBMForTextGeneration.from_pretrained(options.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    scores = model.score(sentences, tokenizer=tokenizer, seed=options.seed)
+    generator = torch.Generator().manual_seed(options.seed)
+    scores = model.score(sentences, tokenizer=tokenizer, generator=generator)
     per_token = scores.get("nll_per_token")
     for index in per_token.argsort(descending=True).tolist():
         print(f"{per_token[index]:7.3f}  ± {scores.nll_standard_error[index]:.2f}  {sentences[index]}")

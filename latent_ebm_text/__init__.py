@@ -14,28 +14,52 @@ from latent_ebm_text.models.auto import register_with_transformers
 if TYPE_CHECKING:
     from latent_ebm_text.anomaly.detectors import LatentEBMDetector as LatentEBMDetector
     from latent_ebm_text.anomaly.detectors import LatentEBMTextDetector as LatentEBMTextDetector
+    from latent_ebm_text.data.tokenizers import make_tokenizer as make_tokenizer
+    from latent_ebm_text.latents import Control as Control
+    from latent_ebm_text.latents import LatentClassifier as LatentClassifier
+    from latent_ebm_text.latents import LatentIndex as LatentIndex
+    from latent_ebm_text.latents import fit_classifier as fit_classifier
     from latent_ebm_text.latents.posterior import LatentPosterior as LatentPosterior
     from latent_ebm_text.latents.prior import EnergyPrior as EnergyPrior
+    from latent_ebm_text.latents.prior import GaussianPrior as GaussianPrior
     from latent_ebm_text.latents.samplers import ChainStore as ChainStore
+    from latent_ebm_text.latents.samplers import HMCSampler as HMCSampler
     from latent_ebm_text.latents.samplers import LangevinSampler as LangevinSampler
+    from latent_ebm_text.latents.samplers import MALASampler as MALASampler
+    from latent_ebm_text.latents.samplers import ParallelTemperingSampler as ParallelTemperingSampler
     from latent_ebm_text.models.configuration import LatentEBMConfig as LatentEBMConfig
     from latent_ebm_text.models.configuration import LatentEBMImageConfig as LatentEBMImageConfig
     from latent_ebm_text.models.configuration import LatentEBMTextConfig as LatentEBMTextConfig
+    from latent_ebm_text.models.loading import load_text_model as load_text_model
     from latent_ebm_text.models.modeling_image import LatentEBMForImageGeneration as LatentEBMForImageGeneration
     from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration as LatentEBMForTextGeneration
+    from latent_ebm_text.models.pretrained import load_decoder_tokenizer as load_decoder_tokenizer
+    from latent_ebm_text.models.scoring import AnomalyScores as AnomalyScores
 
 _HOMES = {
+    "AnomalyScores": "models.scoring",
+    "ChainStore": "latents.samplers",
+    "Control": "latents",
+    "EnergyPrior": "latents.prior",
+    "GaussianPrior": "latents.prior",
+    "HMCSampler": "latents.samplers",
+    "LangevinSampler": "latents.samplers",
+    "LatentClassifier": "latents",
     "LatentEBMConfig": "models.configuration",
-    "LatentEBMImageConfig": "models.configuration",
-    "LatentEBMTextConfig": "models.configuration",
+    "LatentEBMDetector": "anomaly.detectors",
     "LatentEBMForImageGeneration": "models.modeling_image",
     "LatentEBMForTextGeneration": "models.modeling_text",
-    "LatentEBMDetector": "anomaly.detectors",
+    "LatentEBMImageConfig": "models.configuration",
+    "LatentEBMTextConfig": "models.configuration",
     "LatentEBMTextDetector": "anomaly.detectors",
+    "LatentIndex": "latents",
     "LatentPosterior": "latents.posterior",
-    "EnergyPrior": "latents.prior",
-    "ChainStore": "latents.samplers",
-    "LangevinSampler": "latents.samplers",
+    "MALASampler": "latents.samplers",
+    "ParallelTemperingSampler": "latents.samplers",
+    "fit_classifier": "latents",
+    "load_decoder_tokenizer": "models.pretrained",
+    "load_text_model": "models.loading",
+    "make_tokenizer": "data.tokenizers",
 }
 
 __all__ = ["__version__", *_HOMES]

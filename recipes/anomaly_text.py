@@ -5,7 +5,7 @@
 
 Test sentences with their words shuffled against the same sentences intact; and, with `--documents` (a text file, one
 document a line), the beginnings of documents of another source against test sentences of the same length. Needs the
-extra `anomaly`, unless `--baseline false`.
+extra `anomaly`.
 """
 
 import json
@@ -18,10 +18,11 @@ import numpy as np
 
 from latent_ebm_text.anomaly.baselines import embed_sentences, isolation_forest_scores, knn_scores
 from latent_ebm_text.anomaly.corruptions import other_source_task, shuffled_words_task
-from latent_ebm_text.anomaly.metrics import detection_figures
+from latent_ebm_text.anomaly.metrics import detection_metrics
 from latent_ebm_text.commands.parsing import parse_arguments, run_command
 from latent_ebm_text.data.text import load_text_dataset
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.models.loading import load_text_model
 
 
@@ -84,12 +85,13 @@ def main() -> None:
         scores["embeddings, isolation forest"] = isolation_forest_scores(train_vectors, vectors, seed=args.seed)
 
     # The models.
-    options = {"batch_size": args.batch_size, "seed": args.seed, "progress": True}
+    options = {"batch_size": args.batch_size, "progress": True}
     if language_model is not None:
         found = language_model.score(texts, tokenizer=its_tokenizer, marginal="none", **options)
         for name in ("nll_per_token", "nll"):
             scores[f"language model, {name}"] = found.get(name).tolist()
-    found = model.score(texts, tokenizer=tokenizer, marginal=args.marginal, **options)
+    generator = derived_generator(args.seed, "anomaly scores", device=model.device)
+    found = model.score(texts, tokenizer=tokenizer, marginal=args.marginal, generator=generator, **options)
     for name in found.names():
         scores[f"ours, {name}"] = found.get(name).tolist()
 
@@ -97,7 +99,7 @@ def main() -> None:
     places = {text: index for index, text in enumerate(texts)}
     figures = {
         task.name: {
-            name: detection_figures(task.labels, [values[places[text]] for text in task.texts], seed=args.seed)
+            name: detection_metrics(task.labels, [values[places[text]] for text in task.texts], seed=args.seed)
             for name, values in scores.items()
         }
         for task in tasks

@@ -72,7 +72,8 @@ def main() -> None:
     labelled = grammar.sample(args.num_labelled, (args.seed, 100))
     draws = model.posterior_draws(
         [sentence.text for sentence in labelled], tokenizer=tokenizer, num_draws=args.num_draws,
-        batch_size=args.batch_size, seed=args.seed, progress=True,
+        batch_size=args.batch_size, generator=derived_generator(args.seed, "labelled", device=model.device),
+        progress=True,
     )  # fmt: skip
     classifiers: dict[str, LatentClassifier] = {}
     for attribute in grammar.attributes:

@@ -14,14 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from accelerate import Accelerator
 from accelerate.utils import tqdm
 
 from latent_ebm_text import LatentEBMForImageGeneration
 from latent_ebm_text.commands.arguments import ImageDataArguments
 from latent_ebm_text.commands.parsing import parse_arguments, run_command
 from latent_ebm_text.commands.runs import describe_splits
-from latent_ebm_text.commands.train_images import SHOWN
+from latent_ebm_text.commands.train_images import SHOWN, prepare
 from latent_ebm_text.data.images import ImageCollator
 from latent_ebm_text.errors import UsageError, require_in_interval
 from latent_ebm_text.evaluation.image_features import (
@@ -66,7 +65,7 @@ def main() -> None:
     if model_kind(folder) != IMAGE:
         raise UsageError(f"{args.model} is a model of text; this needs one of images")
     model = LatentEBMForImageGeneration.from_pretrained(folder).eval()
-    corpus = data_args.load(Accelerator(cpu=True))
+    corpus = prepare(data_args)
     print(corpus.describe())
     collate, name = ImageCollator(corpus.image_size, corpus.num_channels), args.features
     notes = corpus.describe().splitlines()

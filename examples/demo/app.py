@@ -35,7 +35,12 @@ def main() -> None:
         parser.error(str(error))
     # Without a server name gradio listens on 127.0.0.1; a Space sets GRADIO_SERVER_NAME.
     page.build(text, images).launch(
-        server_port=options.port, theme=page.SYSTEM_FONTS, footer_links=[], ssr_mode=False, show_error=False
+        server_port=options.port,
+        theme=page.SYSTEM_FONTS,
+        css=page.CSS,
+        footer_links=[],
+        ssr_mode=False,
+        show_error=False,
     )
 
 

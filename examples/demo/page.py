@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import gradio as gr
+import pandas as pd
 from views import ImageViews, TextViews
 
 from latent_ebm_text.errors import LatentEBMError
@@ -19,6 +20,8 @@ log = logging.getLogger("demo")
 NUM_SENTENCES = 8
 #: Frames in which a chain appears, and the seconds between them.
 FRAMES, FRAME_SECONDS = 12, 0.1
+#: Makes a gallery as high as its images; gradio would leave it partly empty or cut it off.
+CSS = ".grid-wrap { min-height: 0 !important; max-height: none !important; }"
 SYSTEM_FONTS = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
@@ -70,7 +73,7 @@ def _connect(tab: gr.Tab, button: gr.Button, function: Callable[..., Any], input
 
 
 def _steps(default: int) -> gr.Slider:
-    return gr.Slider(1, max(200, 2 * default), default, step=1, label="steps of the chain")
+    return gr.Slider(1, max(200, 2 * default), default, step=1, label="chain steps")
 
 
 def _seed() -> gr.Slider:
@@ -79,11 +82,15 @@ def _seed() -> gr.Slider:
 
 def _table(*headers: str, value: Any = None) -> gr.Dataframe:
     """A table whose last column holds sentences."""
-    widths = ["10%"] * (len(headers) - 1)
-    widths.append(f"{100 - 10 * len(widths)}%")
+    widths = ["14%"] * (len(headers) - 1)
+    widths.append(f"{100 - 14 * len(widths)}%")
     return gr.Dataframe(
         value, headers=list(headers), column_widths=widths, interactive=False, wrap=True, label="sentences"
     )
+
+
+def _two_decimals(table: pd.DataFrame) -> Any:
+    return table.style.format(precision=2)
 
 
 def _energy_curve(x: str) -> gr.LinePlot:
@@ -91,17 +98,21 @@ def _energy_curve(x: str) -> gr.LinePlot:
 
 
 def _sample_tab(text: TextViews, samples: Any) -> None:
-    gr.Markdown("Sentences sampled from the model: a chain draws a latent from the prior, and the decoder samples from it.")
+    gr.Markdown(
+        "Sentences sampled from the model. A chain draws the latent of each sentence from the prior, and the decoder "
+        "samples the tokens with the given temperature and top-p."
+    )
     with gr.Row():
-        number = gr.Slider(1, 64, NUM_SENTENCES, step=1, label="number of sentences")
+        number = gr.Slider(1, 64, NUM_SENTENCES, step=1, label="sentences")
         steps, seed = _steps(text.num_steps), _seed()
-        temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="temperature of the decoder")
-        top_p = gr.Slider(0.05, 1.0, 1.0, step=0.05, label="top-p of the decoder")
+    with gr.Row():
+        temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="temperature")
+        top_p = gr.Slider(0.05, 1.0, 1.0, step=0.05, label="top-p")
     button = gr.Button("Sample", variant="primary")
-    table = _table("energy", "sentence", value=samples.round(2))
+    table = _table("energy", "sentence", value=_two_decimals(samples))
 
     def show(*arguments: Any) -> Any:
-        return text.sample(*arguments).round(2)
+        return _two_decimals(text.sample(*arguments))
 
     button.click(with_messages(show), [number, steps, temperature, top_p, seed], table)
 
@@ -122,41 +133,44 @@ def _chain_tab(text: TextViews, tab: gr.Tab) -> None:
         chain = whole_chain(*arguments)
         for frame in range(1, FRAMES + 1):
             seen = chain.iloc[: max(2, round(len(chain) * frame / FRAMES))]
-            yield seen, seen.iloc[::-1].round(2)
+            yield seen, _two_decimals(seen.iloc[::-1])
             time.sleep(FRAME_SECONDS)
 
     _connect(tab, button, frames, [sentence, steps, seed], [curve, table])
 
 
 def _path_tab(text: TextViews, tab: gr.Tab, sentences: list[str]) -> None:
-    gr.Markdown("A path between the latents of two sentences, each drawn from its posterior and decoded greedily.")
+    gr.Markdown(
+        "A path between latents of two sentences, one draw from each posterior. Every point on it is decoded greedily."
+    )
     with gr.Row():
         start, end = gr.Textbox(sentences[0], label="from"), gr.Textbox(sentences[-1], label="to")
+    kinds = [(kind.replace("_", " "), kind) for kind in get_args(PathKind)]
+    kind = gr.Radio(kinds, value="spherical", label="path")
     with gr.Row():
-        kinds = [(kind.replace("_", " "), kind) for kind in get_args(PathKind)]
-        kind = gr.Radio(kinds, value="spherical", label="path")
-        points, seed = gr.Slider(2, 24, 8, step=1, label="sentences on the path"), _seed()
+        points, seed = gr.Slider(2, 24, 8, step=1, label="sentences"), _seed()
     button = gr.Button("Interpolate", variant="primary")
     table, curve = _table("position", "energy", "sentence"), _energy_curve("position")
 
     def show(*arguments: Any) -> tuple[Any, Any]:
         path = text.path(*arguments)
-        return path.round(2), path
+        return _two_decimals(path), path
 
     _connect(tab, button, with_messages(show), [start, end, points, kind, seed], [table, curve])
 
 
 def _map_tab(text: TextViews, tab: gr.Tab, sentences: list[str]) -> None:
     gr.Markdown(
-        "Latents drawn from the prior, on their first two principal components. Hover over a point to read its sentence."
+        "Latents drawn from the prior and the latents of your sentences, on the first two principal components of the "
+        "prior draws. Hover over a point to read its sentence."
     )
-    typed = gr.Textbox(f"{sentences[0]}\n{sentences[-1]}", label="your sentences, one per line (optional)", lines=3)
+    typed = gr.Textbox("\n".join(sentences[::2]), label="your sentences, one per line (optional)", lines=4)
     with gr.Row():
-        number, seed = gr.Slider(10, 1000, 200, step=10, label="number of prior draws"), _seed()
+        number, seed = gr.Slider(10, 1000, 200, step=10, label="prior draws"), _seed()
     button = gr.Button("Draw the map", variant="primary")
     plot = gr.ScatterPlot(
-        x="x", y="y", color="kind", tooltip=["sentence", "energy"], height=460, label="latents",
-        x_title="first principal component", y_title="second principal component",
+        x="x", y="y", color="kind", tooltip=["sentence", "energy"], height=460, show_label=False,
+        x_title="first principal component", y_title="second principal component", color_title="",
         color_map={"prior draw": "#0969da", "your sentence": "#bc4c00"},
     )  # fmt: skip
     _connect(tab, button, with_messages(text.map), [number, typed, seed], plot)
@@ -172,17 +186,23 @@ def _anomaly_tab(text: TextViews, tab: gr.Tab, sentences: list[str]) -> None:
     button = gr.Button("Score", variant="primary")
     verdict = gr.Textbox(label="verdict", interactive=False)
     table = gr.Dataframe(interactive=False, label="scores in nats (higher is more anomalous)")
-    _connect(tab, button, with_messages(text.anomaly), [sentence, seed], [verdict, table])
+
+    def show(*arguments: Any) -> tuple[str, Any]:
+        words, scores = text.anomaly(*arguments)
+        return words, _two_decimals(scores)
+
+    _connect(tab, button, with_messages(show), [sentence, seed], [verdict, table])
 
 
 def _image_tab(images: ImageViews, tab: gr.Tab) -> None:
+    gr.Markdown("Images sampled from the model, and images along one chain that samples the prior, with its energy.")
     with gr.Row():
+        number = gr.Slider(1, 60, 12, step=1, label="images")
         steps, seed = _steps(images.num_steps), _seed()
-        number = gr.Slider(1, 64, 16, step=1, label="number of images")
     draw = gr.Button("Sample images", variant="primary")
-    samples = gr.Gallery(label="samples", columns=8, object_fit="contain", height=340)
+    samples = gr.Gallery(show_label=False, columns=6, height="auto", object_fit="contain")
     run = gr.Button("Run a chain", variant="primary")
-    chain = gr.Gallery(label="images along a chain", columns=6, object_fit="contain", height=340)
+    chain = gr.Gallery(show_label=False, columns=6, height="auto", object_fit="contain")
     curve = _energy_curve("step")
     _connect(tab, draw, with_messages(images.sample), [number, steps, seed], samples)
     _connect(tab, run, with_messages(images.chain), [steps, seed], [chain, curve])

@@ -80,19 +80,43 @@ def detection_metrics(
     kinds, values = _checked(labels, scores)
     anomalies, others = np.flatnonzero(kinds), np.flatnonzero(~kinds)
     rng = np.random.default_rng(seed)
-    resamples = [
-        np.concatenate([rng.choice(anomalies, len(anomalies)), rng.choice(others, len(others))])
-        for _ in range(num_resamples)
-    ]
+    order = np.argsort(-values, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))  # equal scores exceed a threshold together
+    resampled = np.empty((num_resamples, 2))
+    for number in range(num_resamples):
+        chosen = np.concatenate([rng.choice(anomalies, len(anomalies)), rng.choice(others, len(others))])
+        counts = np.bincount(chosen, minlength=len(kinds))[order]
+        resampled[number] = _resampled_areas(kinds[order], ends, counts)
     metrics = {}
-    for name, area, meaning in (
-        ("AUROC", auroc, "area under the ROC curve"),
-        ("AUPRC", auprc, f"average precision, anomalies positive ({kinds.mean():.0%} of the data)"),
+    for column, (name, value, meaning) in enumerate(
+        (
+            ("AUROC", auroc(kinds, values), "area under the ROC curve"),
+            ("AUPRC", auprc(kinds, values), f"average precision, anomalies positive ({kinds.mean():.0%} of the data)"),
+        )
     ):
-        resampled = np.array([area(kinds[chosen], values[chosen]) for chosen in resamples])
         definition = f"{meaning}; percentile interval of {num_resamples} bootstrap resamples within each kind"
-        metrics[name] = Estimate(area(kinds, values), percentile_interval(resampled), len(kinds), definition)
+        metrics[name] = Estimate(value, percentile_interval(resampled[:, column]), len(kinds), definition)
     return metrics
+
+
+def _resampled_areas(
+    kinds: NDArray[np.bool_], ends: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[float, float]:
+    """AUROC and AUPRC of data that a resample holds `counts` times, sorted once for all resamples.
+
+    scikit-learn takes milliseconds for every resample, which adds up to minutes for a table of detectors.
+
+    Args:
+        kinds: `(n,)`, whether a datum is an anomaly, from the highest score to the lowest.
+        ends: Index of the last of every group of equal scores.
+        counts: `(n,)`, in the same order.
+    """
+    found, false_alarms = np.cumsum(counts * kinds)[ends], np.cumsum(counts * ~kinds)[ends]
+    gained = np.diff(found, prepend=0)
+    pairs_in_order = np.diff(false_alarms, prepend=0) * (found - gained / 2)  # ties count one half
+    precision = found / np.maximum(found + false_alarms, 1)
+    area = pairs_in_order.sum() / (found[-1] * false_alarms[-1])
+    return float(area), float((gained * precision).sum() / found[-1])
 
 
 def _sklearn_metrics() -> ModuleType:

@@ -1,4 +1,4 @@
-"""The whole evaluation of a text model: likelihoods, use of the latent, samples, FPPL and RPPL, prior chains."""
+"""The command `evaluate`: likelihoods, use of the latent, samples, FPPL and RPPL, and chains of a text model."""
 
 from __future__ import annotations
 
@@ -90,15 +90,15 @@ class TextEvaluationArguments:
 
 @dataclass(frozen=True)
 class TextEvaluation:
-    """What an evaluation has found.
+    """The results of an evaluation.
 
     Attributes:
-        report: The figures.
+        report: The metrics.
         samples: The generated sentences.
-        per_sentence: Arrays behind some of the figures, `(sentences,)` each, by name.
+        per_sentence: Values of single sentences, by name, `(sentences,)` each.
         draws: Latents of the test sentences.
         lengths: `(sentences,)`, tokens of the test sentences.
-        chains: The report on the prior's chains, where it was made.
+        chains: The report on the prior's chains, if it was asked for.
     """
 
     report: Report
@@ -109,7 +109,7 @@ class TextEvaluation:
     chains: ChainReport | None
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes the report as JSON and Markdown, samples, per-sentence values and pictures; their paths.
+        """Writes the report as JSON and Markdown, samples, values of sentences and plots; returns their paths.
 
         Raises:
             UsageError: If matplotlib is not installed.
@@ -118,14 +118,14 @@ class TextEvaluation:
         samples = "\n".join(" ".join(each.splitlines()) for each in self.samples)
         (folder / "samples.txt").write_text(samples + "\n", encoding="utf-8")
         np.savez(folder / "sentences.npz", **self.per_sentence)
-        picture = plot_text_report(
+        plot = plot_text_report(
             self.draws,
             self.samples,
             folder / "evaluation.png",
             marginal_nll=self.per_sentence.get("marginal_nll"),
             marginal_lengths=self.lengths[self.per_sentence.get("index", [])],
         )
-        paths.append(picture)
+        paths.append(plot)
         if self.chains is not None:
             written = json.dumps(self.chains.to_dict(), indent=2) + "\n"
             (folder / "chains.json").write_text(written, encoding="utf-8")
@@ -183,17 +183,17 @@ def evaluate_text_model(
     """Measures a model on the test split of a corpus.
 
     Args:
-        model: The model; the settings of its prior's sampler become those of `args`.
-        tokenizer: Its tokeniser.
-        text: The corpus, tokenised by it.
+        model: The model; `args` change the settings of its prior's sampler.
+        tokenizer: Its tokenizer.
+        text: The corpus, tokenized by it.
         args: What to measure, and how.
 
     Raises:
-        UsageError: If settings of the prior's chains are given for a model that has none, an extra is missing, or
-            there are fewer than 4 test sentences.
+        UsageError: If settings of the prior's chains are given for a model without such chains, an extra is missing,
+            or there are fewer than 4 test sentences.
     """
     started = time.monotonic()
-    bleu_scorer()  # a missing extra is told before any work is done
+    bleu_scorer()  # a missing extra is reported before any work is done
     torch.set_float32_matmul_precision(args.matmul_precision)
     _change_prior_sampler(model, args)
     train_texts, test_texts = (text.corpus.splits[split]["text"][:] for split in ("train", "test"))
@@ -211,7 +211,7 @@ def evaluate_text_model(
         }
     )
 
-    # What the model says of real text.
+    # How probable real text is under the model.
     common = {"batch_size": args.batch_size, "seed": args.seed}
     found, draws = text_metrics.reconstruction_metrics(model, test, text.collate, **common)
     report.add(found)
@@ -233,12 +233,12 @@ def evaluate_text_model(
         size = args.num_information_sentences
         report.add(text_metrics.information_metrics(model, test, text.collate, num_sentences=size, seed=args.seed))
 
-    # What it generates, by ancestral sampling.
+    # Samples, by ancestral sampling.
     number = args.num_samples or len(train_texts)
     samples = generate_texts(
         model, tokenizer, number, seed=args.seed, progress=True, temperature=args.token_temperature
     )
-    # Beside real text as the model knows it: what it has no word for is `<unk>` in both.
+    # They are compared with real text as the model sees it, in which unknown words are `<unk>`.
     known_train, known_test = (
         tokenizer.batch_decode(text.splits[split]["input_ids"][:], skip_special_tokens=True)
         for split in ("train", "test")
@@ -267,7 +267,7 @@ def evaluate_text_model(
         report.add(found)
         per_sentence |= of_sentences
 
-    # Whether the prior's chains have arrived.
+    # Whether the prior's chains converge.
     chains = None
     if isinstance(model.prior, EnergyPrior) and args.chain_repetitions:
         chains = report_prior_chains(
@@ -283,19 +283,17 @@ def evaluate_text_model(
 
 
 def describe_sampling(model: LatentEBMForTextGeneration, token_temperature: float) -> str:
-    """How latents and words are drawn, in words."""
-    words = f"words one by one at temperature {token_temperature:g}"
+    """How latents and tokens are drawn, for people."""
+    tokens = f"tokens one by one at temperature {token_temperature:g}"
     if not isinstance(model.prior, EnergyPrior):
-        return words
+        return tokens
     settings = ", ".join(f"{name} {value}" for name, value in model.config.prior_sampler.items() if value is not None)
-    return f"latents by {settings}; {words}"
+    return f"latents by {settings}; {tokens}"
 
 
 def _change_prior_sampler(model: LatentEBMForTextGeneration, args: TextEvaluationArguments) -> None:
     changes = {"num_steps": args.prior_num_steps, "temperature": args.prior_temperature}
     changes = {name: value for name, value in changes.items() if value is not None}
     if changes and not isinstance(model.prior, EnergyPrior):
-        raise UsageError(
-            "prior_num_steps and prior_temperature are of the chains of a learned prior; this one has none"
-        )
+        raise UsageError("prior_num_steps and prior_temperature are for a learned prior; this model has none")
     model.config.prior_sampler = sampler_from_dict({**model.config.prior_sampler, **changes}).to_dict()

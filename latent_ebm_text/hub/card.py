@@ -69,7 +69,7 @@ def build_card(
     record = read_json(run / "results.json") if run else {}
     evaluated = read_json(evaluation / "evaluation.json") if evaluation else {}
     dataset, settings = record.get("dataset", {}), record.get("settings", {})
-    fingerprint = dataset.get("fingerprint") or _fingerprint(record.get("data", []))
+    fingerprint = dataset.get("fingerprint", "")
     facts = corpus_facts(dataset.get("name", ""), fingerprint)
     measured_on = evaluated.get("facts", {}).get("fingerprint")
     if fingerprint and measured_on and measured_on != fingerprint:
@@ -241,12 +241,6 @@ def _samples(evaluation: Path | None, run: Path | None) -> list[str]:
                     line.rstrip("\n").replace("```", "'''") for _, line in zip(range(NUM_SAMPLES), file, strict=False)
                 ]
     return []
-
-
-def _fingerprint(lines: list[str]) -> str:
-    """The fingerprint in the description of the data, for runs that recorded it nowhere else."""
-    found = re.search(r"fingerprint (\w+)", " ".join(lines))
-    return found[1] if found else ""
 
 
 def _rounded(value: float) -> float:

@@ -86,9 +86,10 @@ class AnomalyScores:
         score: Tensor | None = getattr(self, total)
         if score is None and total == "nll":
             raise UsageError(f"{name} was not estimated: ask for it with marginal='importance' or 'ais'")
-        if score is None or (name != total and self.num_tokens is None):
+        divisor = 1.0 if name == total else self.num_tokens
+        if score is None or divisor is None:
             raise UsageError(f"these data have no {name}; their scores: {', '.join(self.names())}")
-        return score if name == total else score / self.num_tokens
+        return score / divisor
 
     def names(self) -> list[str]:
         """The names of the scores that these data have."""

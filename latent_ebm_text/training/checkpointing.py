@@ -223,7 +223,7 @@ def load_latest_checkpoint(folder: Path, *, identity: dict[str, Any]) -> tuple[C
 
     Raises:
         CheckpointError: If the newest complete checkpoint belongs to another model or library version. This is never a
-            reason to resume from an older one or to start anew.
+            reason to resume from an older one or to start from scratch.
     """
     skipped: list[str] = []
     for path in find_checkpoints(folder):

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from latent_ebm_text.anomaly.metrics import auprc, auroc, detection_metrics
+from latent_ebm_text.anomaly.metrics import _resampled_areas, auprc, auroc, detection_metrics
 from latent_ebm_text.errors import UsageError
 
 pytest.importorskip("sklearn", reason="scikit-learn comes with the extras `anomaly` and `image`")
@@ -55,12 +55,24 @@ def test_the_share_of_anomalies_can_be_set() -> None:
         auprc(labels, scores, share=1)
 
 
+def test_resamples_have_the_areas_of_the_data_repeated() -> None:
+    rng = np.random.default_rng(0)
+    for ties in (1, 10, 1000):
+        labels, scores = rng.integers(2, size=60), rng.integers(ties, size=60) / ties
+        counts = rng.integers(4, size=60)
+        order = np.argsort(-scores, kind="stable")
+        ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+        repeated = np.repeat(labels, counts), np.repeat(scores, counts)
+        found = _resampled_areas(labels[order].astype(bool), ends, counts[order])
+        assert found == pytest.approx((auroc(*repeated), auprc(*repeated)))
+
+
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     """Gaussians one apart: the AUROC is Phi(1 / sqrt 2) = 0.7602."""
     rng, held = np.random.default_rng(0), 0
     for seed in range(60):
         scores = np.concatenate([rng.normal(size=80), rng.normal(1.0, size=80)])
-        measured = detection_metrics([0] * 80 + [1] * 80, scores, num_resamples=100, seed=seed)["AUROC"]
+        measured = detection_metrics([0] * 80 + [1] * 80, scores, num_resamples=200, seed=seed)["AUROC"]
         assert measured.interval_95[0] <= measured.value <= measured.interval_95[1]
         held += measured.interval_95[0] <= 0.7602 <= measured.interval_95[1]
     assert 50 <= held <= 60

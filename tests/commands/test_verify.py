@@ -7,7 +7,7 @@ import pytest
 
 from latent_ebm_text.commands.arguments import DataArguments
 from latent_ebm_text.commands.evaluate_text import TextEvaluationArguments, run_text_evaluation
-from latent_ebm_text.commands.verify import VerifiedFigure, verify_text_model
+from latent_ebm_text.commands.verify import VerifiedMetric, verify_text_model
 from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.hub.pushing import push_run
 from tests.hub_server import HubServer
@@ -39,14 +39,14 @@ def test_an_evaluation_that_was_pushed_can_be_verified_from_the_hub(
 
 def test_verdicts() -> None:
     def verdict(now: float | None) -> str:
-        return VerifiedFigure("NLL", "test", 100.0, (98.0, 102.0), now).verdict
+        return VerifiedMetric("NLL", "test", 100.0, (98.0, 102.0), now).verdict
 
     assert [verdict(now) for now in (100.05, 101.5, 97.9, None)] == ["same", "within", "differs", "not run"]
 
 
 def test_a_card_without_figures_cannot_be_verified(trained: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(trained / "model", tmp_path / "model"))
-    with pytest.raises(UsageError, match="does not hold how its figures were measured"):
+    with pytest.raises(UsageError, match="does not say how its metrics were measured"):
         verify_text_model(str(model))
     (model / "README.md").unlink()
     with pytest.raises(UsageError, match="has no card with figures to verify"):

@@ -48,7 +48,7 @@ def test_words_are_counted_whatever_the_tokens_and_only_those_that_are_kept() ->
 
 @pytest.fixture
 def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the batches that are tokenised."""
+    """Records the sizes of the batches that are tokenized."""
     calls: list[int] = []
     encode = batching._encode
 

@@ -1,4 +1,4 @@
-"""Where prepared data is kept."""
+"""The cache of prepared data."""
 
 from pathlib import Path
 

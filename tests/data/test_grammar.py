@@ -1,4 +1,4 @@
-"""The embedded corpus: everything that is called exact is compared with enumeration, parsing or sampling."""
+"""The embedded corpus: exact quantities are compared with enumeration, parsing or sampling."""
 
 import math
 from collections import Counter

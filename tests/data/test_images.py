@@ -17,7 +17,7 @@ def picture(seed, size=(6, 6), channels=3):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures in sub-folders named after splits and classes."""
+    """Writes images to sub-folders named after splits and classes."""
     for split, count in (("train", 6), ("test", 3)):
         for kind in ("cat", "dog"):
             place = tmp_path / "pictures" / split / kind

@@ -1,4 +1,4 @@
-"""SNLI and Yahoo answers drawn again from sets with the Hub's schema."""
+"""SNLI and Yahoo answers rebuilt from data sets with the Hub's schema."""
 
 from collections import Counter
 
@@ -29,7 +29,7 @@ def test_words_and_marks_are_separated(text: str, words: str) -> None:
 
 
 def snli(size: int = 60) -> dict[str, Dataset]:
-    """Premises that occur three times each, as there, hypotheses of their own, and some that are in every split."""
+    """Premises that occur three times each, as in SNLI, distinct hypotheses, and sentences that are in every split."""
     features = Features(
         premise=Value("string"),
         hypothesis=Value("string"),

@@ -1,4 +1,4 @@
-"""Streams stored on disk: the same rows as without, from where a reading was stopped, and nothing half there."""
+"""Streams stored on disk: the same rows as without streaming, resumed readings, and no partial files."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every text that was read of a stream."""
+    """All texts that were read from a stream."""
     seen: list[str] = []
     write = streaming._write
 
@@ -81,7 +81,7 @@ def test_a_reading_that_was_stopped_goes_on_exactly(
 
 
 def test_the_position_is_that_of_datasets(tmp_path: Path) -> None:
-    """A part's position is where another reader of the same stream goes on."""
+    """A part's position is where another reader of the same stream continues."""
     store(tmp_path, limit=20)
     again = derived_generator().select_columns("text")
     again.load_state_dict(json.loads((tmp_path / "part-00000.json").read_text())["stream"])

@@ -1,4 +1,4 @@
-"""Byte-level BPE and Unigram: nothing is lost, nothing is unknown, and every run gives the same ids."""
+"""Byte-level BPE and Unigram: lossless, without unknown tokens, and with the same ids in every run."""
 
 import subprocess
 import sys

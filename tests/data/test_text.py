@@ -1,4 +1,4 @@
-"""Corpora from every source, and one clear sentence for every bad input. No network, no data of this machine."""
+"""Corpora from every source, and one clear error for every bad input, without network or local data."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def rows(column: str = "text", count: int = 4) -> Dataset:
 
 
 def write(folder: Path, **files: str | list[str]) -> Path:
-    """Write `train_txt=...` as train.txt, lists as lines."""
+    """Writes `train_txt=...` to train.txt, lists as lines."""
     for name, content in files.items():
         text = content if isinstance(content, str) else "".join(f"{line}\n" for line in content)
         (folder / name.replace("_", ".")).write_text(text, encoding="utf-8")
@@ -248,7 +248,7 @@ def test_snli_and_yahoo_are_rebuilt_and_said_to_be(monkeypatch: pytest.MonkeyPat
     assert calls == [(("community-datasets/yahoo_answers_topics",), {"revision": "v1"})]
     assert corpus.rows == {"train": 30, "validation": 4, "test": 4}
     assert corpus.splits["test"]["text"][0].startswith("why ? answer ")
-    assert "the published set has other documents" in corpus.describe()
+    assert "the published subset has other documents" in corpus.describe()
 
 
 @pytest.mark.usefixtures("reachable")

@@ -1,4 +1,4 @@
-"""Word-level and pretrained tokenisers: ids, round trips, what text cannot do, and refusals."""
+"""Word-level and pretrained tokenizers: ids, round trips, special tokens in text, and errors."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ CORPUS = ["the cat 's <unk> did n't sit .", "the dog sat , N times .", "the end 
 
 @pytest.fixture(scope="module", params=["trained", "reloaded"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    """Every promise must hold after save and reload as well."""
+    """Every property must also hold after saving and reloading."""
     tokenizer = train_word_tokenizer(CORPUS, max_length=40)
     if request.param == "reloaded":
         folder = tmp_path_factory.mktemp("tokenizer")
@@ -128,7 +128,7 @@ def test_the_identity_is_of_rules_and_not_of_calls(tokenizer: PreTrainedTokenize
 
 
 def save_foreign(folder: Path, **tokens: str) -> str:
-    """A byte-level tokeniser as others save them: no template, special tokens found in the text."""
+    """A byte-level tokenizer as other libraries save it: no template, special tokens found in the text."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

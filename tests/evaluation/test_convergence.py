@@ -52,14 +52,14 @@ def test_chains_stuck_in_two_modes_do_not_agree() -> None:
 
 
 def test_chains_of_one_mean_but_two_widths_do_not_agree() -> None:
-    """What R-hat without the folding misses: half of the chains explore a tenth of the width."""
+    """R-hat without folding would miss this: half of the chains explore a tenth of the width."""
     draws = standard_normal(8, 200)
     draws[4:] *= 0.1
     assert float(chain_statistics(draws).r_hat) > 1.1
 
 
 def test_many_short_chains_agree_by_the_nested_r_hat_alone() -> None:
-    """Of 30 draws a chain knows little; of 64 chains a superchain knows enough."""
+    """A chain of 30 draws knows little; a superchain of 64 chains knows enough."""
     statistics = chain_statistics(autoregressive(256, 30, 0.8), superchains=4)
     assert float(statistics.r_hat) > 1.05
     assert statistics.nested_r_hat is not None

@@ -1,4 +1,4 @@
-"""Features of a classifier that is trained on the spot: it tells classes, is kept, and is named after its data."""
+"""The features of a classifier of the data set: it classifies well, is cached, and is named after its data."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ def corpus():
     return load_image_dataset("digits")
 
 
-def test_it_tells_digits_and_its_features_see_noise(corpus, tmp_path, monkeypatch):
+def test_it_classifies_digits_and_its_features_see_noise(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(image_classifier, "NUM_STEPS", 150)
     classifier, name = image_classifier.load_classifier(corpus, cache_dir=tmp_path)
     assert image_classifier.accuracy(classifier, corpus) > 0.85
@@ -39,7 +39,7 @@ def test_it_tells_digits_and_its_features_see_noise(corpus, tmp_path, monkeypatc
     assert torch.equal(again.features(images[:5]), classifier.features(images[:5]))
 
 
-def test_a_damaged_cache_is_trained_anew_and_the_global_stream_left_alone(corpus, tmp_path, monkeypatch):
+def test_a_damaged_cache_is_trained_again_and_the_global_generator_left_alone(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(image_classifier, "NUM_STEPS", 1)
     state = torch.random.get_rng_state()
     first, name = image_classifier.load_classifier(corpus, cache_dir=tmp_path)

@@ -198,7 +198,7 @@ def test_the_record_says_what_it_was_trained_on(fit):
     assert record.seconds > 0
 
 
-def test_training_leaves_the_global_stream_and_precision_as_they_were(fit):
+def test_training_leaves_the_global_generator_and_precision_as_they_were(fit):
     before = torch.get_rng_state()
     fit()
     assert torch.equal(torch.get_rng_state(), before)

@@ -75,7 +75,7 @@ def test_a_target_without_a_closed_form_score_is_counted_too() -> None:
 
 
 def test_the_standard_error_is_the_spread_over_other_chains() -> None:
-    """Of 12 runs with other chains, which must spread as one run's jackknife says, within a factor of two."""
+    """Twelve runs with other chains spread as the jackknife of one run says, within a factor of two."""
     rows = []
     for seed in range(12):
         init = standard_normal(64, 2, seed=seed) * torch.tensor([2.0, 1.0])

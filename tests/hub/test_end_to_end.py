@@ -20,7 +20,7 @@ PULL = """
 import sys
 from transformers import AutoTokenizer
 from latent_ebm_text import LatentEBMForTextGeneration
-from latent_ebm_text.streams import stream
+from latent_ebm_text.latents.rng import derived_generator
 
 model = LatentEBMForTextGeneration.from_pretrained(sys.argv[1])
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])

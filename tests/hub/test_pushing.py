@@ -219,7 +219,7 @@ def test_a_training_that_may_not_push_does_not_begin(
     with pytest.raises(UsageError, match="the Hub does not know this token"):
         train(tmp_path / "run", push_to_hub=True)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UsageError, match="hub_model_id is for push_to_hub: give --push_to_hub too, or leave it out"):
+    with pytest.raises(UsageError, match="hub_model_id needs push_to_hub: give --push_to_hub too, or leave it out"):
         train(tmp_path / "run", hub_model_id="me/run")
 
 

@@ -98,7 +98,7 @@ def test_controlled_samples_have_the_density_asked_for() -> None:
 
 
 def test_draws_of_a_datum_stay_on_one_side_of_the_split() -> None:
-    """Labels that only memory can know: with draws of one datum on both sides, accuracy would be far above chance."""
+    """Random labels: with draws of one example in two parts, accuracy would be far above chance."""
     latents = torch.randn(400, 8, generator=seeded(0))
     labels = ["heads" if coin else "tails" for coin in torch.rand(400, generator=seeded(1)) < 0.5]
     draws = latents + 0.01 * torch.randn(6, 400, 8, generator=seeded(2))

@@ -20,7 +20,7 @@ DATA = torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.0, 0.0], [-3.0, 1.0, 2.0]], dtype
 
 
 class LinearGaussian:
-    """`log N(x; A z, noise I)` up to a constant, one row per datum."""
+    """`log N(x; A z, noise I)` up to a constant, one row per example."""
 
     def __init__(self, data: Tensor) -> None:
         self.data = data
@@ -43,7 +43,7 @@ def flat_prior() -> EnergyPrior:
 
 
 def exact_posterior(weight: float) -> tuple[Tensor, Tensor]:
-    """Mean of every datum and precision of `N(z; 0, I) N(x; A z, noise I)^weight`."""
+    """Mean of every example and precision of `N(z; 0, I) N(x; A z, noise I)^weight`."""
     precision = torch.eye(2).double() + weight / NOISE_VARIANCE * MIXING.T @ MIXING
     return weight / NOISE_VARIANCE * DATA @ MIXING @ torch.linalg.inv(precision), precision
 

@@ -1,4 +1,4 @@
-"""Random streams: the same everywhere and for ever, and no two alike."""
+"""Derived random number generators: reproducible on every machine, and all different."""
 
 import itertools
 

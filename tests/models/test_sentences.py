@@ -58,10 +58,8 @@ def test_a_sampler_can_be_given(model: Model, tokenizer: PreTrainedTokenizerFast
     draws = model.posterior_draws(SENTENCES, tokenizer=tokenizer, num_draws=1, sampler=still, generator=seeded())
     start = model.sample_reference(4, seeded())[torch.tensor([1, 3, 0, 2]).argsort()]  # batched by length
     torch.testing.assert_close(draws[0], start, atol=1e-4, rtol=0)
-    scores = model.score(
-        SENTENCES, tokenizer=tokenizer, num_draws=1, sampler=still, generator=seeded(), marginal="none"
-    )
-    assert torch.equal(scores.latents, draws)
+    options: dict[str, Any] = {"tokenizer": tokenizer, "num_draws": 1, "sampler": still, "marginal": "none"}
+    assert torch.equal(model.score(SENTENCES, **options, generator=seeded()).latents, draws)
 
 
 def test_draws_come_in_the_order_of_the_sentences(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,4 +1,4 @@
-"""The softmax over some of the words: what it estimates, and that evaluation never uses it."""
+"""The softmax over a part of the vocabulary: it is unbiased, and evaluation never uses it."""
 
 import math
 
@@ -16,7 +16,7 @@ VOCAB_SIZE, ROWS = 60, 9
 
 
 def layer() -> tuple[SoftmaxOutput, Tensor, Tensor]:
-    """A layer, hidden states and targets."""
+    """Returns a layer, hidden states and targets."""
     output = SoftmaxOutput(8, VOCAB_SIZE, 5)
     with torch.no_grad():
         for weight in output.parameters():
@@ -28,26 +28,26 @@ def draw(targets: Tensor, num_drawn: int, seed: int = 0) -> CandidateTokens:
     return CandidateTokens.draw(targets, torch.arange(10), VOCAB_SIZE, num_drawn, seeded(seed))
 
 
-def test_candidates_are_the_frequent_words_the_targets_and_some_others_each_once() -> None:
+def test_candidates_are_the_frequent_tokens_the_targets_and_some_others_each_once() -> None:
     _, _, targets = layer()
     found = draw(targets, 12)
     kept = set(range(10)) | set(targets.tolist())
     is_filling = found.log_weights == -math.inf
-    words, log_weights = found.tokens[~is_filling], found.log_weights[~is_filling]
-    assert len(set(words.tolist())) == len(words) == len(kept) + 12
-    assert set(words[log_weights == 0].tolist()) == kept
+    tokens, log_weights = found.tokens[~is_filling], found.log_weights[~is_filling]
+    assert len(set(tokens.tolist())) == len(tokens) == len(kept) + 12
+    assert set(tokens[log_weights == 0].tolist()) == kept
     drawn = log_weights[log_weights > 0]
     assert drawn.tolist() == pytest.approx([math.log((VOCAB_SIZE - len(kept)) / 12)] * 12)
-    assert torch.equal(found.tokens[found.positions[words]], words)
-    assert (found.positions >= 0).sum() == len(words)
+    assert torch.equal(found.tokens[found.positions[tokens]], tokens)
+    assert (found.positions >= 0).sum() == len(tokens)
 
 
-def test_there_are_few_numbers_of_candidates_so_that_kernels_are_used_again() -> None:
+def test_few_different_numbers_of_candidates_occur_so_that_kernels_are_reused() -> None:
     numbers = {len(draw(torch.arange(10, 10 + kept), 12).tokens) for kept in range(1, 30)}
     assert numbers == {64}
 
 
-def test_with_every_word_drawn_nothing_changes() -> None:
+def test_with_every_token_drawn_nothing_changes() -> None:
     output, hidden, targets = layer()
     expected, grads = output.log_prob(hidden, targets), []
     for candidates in (None, draw(targets, VOCAB_SIZE)):
@@ -83,7 +83,7 @@ def test_training_takes_the_candidates_in_loss_and_score_and_evaluation_never() 
     loss = some.log_prob(batch, latents)
     assert not torch.allclose(loss, plain.log_prob(batch, latents))
     torch.manual_seed(0)
-    again = some.likelihood(batch)  # the same draw, since the words are the same
+    again = some.likelihood(batch)  # the same draw, since the targets are the same
     torch.testing.assert_close(again(latents), loss, rtol=0, atol=2e-5, check_dtype=False)
     latents.requires_grad_(True)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Causal language models as decoders: against plain computations, against autograd, and what must not matter."""
+"""Causal language models as decoders: against plain computations and autograd, and invariances."""
 
 import warnings
 from pathlib import Path
@@ -40,7 +40,7 @@ def draws(num: int = 4, seed: int = 5) -> Tensor:
 
 
 def plain_log_prob(model: Model, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
-    """One sentence after the other, without padding, from the logits of the language model itself."""
+    """Computes one sentence after the other, without padding, from the logits of the language model itself."""
     decoder, lm = model.decoder, model.decoder.lm
     values = []
     for ids, mask, latent in zip(inputs["input_ids"], inputs["attention_mask"], latents, strict=True):

@@ -29,13 +29,13 @@ def draws(num: int) -> Tensor:
     return torch.randn(num, LATENT_DIM, generator=seeded(5))
 
 
-def greedy_by_hand(model: Model, latents: Tensor, prompt: Tensor, num_words: int) -> Tensor:
-    """The most probable next word, again and again, each time from the whole sentence; rows that ended are padded."""
+def greedy_by_hand(model: Model, latents: Tensor, prompt: Tensor, num_tokens: int) -> Tensor:
+    """Appends the most probable next token repeatedly, given the whole sentence; rows that ended are padded."""
     ids, ended = prompt, torch.zeros(len(prompt), dtype=torch.bool)
     with torch.no_grad():
-        for _ in range(num_words):
-            words = model.decoder.next_token_logits(ids, latents)[:, -1].argmax(dim=-1).masked_fill(ended, PAD)
-            ids, ended = torch.cat([ids, words[:, None]], dim=1), ended | (words == EOS)
+        for _ in range(num_tokens):
+            tokens = model.decoder.next_token_logits(ids, latents)[:, -1].argmax(dim=-1).masked_fill(ended, PAD)
+            ids, ended = torch.cat([ids, tokens[:, None]], dim=1), ended | (tokens == EOS)
     return ids
 
 
@@ -46,7 +46,7 @@ def test_greedy_decoding_is_the_loop_by_hand(model: Model, use_cache: bool) -> N
     options = {"latents": latents, "do_sample": False, "max_new_tokens": 9}
     for ids in (model.generate(**options), model.generate(**options, use_cache=use_cache, repetition_penalty=1.0)):
         assert torch.equal(ids, expected[:, : ids.shape[1]])
-    assert len(torch.unique(expected, dim=0)) > 5, "the words depend on the latents"
+    assert len(torch.unique(expected, dim=0)) > 5, "the tokens depend on the latents"
 
 
 @pytest.mark.parametrize("options", [{}, {"num_return_sequences": 3}])
@@ -99,7 +99,7 @@ def test_a_cache_carries_on_where_it_stopped(model: Model) -> None:
 
 
 def test_plain_draws_have_their_exact_probabilities(model: Model) -> None:
-    """Pearson's chi-square of the second words, over all of the first ones that are common."""
+    """Pearson's chi-square of the second tokens, over all common first tokens."""
     latent, num = draws(1), 20_000
     ids = model.generate(latents=latent.expand(num, -1), max_new_tokens=2, generator=seeded(3))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The LSTM decoder: its hand-written passes against autograd and a naive reference, and what must not matter."""
+"""The LSTM decoder: its hand-written passes against autograd and a naive reference, and invariances."""
 
 import itertools
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def make_decoder(dtype: torch.dtype = torch.float64, vocab_size: int = VOCAB, **
 
 
 def make_batch(lengths: tuple[int, ...] = (6, 2, 4, 5), extra: int = 0, pad: int = 0) -> dict[str, Tensor]:
-    """Random sentences of the given lengths, the first and the last token counted, padded on the right."""
+    """Random sentences of the given lengths, with the first and the last token, padded on the right."""
     generator = torch.Generator().manual_seed(1)
     input_ids = torch.full((len(lengths), max(lengths) + extra), pad)
     for row, length in enumerate(lengths):
@@ -50,7 +50,7 @@ def make_latents(batch: int = 4, seed: int = 2, dtype: torch.dtype = torch.float
 
 
 def naive_log_prob(decoder: LSTMDecoder, sentence: Tensor, latent: Tensor) -> Tensor:
-    """One sentence, one word at a time, from the textbook equations of the LSTM."""
+    """Runs one sentence, one token at a time, by the textbook equations of the LSTM."""
     lstm, total = decoder.lstm, 0.0
     hidden, cell = decoder.initial_hidden(latent), decoder.initial_cell(latent)
     for word, target in itertools.pairwise(sentence):

@@ -1,4 +1,4 @@
-"""The loop of plain sampling: its draws against exact probabilities, and what must not change them."""
+"""The loop of plain sampling: its draws against exact probabilities, and invariances."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def many_latents(num: int) -> Tensor:
 
 
 def deviation(drawn: Tensor, probs: Tensor) -> float:
-    """Pearson's chi-square of drawn places against their probabilities, in standard deviations from its mean."""
+    """Pearson's chi-square of drawn indices against their probabilities, in standard deviations from its mean."""
     expected = probs.double() * len(drawn)
     assert int(drawn.bincount(minlength=len(probs))[expected == 0].sum()) == 0, "a draw of probability zero"
     expected, counts = expected[expected > 0], drawn.bincount(minlength=len(probs))[expected > 0]
@@ -38,8 +38,8 @@ def deviation(drawn: Tensor, probs: Tensor) -> float:
 
 
 def test_draws_have_their_probabilities() -> None:
-    draws, words = 400_000, 3 * BLOCK_TOKENS
-    probs = torch.randn(words, generator=seeded(1)).exp()
+    draws, num_tokens = 400_000, 3 * BLOCK_TOKENS
+    probs = torch.randn(num_tokens, generator=seeded(1)).exp()
     probs[::3] = 0
     probs[BLOCK_TOKENS : 2 * BLOCK_TOKENS] = 0  # a block without any
     probs /= probs.sum()
@@ -64,23 +64,23 @@ def test_the_outermost_uniforms_draw_tokens_that_have_a_probability(scale: float
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.6}, {"temperature": 1.7}], ids=str)
 def test_sentences_have_their_exact_probabilities(options: dict[str, float]) -> None:
-    """Sentences of up to two words, all of them: the probability of a word is the softmax of its logits."""
-    model, draws, words = tiny_model(vocab_size=8), 40_000, 8
+    """Enumerates sentences of up to two tokens, whose probabilities are the softmax of their logits."""
+    model, draws, size = tiny_model(vocab_size=8), 40_000, 8
     latents = many_latents(1)
     ids = generator_of(model, max_new_tokens=2, **options).generate(latents.expand(draws, -1), seeded(3))
     with torch.no_grad():
-        prefixes = torch.stack([torch.full((words,), BOS), torch.arange(words)], dim=1)
-        logits = model(prefixes, latents=latents.expand(words, -1)).logits / options.get("temperature", 1.0)
+        prefixes = torch.stack([torch.full((size,), BOS), torch.arange(size)], dim=1)
+        logits = model(prefixes, latents=latents.expand(size, -1)).logits / options.get("temperature", 1.0)
     first, second = logits[0, 0].softmax(dim=-1), logits[:, 1].softmax(dim=-1)
-    second[EOS] = torch.eye(words)[PAD]
+    second[EOS] = torch.eye(size)[PAD]
     exact = (first[:, None] * second).flatten()
     exact = exact.where(exact * draws > 1e-3, 0)  # the approximation by a chi-square ends well before
-    drawn = ids[:, 1] * words + ids[:, 2]
+    drawn = ids[:, 1] * size + ids[:, 2]
     assert deviation(drawn, exact) < 4
 
 
 def test_mean_log_probability_of_draws_is_minus_their_entropy(model: Model) -> None:
-    """The entropy is that of the first words, over all of them."""
+    """The entropy is that of the first token, summed over the vocabulary."""
     latents = many_latents(1).expand(20_000, -1)
     ids = generator_of(model, max_new_tokens=1).generate(latents, seeded(1))
     with torch.no_grad():
@@ -93,25 +93,25 @@ def test_mean_log_probability_of_draws_is_minus_their_entropy(model: Model) -> N
 def test_vocabularies_of_several_blocks() -> None:
     model, draws = tiny_model(vocab_size=2 * BLOCK_TOKENS + 37), 50_000
     latents = many_latents(1)
-    words = generator_of(model, max_new_tokens=1).generate(latents.expand(draws, -1), seeded(2))[:, 1]
+    tokens = generator_of(model, max_new_tokens=1).generate(latents.expand(draws, -1), seeded(2))[:, 1]
     with torch.no_grad():
         exact = model(torch.tensor([[BOS]]), latents=latents).logits[0, -1].softmax(dim=-1)
     common = exact > 20 / draws
-    assert deviation(common.long().cumsum(0).sub(1)[words[common[words]]], exact[common] / exact[common].sum()) < 4
-    assert float((~common[words]).double().mean()) == pytest.approx(float(exact[~common].sum()), abs=0.005)
+    assert deviation(common.long().cumsum(0).sub(1)[tokens[common[tokens]]], exact[common] / exact[common].sum()) < 4
+    assert float((~common[tokens]).double().mean()) == pytest.approx(float(exact[~common].sum()), abs=0.005)
 
 
 def test_the_smallest_length_forbids_only_the_end(model: Model) -> None:
     latents = many_latents(1).expand(20_000, -1)
-    words = generator_of(model, max_new_tokens=1, min_new_tokens=1).generate(latents, seeded(2))[:, 1]
+    tokens = generator_of(model, max_new_tokens=1, min_new_tokens=1).generate(latents, seeded(2))[:, 1]
     with torch.no_grad():
         logits = model(torch.tensor([[BOS]]), latents=latents[:1]).logits[0, -1]
     logits[EOS] = float("-inf")
     probs = logits.softmax(dim=-1)
-    assert deviation(words, probs.where(probs > 1e-7, 0)) < 4
+    assert deviation(tokens, probs.where(probs > 1e-7, 0)) < 4
 
 
-@pytest.mark.parametrize("num_sentences", [1, 100_000])  # the second is worth a table of the words' projections
+@pytest.mark.parametrize("num_sentences", [1, 100_000])  # the second one is worth a table of the tokens' projections
 @pytest.mark.parametrize("settings", [{"tie_word_embeddings": True}, {"output_rank": 5}, {}], ids=str)
 def test_every_kind_of_output_layer_decodes_as_transformers_does(settings: dict[str, Any], num_sentences: int) -> None:
     model, latents = tiny_model(**settings), many_latents(100)
@@ -125,7 +125,7 @@ def test_every_kind_of_output_layer_decodes_as_transformers_does(settings: dict[
 
 @pytest.mark.parametrize("min_new_tokens", [0, 3])
 @pytest.mark.parametrize("do_sample", [True, False])
-def test_leaving_out_what_ended_changes_nothing(
+def test_leaving_out_ended_sentences_changes_nothing(
     model: Model, monkeypatch: pytest.MonkeyPatch, do_sample: bool, min_new_tokens: int
 ) -> None:
     latents = many_latents(300)
@@ -151,14 +151,14 @@ def test_sentences_end_together_and_the_batch_with_the_longest(model: Model) -> 
     assert not bool((ids[:, 1:4] == EOS).any())
 
 
-def test_words_that_are_no_numbers_are_refused(model: Model) -> None:
+def test_weights_that_are_nan_are_refused(model: Model) -> None:
     with torch.no_grad():
         model.decoder.output.bias[5] = float("nan")
     with pytest.raises(UsageError, match=r"the decoder's weights hold nan, first in output\.bias"):
         generator_of(model)
 
 
-def test_words_ruled_out_by_their_bias_are_never_drawn(model: Model) -> None:
+def test_tokens_ruled_out_by_their_bias_are_never_drawn(model: Model) -> None:
     with torch.no_grad():
         model.decoder.output.bias[[PAD, BOS, 7]] = float("-inf")
     ids = generator_of(model, eos_token_ids=(), max_new_tokens=20).generate(many_latents(500), seeded())

@@ -60,7 +60,7 @@ from tests.recipes.commands import SENTENCES, assert_refused, write_corpus, writ
         ({"train_split": "extra"}, ["no split 'extra' to train on", "its splits are"]),
         ({"tokenizer": "bpe", "vocab_size": 100}, ["vocab_size is 100", "the 256 bytes need 259"]),
         ({"tokenizer": "./missing"}, ["there is no tokenizer './missing'", "word, bpe, unigram"]),
-        ({"dataset_name": "grammar", "streaming": True}, ["'grammar' is made of all of them"]),
+        ({"dataset_name": "grammar", "streaming": True}, ["'grammar' is built here: leave it out"]),
         ({"vocab_size": 4}, ["vocab_size is 4"]),
         ({"num_sentences": 0}, ["num_sentences must be positive"]),
         ({"dataset_name": "missing.txt"}, ["there is no file or folder 'missing.txt'"]),

@@ -93,7 +93,7 @@ def test_a_whole_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Pat
         ({"num_likelihood_sentences": 1}, "num_likelihood_sentences must be 0 or at least 2"),
         ({"token_temperature": -1.0}, "token_temperature must be positive"),
         ({"prior_temperature": -1.0}, "prior_temperature must be in"),
-        ({"prior_sampler.num_steps": 0}, "prior_num_steps must be at least 1"),
+        ({"prior_num_steps": 0}, "prior_num_steps must be at least 1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_any_work(setting: dict[str, Any], message: str) -> None:

@@ -69,7 +69,7 @@ def test_training_by_the_recipe_of_a_named_set(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "data: digits (8 x 8 digits of scikit-learn" in done.stdout
     trained = json.loads((tmp_path / "run" / "results.json").read_text())["splits"]["test"]
-    assert trained["mse"]["n"] == 89
+    assert trained["mse"]["n"] == 90
 
     # The model that it left, evaluated by a recipe of its own: the same test MSE, and a distance that is no FID.
     options = {"features": "classifier", "num_samples": 200, "long_run_steps": 9, "cache_dir": tmp_path / "cache"}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text.errors import DivergenceError, UsageError
+from latent_ebm_text.latents.density import LogDensity
 from latent_ebm_text.latents.integrals import (
     AnnealedImportanceSampler,
     LogIntegral,
@@ -16,7 +17,6 @@ from latent_ebm_text.latents.integrals import (
     importance_log_weights,
     laplace_approximation,
 )
-from latent_ebm_text.latents.density import LogDensity
 from latent_ebm_text.latents.prior import EnergyPrior
 from tests.latents.samplers.targets import Gaussian, TwoModes, seeded, standard_normal
 
@@ -100,7 +100,7 @@ def test_importance_weighting_with_a_widened_laplace_proposal(latent_dim: int) -
 @pytest.mark.parametrize("latent_dim", [2, 8, 32])
 @pytest.mark.parametrize(("method", "num_weights"), [("ais", 16), ("importance", 64)])
 def test_error_bars_hold_on_average_and_are_not_inflated(latent_dim: int, method: str, num_weights: int) -> None:
-    """Five times 200 data, so that neither a lucky nor an unlucky seed decides: see `LogIntegral.standard_error`."""
+    """Uses five times 200 examples, so that no single seed decides; see `LogIntegral.standard_error`."""
     model = LinearGaussian(1_000, latent_dim, data_dim=6)
     proposal = laplace_approximation(model, standard_normal(1_000, latent_dim, seed=9)).widened(1.1)
     if method == "ais":

@@ -1,4 +1,4 @@
-"""log Z and log p(x) against nested sampling (Skilling, 2006) by dynesty: other code, and another method."""
+"""log Z and log p(x) against nested sampling (Skilling, 2006) by dynesty, an independent implementation and method."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def energy_prior() -> EnergyPrior:
 
 
 def log_likelihood(latents: Tensor) -> Tensor:
-    """Of one datum under a decoder that is not linear, `x = tanh(A z) + noise`; `(batch, 3)` to `(batch,)`."""
+    """Log-likelihood of an example under the nonlinear decoder `x = tanh(A z) + noise`; `(batch, 3)` to `(batch,)`."""
     weight, data = standard_normal(2, LATENT_DIM, seed=7), torch.tensor([0.9, -0.4]).double()
     residual = (data - torch.tanh(latents @ weight.T)) / NOISE
     return -0.5 * residual.square().sum(dim=-1) - 2 * math.log(NOISE) - math.log(2 * math.pi)

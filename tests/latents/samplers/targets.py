@@ -1,4 +1,4 @@
-"""Densities with known laws, for tests of samplers and of integrals."""
+"""Densities with known moments and integrals, for tests of samplers and integrals."""
 
 import math
 

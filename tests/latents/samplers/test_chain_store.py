@@ -1,4 +1,4 @@
-"""Persistent chains: what is kept, what is drawn anew, and what a large store costs."""
+"""Persistent chains: storage, refreshing, and the cost of a large store."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Langevin dynamics against exact laws: of the discretised chain where it is known, else by quadrature."""
+"""Langevin dynamics against exact distributions, in closed form for the discretised chain or by quadrature."""
 
 import json
 import math

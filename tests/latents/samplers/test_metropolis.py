@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo and MALA against exact laws."""
+"""Hamiltonian Monte Carlo and MALA against exact distributions."""
 
 import json
 import math

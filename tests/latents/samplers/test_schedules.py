@@ -1,4 +1,4 @@
-"""Schedules: the value at every step, and what is refused."""
+"""Schedules: the value at every step, and invalid settings."""
 
 import math
 from typing import Any
