@@ -11,7 +11,7 @@ extra `anomaly`.
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,27 +24,24 @@ from latent_ebm_text.data.text import load_text_dataset
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.models.loading import load_text_model
+from latent_ebm_text.training.arguments import option, required
 
 
 @dataclass
 class AnomalyArguments:
     """Anomaly detection"""
 
-    model: str = field(metadata={"help": "Folder or Hub id of a model of ordinary text and its tokenizer."})
-    dataset_name: str = field(
-        metadata={"help": "Ordinary text: a named set, Hub id, folder or file, with a test split."}
-    )
-    documents: str | None = field(default=None, metadata={"help": "Text file of another source, one document a line."})
-    language_model: str | None = field(
-        default=None, metadata={"help": "A model without a latent (latent_dim 0), trained on the same text."}
-    )
-    baseline: bool = field(default=True, metadata={"help": "Whether to run the embed-then-detect baseline."})
-    num_pairs: int = field(default=500, metadata={"help": "Ordinary sentences of each task, and anomalies."})
-    num_train: int = field(default=10000, metadata={"help": "Training sentences that the baseline's detectors see."})
-    marginal: str = field(default="importance", metadata={"help": "Estimate of -log p(x): importance, ais or none."})
-    output_dir: str = field(default="runs/anomaly-text", metadata={"help": "Folder of the table and of the scores."})
-    batch_size: int = field(default=128, metadata={"help": "Sentences a batch."})
-    seed: int = field(default=0, metadata={"help": "Of tasks, draws and detectors."})
+    model: str = required("Folder or Hub id of a model of ordinary text and its tokenizer.")
+    dataset_name: str = required("Ordinary text: a named set, Hub id, folder or file, with a test split.")
+    documents: str | None = option(None, "Text file of another source, one document a line.")
+    language_model: str | None = option(None, "A model without a latent (latent_dim 0), trained on the same text.")
+    baseline: bool = option(True, "Whether to run the embed-then-detect baseline.")
+    num_pairs: int = option(500, "Ordinary sentences of each task, and anomalies.")
+    num_train: int = option(10000, "Training sentences that the baseline's detectors see.")
+    marginal: str = option("importance", "Estimate of -log p(x): importance, ais or none.")
+    output_dir: str = option("runs/anomaly-text", "Folder of the table and of the scores.")
+    batch_size: int = option(128, "Sentences a batch.")
+    seed: int = option(0, "Seed of the tasks, the draws and the detectors.")
 
 
 def main() -> None:

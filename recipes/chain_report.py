@@ -8,32 +8,33 @@ The paper's long-run experiment. Prints a verdict in words, and writes the repor
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from accelerate.utils import tqdm
+from sampler_comparison import compare_samplers
 
 from latent_ebm_text.commands.parsing import parse_arguments, run_command
 from latent_ebm_text.evaluation.plots import plot_chain_report
-from latent_ebm_text.evaluation.sampler_comparison import compare_samplers
 from latent_ebm_text.evaluation.text import report_prior_chains
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.latents.samplers import HMCSampler, MALASampler, ParallelTemperingSampler
 from latent_ebm_text.models.loading import load_text_model
+from latent_ebm_text.training.arguments import option, required
 
 
 @dataclass
 class ChainArguments:
     """Chains"""
 
-    model: str = field(metadata={"help": "Folder or Hub id of the model and its tokenizer."})
-    output_dir: str = field(default="runs/chains", metadata={"help": "Folder of the report."})
-    num_chains: int = field(default=256, metadata={"help": "Chains; a multiple of the superchains."})
-    superchains: int = field(default=16, metadata={"help": "Groups of chains, each from one start."})
-    repetitions: int = field(default=100, metadata={"help": "How many times the training chain is repeated."})
-    compare_samplers: bool = field(default=False, metadata={"help": "Also compare samplers by ESS per second."})
-    seed: int = field(default=0, metadata={"help": "Of every draw."})
+    model: str = required("Folder or Hub id of the model and its tokenizer.")
+    output_dir: str = option("runs/chains", "Folder of the report.")
+    num_chains: int = option(256, "Chains; a multiple of the superchains.")
+    superchains: int = option(16, "Groups of chains, each from one start.")
+    repetitions: int = option(100, "How many times the training chain is repeated.")
+    compare_samplers: bool = option(False, "Also compare samplers by ESS per second.")
+    seed: int = option(0, "Seed of all draws.")
 
 
 def main() -> None:

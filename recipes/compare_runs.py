@@ -6,21 +6,22 @@ Takes two folders that recipes/evaluate_text.py has written for the same test se
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from latent_ebm_text.commands.compare import compare_evaluations
 from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.training.arguments import option, required
 
 
 @dataclass
 class ComparisonArguments:
     """Comparison"""
 
-    first: str = field(metadata={"help": "Folder of the first evaluation."})
-    second: str = field(metadata={"help": "Folder of the second evaluation."})
-    num_resamples: int = field(default=1000, metadata={"help": "Bootstrap resamples."})
-    output_file: str | None = field(default=None, metadata={"help": "Also write the comparison there, as JSON."})
+    first: str = required("Folder of the first evaluation.")
+    second: str = required("Folder of the second evaluation.")
+    num_resamples: int = option(1000, "Bootstrap resamples.")
+    output_file: str | None = option(None, "Also write the comparison there, as JSON.")
 
 
 def main() -> None:

@@ -9,19 +9,20 @@ have what was asked for beside how many are still grammatical.
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate.utils import tqdm
+from grammar_control import AttributeReader, Wish, control_metrics, control_table
 
 from latent_ebm_text.commands.parsing import parse_arguments, run_command
 from latent_ebm_text.data.newswire import newswire_grammar
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.control import AttributeReader, Wish, control_metrics, control_table
 from latent_ebm_text.latents import Control, LatentClassifier, fit_classifier
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.latents.samplers import sampler_from_dict
 from latent_ebm_text.models.loading import load_text_model
+from latent_ebm_text.training.arguments import option, required
 
 TOGETHER = {
     "topic=sports and tense=future": [Wish("topic", "sports"), Wish("tense", "future")],
@@ -39,17 +40,15 @@ TOGETHER = {
 class ControlArguments:
     """Control"""
 
-    model: str = field(metadata={"help": "Folder of a model of the embedded corpus and its tokenizer."})
-    output_dir: str = field(default="runs/control", metadata={"help": "Folder of the classifiers and of the table."})
-    weights: str = field(default="1,2,4,8", metadata={"help": "Weights w, separated by commas."})
-    num_labelled: int = field(
-        default=4000, metadata={"help": "Labelled sentences that the classifiers are fitted to."}
-    )
-    num_draws: int = field(default=4, metadata={"help": "Posterior draws of each."})
-    num_samples: int = field(default=100, metadata={"help": "Generated sentences per value of an attribute."})
-    num_steps: int = field(default=100, metadata={"help": "Steps of the chains, of the size of the prior's own."})
-    batch_size: int = field(default=256, metadata={"help": "Sentences a batch."})
-    seed: int = field(default=0, metadata={"help": "Of every draw."})
+    model: str = required("Folder of a model of the embedded corpus and its tokenizer.")
+    output_dir: str = option("runs/control", "Folder of the classifiers and of the table.")
+    weights: str = option("1,2,4,8", "Weights w, separated by commas.")
+    num_labelled: int = option(4000, "Labelled sentences that the classifiers are fitted to.")
+    num_draws: int = option(4, "Posterior draws of each.")
+    num_samples: int = option(100, "Generated sentences per value of an attribute.")
+    num_steps: int = option(100, "Steps of the chains, of the size of the prior's own.")
+    batch_size: int = option(256, "Sentences a batch.")
+    seed: int = option(0, "Seed of all draws.")
 
 
 def main() -> None:

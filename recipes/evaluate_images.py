@@ -33,26 +33,27 @@ from latent_ebm_text.evaluation.image_features import (
 from latent_ebm_text.evaluation.images import evaluate_images, generate_images, long_run
 from latent_ebm_text.evaluation.plots import save_grid, save_reconstructions
 from latent_ebm_text.hub.folders import IMAGE, find_model, model_kind
+from latent_ebm_text.training.arguments import option, required
 
 
 @dataclass
 class EvaluationArguments:
     """Evaluation"""
 
-    model: str = field(metadata={"help": "Folder or Hub id of the model."})
-    output_dir: str = field(default="runs/evaluation-images", metadata={"help": "Folder of the report."})
+    model: str = required("Folder or Hub id of the model.")
+    output_dir: str = option("runs/evaluation-images", "Folder of the report.")
     features: Literal["inception", "classifier"] = field(
         default="inception",
         metadata={
             "help": "Features for the distances: Inception (FID, KID), or a classifier of the data set's own labels."
         },
     )
-    cache_dir: str = field(default="runs/evaluators", metadata={"help": "Folder where classifiers are kept."})
-    num_samples: int = field(default=50_000, metadata={"help": "Generated and real images for the distances."})
-    max_images: int | None = field(default=None, metadata={"help": "Test images for MSE and NLL; all by default."})
-    long_run_steps: int = field(default=2500, metadata={"help": "Steps of the long run of the prior's chains."})
-    batch_size: int = field(default=256, metadata={"help": "Images a batch."})
-    seed: int = field(default=0, metadata={"help": "Seed of all random draws."})
+    cache_dir: str = option("runs/evaluators", "Folder where classifiers are kept.")
+    num_samples: int = option(50_000, "Generated and real images for the distances.")
+    max_images: int | None = option(None, "Test images for MSE and NLL; all by default.")
+    long_run_steps: int = option(2500, "Steps of the long run of the prior's chains.")
+    batch_size: int = option(256, "Images a batch.")
+    seed: int = option(0, "Seed of all random draws.")
 
     def __post_init__(self) -> None:
         require_in_interval("num_samples", self.num_samples, 2, float("inf"))

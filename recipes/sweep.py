@@ -6,7 +6,7 @@
 A sweep is a YAML file with `config`, the configuration that all runs share, and any of `set`, settings that differ
 from it in all runs, `vary`, a list of values for each of some settings or a list of settings, and `evaluate`, the same
 for options of evaluate_text.py. What is finished is not done again, and what was killed goes on. Prints a table, and
-writes it as Markdown with a plot of RPPL over what the latent tells.
+writes it as Markdown with a plot of RPPL over what the latent carries.
 """
 
 import itertools
@@ -14,15 +14,16 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from sweep_table import describe_sweep, plot_frontier
 
 from latent_ebm_text.commands.parsing import parse_arguments, run_command
-from latent_ebm_text.commands.sweep import describe_sweep, plot_frontier
 from latent_ebm_text.errors import UsageError, require_positive
+from latent_ebm_text.training.arguments import option, required
 
 RECIPES = Path(__file__).parent
 
@@ -31,16 +32,14 @@ RECIPES = Path(__file__).parent
 class SweepArguments:
     """Sweep"""
 
-    sweep: str = field(metadata={"help": "YAML file with `config`, `set` and `vary`."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Another corpus than the configuration's."})
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of all runs; runs/sweeps/<name> if none."})
-    evaluator: Literal["full", "quick", "none"] = field(
-        default="none", metadata={"help": "The language model behind FPPL and RPPL; without one they are left out."}
+    sweep: str = required("YAML file with `config`, `set` and `vary`.")
+    dataset_name: str | None = option(None, "Another corpus than the configuration's.")
+    output_dir: str | None = option(None, "Folder of all runs; runs/sweeps/<name> if none.")
+    evaluator: Literal["full", "quick", "none"] = option(
+        "none", "The language model behind FPPL and RPPL; without one they are left out."
     )
-    num_likelihood_sentences: int = field(
-        default=200, metadata={"help": "Random test sentences for log p(x); 0: none."}
-    )
-    parallel: int = field(default=1, metadata={"help": "Runs at a time, each with its share of the cores."})
+    num_likelihood_sentences: int = option(200, "Random test sentences for log p(x); 0: none.")
+    parallel: int = option(1, "Runs at a time, each with its share of the cores.")
 
     def __post_init__(self) -> None:
         require_positive("parallel", self.parallel)

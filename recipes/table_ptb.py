@@ -11,13 +11,14 @@ same evaluators. Finished steps are not repeated, and an interrupted training is
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from latent_ebm_text.commands.compare import compare_evaluations
 from latent_ebm_text.commands.parsing import parse_arguments, run_command
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.training.arguments import option
 
 RECIPES = Path(__file__).parent
 ROWS = {
@@ -42,15 +43,15 @@ PUBLISHED = {
 class TableArguments:
     """Table"""
 
-    dataset_name: str = field(default="ptb", metadata={"help": "PTB from the Hub, or a local folder of it."})
-    output_dir: str = field(default="runs/table-ptb", metadata={"help": "Folder of the runs and of the table."})
-    evaluator: Literal["full", "quick"] = field(default="full", metadata={"help": "Language model of FPPL and RPPL."})
-    rppl_evaluator: Literal["full", "quick"] | None = field(
-        default=None, metadata={"help": "Another evaluator for RPPL, which trains it for every row."}
+    dataset_name: str = option("ptb", "PTB from the Hub, or a local folder of it.")
+    output_dir: str = option("runs/table-ptb", "Folder of the runs and of the table.")
+    evaluator: Literal["full", "quick"] = option("full", "Language model of FPPL and RPPL.")
+    rppl_evaluator: Literal["full", "quick"] | None = option(
+        None, "Another evaluator for RPPL, which trains it for every row."
     )
-    num_likelihood_sentences: int = field(default=500, metadata={"help": "Random test sentences for log p(x)."})
-    num_likelihood_levels: int = field(default=100, metadata={"help": "Levels of the annealed walks for log p(x)."})
-    rows: str = field(default="all", metadata={"help": f"Rows separated by commas, of {', '.join(ROWS)}; or all."})
+    num_likelihood_sentences: int = option(500, "Random test sentences for log p(x).")
+    num_likelihood_levels: int = option(100, "Levels of the annealed walks for log p(x).")
+    rows: str = option("all", f"Rows separated by commas, of {', '.join(ROWS)}; or all.")
 
 
 def main() -> None:

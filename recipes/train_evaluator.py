@@ -6,7 +6,7 @@
 Killed, it goes on from its last epoch; finished, it prints its figures again at once.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from latent_ebm_text.commands.arguments import DataArguments
@@ -14,6 +14,7 @@ from latent_ebm_text.commands.parsing import parse_arguments, run_command
 from latent_ebm_text.commands.train_text import prepare
 from latent_ebm_text.evaluation.language_model import EVALUATOR, QUICK_EVALUATOR, train_language_model
 from latent_ebm_text.evaluation.perplexity import estimate_perplexity
+from latent_ebm_text.training.arguments import option
 
 RECIPES = {"full": EVALUATOR, "quick": QUICK_EVALUATOR}
 
@@ -22,9 +23,9 @@ RECIPES = {"full": EVALUATOR, "quick": QUICK_EVALUATOR}
 class EvaluatorArguments:
     """Evaluator"""
 
-    recipe: Literal["full", "quick"] = field(default="full", metadata={"help": "Hours, or minutes on two CPU cores."})
-    cache_dir: str = field(default="runs/evaluators", metadata={"help": "Folder where trained evaluators are kept."})
-    seed: int = field(default=0, metadata={"help": "Of weights, order of the data and dropout."})
+    recipe: Literal["full", "quick"] = option("full", "Hours, or minutes on two CPU cores.")
+    cache_dir: str = option("runs/evaluators", "Folder where trained evaluators are kept.")
+    seed: int = option(0, "Seed of the weights, the order of the data and dropout.")
 
 
 def main() -> None:

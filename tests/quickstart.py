@@ -35,4 +35,5 @@ def _run_recipe(name: str, **options: object) -> None:
         try:
             runpy.run_path(str(recipe), run_name="__main__")
         except SystemExit as left:
-            assert not left.code, f"{name} left with {left.code}"
+            if left.code:
+                raise RuntimeError(f"{name} left with {left.code}") from left

@@ -1,7 +1,7 @@
 """Explore a trained model in a browser: samples, chains, paths, a map of the latents, anomaly scores, images.
 
     python examples/demo/app.py                                   # the model of the quick start
-    python examples/demo/app.py --model runs/ptb-cpu/model --image_model runs/quickstart-images/model
+    python examples/demo/app.py --model runs/ptb/model --image_model runs/quickstart-images/model
 
 The demo listens on 127.0.0.1 only. The folder can also be pushed as a Space; there the variables LATENT_EBM_MODEL and
 LATENT_EBM_IMAGE_MODEL name the models.

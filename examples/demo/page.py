@@ -44,7 +44,7 @@ def with_messages(function: Callable[..., Any]) -> Callable[..., Any]:
 def build(text: TextViews, images: ImageViews | None) -> gr.Blocks:
     """The page with one tab per task; every tab opens with a worked example."""
     samples = text.sample(NUM_SENTENCES, text.num_steps, 1.0, 1.0, 0)
-    sentences = [sentence or "." for sentence in samples["sentence"]]
+    sentences = [" ".join(sentence.split()) or "." for sentence in samples["sentence"]]
     with gr.Blocks(title="Latent energy-based models", analytics_enabled=False) as page:
         gr.Markdown("# A latent space with a learned energy\nLow energy means high probability; energies are in nats.")
         with gr.Tab("Sample"):
@@ -120,7 +120,8 @@ def _sample_tab(text: TextViews, samples: Any) -> None:
 def _chain_tab(text: TextViews, tab: gr.Tab) -> None:
     gr.Markdown(
         "A chain that starts at a draw from N(0, I) and samples the prior or, given a sentence, the posterior of its "
-        "latent. Every step is decoded greedily. The energy is that of the distribution that the chain samples."
+        "latent. Every step is decoded greedily. The energy is the negative log-density of that distribution, up to a "
+        "constant."
     )
     sentence = gr.Textbox(label="sentence (leave empty for the prior)")
     with gr.Row():

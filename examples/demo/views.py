@@ -136,9 +136,7 @@ class TextViews:
         if not sentence.strip():
             raise UsageError("type a sentence first")
         if (length := len(sentence.split())) > MAX_WORDS:
-            raise UsageError(
-                f"a sentence may have at most {MAX_WORDS} words here, this one has {length}: shorten it"
-            )
+            raise UsageError(f"a sentence may have at most {MAX_WORDS} words here, this one has {length}: shorten it")
         batch = self.tokenizer([sentence], return_tensors="pt")
         return {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
 

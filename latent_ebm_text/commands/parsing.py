@@ -67,9 +67,10 @@ def parse_arguments(
 
     Fields are `int`, `float`, `str`, `bool`, a `Literal`, a list of integers or strings, a number or a schedule
     (`float | dict`), or an `Optional` of these, for which `none` and `null` mean `None`. The metadata of a field holds
-    its `help`, and `positional` where it is given without its name. A field whose metadata names a model configuration
-    class as `config` stands for all settings of that class, see [`config_options`]. The first line of a dataclass's docstring is the title of its group in `--help`, which shows
-    the defaults that will be used, those of the YAML file included.
+    its `help`, and `positional` if it is given without its name. A field whose metadata names a model configuration
+    class as `config` stands for all settings of that class, see [`config_options`]. The first line of a dataclass's
+    docstring is the title of its group in `--help`, which shows the defaults that will be used, those of the YAML file
+    included.
 
     Args:
         groups: The dataclasses to fill, in the order of the returned instances.

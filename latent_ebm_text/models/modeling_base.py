@@ -268,7 +268,7 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         Args:
             data: What `_read` returned.
             batch_size: Examples per batch.
-            description: What is going on, for the progress bar.
+            description: The label of the progress bar.
             progress: Whether to show a progress bar.
 
         Raises:
@@ -288,6 +288,9 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
             *data: The data.
             latents: `(n, latent_dim)`.
             **named_data: The data.
+
+        Raises:
+            UsageError: If the data cannot be read or do not fit the model, or the latents do not fit.
         """
         read = self._read(*data, **named_data)
         latents = self.check_latents(latents, len(read))

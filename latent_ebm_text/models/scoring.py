@@ -40,8 +40,8 @@ class AnomalyScores:
       the sum of `reconstruction` and `prior_energy`, which tell two kinds of anomalies apart: data that the decoder
       cannot explain, and data whose latents are improbable under the prior.
 
-    For text, all of them but `prior_energy` are sums over tokens, so a long sentence scores high whatever it says.
-    Compare sentences of different lengths by a score per token, such as `scores.get("nll_per_token")`.
+    For text, `nll`, `joint_energy` and `reconstruction` add up over tokens, so a long sentence scores high whatever it
+    says. Compare sentences of different lengths by a score per token, such as `scores.get("nll_per_token")`.
 
     Attributes:
         joint_energy: `E(z) - log p(x | z)`, averaged over posterior draws of z. This is `-log p(x, z)` up to a
@@ -54,7 +54,7 @@ class AnomalyScores:
         nll_standard_error: The standard error of each `nll`, see [`~latent_ebm_text.latents.integrals.LogIntegral`].
             The error of log Z, which shifts all data alike, is not part of it.
         ess: Effective sample size of the weights behind each `nll`. Below 5, the estimate rests on a few lucky draws.
-        log_partition: log Z of the prior, as `nll` contains it.
+        log_partition: log Z of the prior, which `nll` includes.
         num_tokens: Number of predicted tokens of each sentence, including the end token; `None` for images.
         squared_error: Squared error per pixel of the reconstruction, for pixels in [-1, 1], averaged over the same
             draws (the paper's MSE); `None` for text.

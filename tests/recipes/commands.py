@@ -14,10 +14,11 @@ ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision
 TWO_PROCESSES = ["--multi_gpu", "--num_processes", "2", *ONE_PROCESS[2:]]
 
 TINY = {
-    "config": "paper/ptb", "dataset_name": "grammar", "num_sentences": 200, "max_length": 20, "latent_dim": 4, "hidden_size": 16,
-    "embedding_size": 8, "prior_hidden_size": 8, "prior_sampler.num_steps": 3, "posterior_sampler.num_steps": 3,
-    "posterior_sampler.step_size": 0.3, "num_epochs": 20, "train_batch_size": 32, "inference": "persistent",
-    "log_every": 3, "eval_every": 50, "save_every": 10, "num_eval_examples": 32, "num_eval_samples": 20,
+    "config": "paper/ptb", "dataset_name": "grammar", "num_sentences": 200, "max_length": 20, "latent_dim": 4,
+    "hidden_size": 16, "embedding_size": 8, "prior_hidden_size": 8, "prior_sampler.num_steps": 3,
+    "posterior_sampler.num_steps": 3, "posterior_sampler.step_size": 0.3, "num_epochs": 20, "train_batch_size": 32,
+    "inference": "persistent", "log_every": 3, "eval_every": 50, "save_every": 10, "num_eval_examples": 32,
+    "num_eval_samples": 20,
 }  # fmt: skip
 TINY_STEPS = 140  # 20 epochs of 7 batches
 

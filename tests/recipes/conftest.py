@@ -52,6 +52,8 @@ def call(tmp_path, monkeypatch, capsys):
 
     def call(*arguments, recipe="ptb", **changes):
         settings = TINY | {"dataset_name": "corpus", "num_sentences": "none", "num_epochs": 2, "save_every": 3}
+        if recipe != "ptb":
+            settings.pop("config")
         monkeypatch.setattr(sys, "argv", ["train_ptb.py", *options(**settings | changes), *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as leaving:

@@ -25,7 +25,8 @@ CONFIGS = [
 ]
 TINY = {
     "dataset_name": "digits", "latent_dim": 4, "decoder_channels": "8,6", "prior_hidden_size": 8,
-    "prior_sampler.num_steps": 3, "posterior_sampler.num_steps": 3, "num_epochs": 0.1, "train_batch_size": 64, "eval_every": 100,
+    "prior_sampler.num_steps": 3, "posterior_sampler.num_steps": 3, "num_epochs": 0.1, "train_batch_size": 64,
+    "eval_every": 100,
 }  # fmt: skip
 
 

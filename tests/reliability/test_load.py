@@ -104,8 +104,8 @@ def test_five_million_sentences_train_in_bounded_memory(tmp_path):
             sys.argv = ["train_text.py", "--dataset_name={folder / "corpus.txt"}", "--output_dir={folder / "run"}",
                 "--tokenizer=word", "--num_epochs={64 * 50 / number}", "--train_batch_size=64", "--hidden_size=16",
                 "--embedding_size=8", "--latent_dim=4", "--prior_hidden_size=8", "--prior_sampler.num_steps=3",
-                "--posterior_sampler.num_steps=3", "--inference=persistent", "--encoder_hidden_size=none", "--eval_every=1000",
-                "--max_length=10", "--num_eval_samples=20", "--eval_batch_size=1024"]
+                "--posterior_sampler.num_steps=3", "--inference=persistent", "--encoder_hidden_size=none",
+                "--eval_every=1000", "--max_length=10", "--num_eval_samples=20", "--eval_batch_size=1024"]
             try:
                 runpy.run_path("recipes/train_text.py", run_name="__main__")
             except SystemExit as leaving:

@@ -82,7 +82,7 @@ def main(run: Run) -> None:
         os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)})
         os.environ.update(MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true")
     torch.set_num_threads(1)
-    run_recipe(partial(_train, run))
+    run_command(partial(_train, run))
 
 
 def _train(run: Run) -> int:

@@ -22,7 +22,8 @@ def make_model(text):
     def make(**changes):
         settings = {
             "latent_dim": 4, "hidden_size": 24, "embedding_size": 12, "prior_hidden_size": 8,
-            "prior_sampler.num_steps": 3, "posterior_sampler.num_steps": 3, "posterior_sampler.step_size": 0.3, "dropout": 0.2, "token_dropout": 0.1,
+            "prior_sampler.num_steps": 3, "posterior_sampler.num_steps": 3, "posterior_sampler.step_size": 0.3,
+            "dropout": 0.2, "token_dropout": 0.1,
         }  # fmt: skip
         return build(model_arguments(**settings | changes), text)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from sampler_comparison import SamplerComparison, compare_samplers
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.sampler_comparison import SamplerComparison, compare_samplers
 from latent_ebm_text.latents.samplers import HMCSampler, LangevinSampler, ParallelTemperingSampler
 from tests.latents.samplers.targets import Gaussian, seeded, standard_normal
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from sweep_table import describe_sweep, plot_frontier
 
-from latent_ebm_text.commands.sweep import describe_sweep, plot_frontier
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.report import Report

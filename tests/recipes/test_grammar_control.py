@@ -3,10 +3,10 @@
 import math
 
 import pytest
+from grammar_control import AttributeReader, Wish, control_metrics, control_table
 
 from latent_ebm_text.data.newswire import newswire_grammar
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.evaluation.control import AttributeReader, Wish, control_metrics, control_table
 
 GRAMMAR = newswire_grammar()
 SENTENCES = GRAMMAR.sample(600, 1)
