@@ -9,6 +9,7 @@ They are written to docs/images (or --output_dir) as SVG; the same seed draws th
 import argparse
 import csv
 import math
+import textwrap
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -202,8 +203,11 @@ def draw_frontier(folder: Path) -> Path:
 # -------- the chain of a trained model
 
 
-def draw_chain(folder: Path, model_folder: str, seed: int = 0) -> Path:
-    """The energies of the prior's chains of a trained model, and the greedy decoding of one chain at six steps."""
+def draw_chain(folder: Path, model_folder: str, *, seed: int = 0, spread: float = 5.0, chain: int = 1) -> Path:
+    """Energies of Langevin chains under a model's prior, and the greedy decoding of one chain on its way.
+
+    The chains start far out, from `spread` times N(0, I), where the decoder gives no sentences.
+    """
     from transformers import AutoTokenizer
 
     from latent_ebm_text import LatentEBMForTextGeneration
@@ -211,30 +215,29 @@ def draw_chain(folder: Path, model_folder: str, seed: int = 0) -> Path:
     model = LatentEBMForTextGeneration.from_pretrained(model_folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     generator, sampler = seeded(seed), model.prior_sampler
-    start = model.sample_reference(64, generator)
+    start = spread * model.sample_reference(64, generator)
     positions, trace = watch_chain(sampler, start, model.prior, generator=generator)
     last = sampler.num_steps
-    shown = sorted({0, round(last / 12), round(last / 6), round(last / 3), round(2 * last / 3), last})
-    sentences = tokenizer.batch_decode(
-        model.generate(latents=positions[shown, 0], do_sample=False), skip_special_tokens=True
-    )
+    shown = sorted({round(last * part) for part in (0, 0.1, 0.2, 0.3, 0.4, 1)})
+    decoded = model.generate(latents=positions[shown, chain], do_sample=False)
+    sentences = tokenizer.batch_decode(decoded, skip_special_tokens=True)
 
     figure = new_plot(12, 3.6)
-    energy, text = figure.subplots(1, 2, width_ratios=(5, 7))
-    energies, mean = trace.energies, trace.energies.mean(dim=1)
+    energy, text = figure.subplots(1, 2, width_ratios=(4, 8))
+    energies = trace.energies
     energy.fill_between(range(last + 1), *energies.quantile(torch.tensor([0.1, 0.9]), dim=1), alpha=0.15,
                         color=PRIOR_COLOUR, label="80 % of 64 chains")  # fmt: skip
-    energy.plot(mean, color=PRIOR_COLOUR, label="their mean")
-    energy.plot(energies[:, 0], color=POSTERIOR_COLOUR, linewidth=1, label="one chain")
-    energy.plot(shown, energies[shown, 0], "o", color=POSTERIOR_COLOUR, markersize=4)
-    energy.set(xlabel="Langevin step, from N(0, I)", ylabel="energy E(z) in nats", title="chains of the learned prior")
+    energy.plot(energies[:, chain], color=POSTERIOR_COLOUR, linewidth=1, label="one chain")
+    energy.plot(shown, energies[shown, chain], "o", color=POSTERIOR_COLOUR, markersize=5)
+    energy.set(xlabel="Langevin step", ylabel="energy E(z) in nats", yscale="log", title="the energy goes down ...")
     energy.legend(fontsize="small")
     text.set_axis_off()
-    text.set_title("greedy decoding of the one chain")
+    text.set_title("... and the decoding of the one chain becomes a sentence")
     for row, (step, sentence) in enumerate(zip(shown, sentences, strict=True)):
-        height = 0.92 - row / len(shown)
+        height = 0.95 - row / len(shown)
         text.text(0, height, f"step {step}", color=POSTERIOR_COLOUR, va="top")
-        text.text(0.13, height, sentence, va="top", wrap=True)
+        shortened = textwrap.shorten(sentence, 96, placeholder=" ...")
+        text.text(0.1, height, shortened, va="top", family="monospace", size=9)
     return save(figure, folder / "chain.svg")
 
 

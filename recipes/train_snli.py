@@ -5,7 +5,7 @@
     accelerate launch recipes/train_snli.py --dataset_name path/to/snli --train_split validation  # no train.txt
 
 From the Hub these are the unique premises and hypotheses of stanfordnlp/snli, drawn by a fixed seed: 100,000 to train
-on, 10,000 to validate and 10,000 to test. They are not the sentences of the published down-sample. The configuration
+on, 10,000 to validate and 10,000 to test. They are not the sentences of the published subset. The configuration
 is `recipes/configs/snli.yaml`. Run the same command again to resume from the newest checkpoint.
 """
 
