@@ -53,9 +53,11 @@ class GenerateArguments:
 def generate(argv: list[str]) -> None:
     """Draw latents from the prior and decode them.
 
-    latent-ebm generate runs/quickstart
-    latent-ebm generate me/latent-ebm-ptb --num_samples 100 --top_p 0.9 --seed 1 > samples.txt
-    latent-ebm generate runs/quickstart --prompt "the bank" --json
+    Examples:
+
+        latent-ebm generate runs/quickstart
+        latent-ebm generate me/latent-ebm-ptb --num_samples 100 --top_p 0.9 --seed 1 > samples.txt
+        latent-ebm generate runs/quickstart --prompt "the bank" --json
     """
     (args,) = parsing.parse_arguments(
         (GenerateArguments,), argv, description=parsing.description_of(generate), prog="latent-ebm generate"
@@ -99,9 +101,11 @@ class ScoreArguments:
 def score(argv: list[str]) -> None:
     """Score how improbable sentences are, in nats: higher is more anomalous.
 
-    latent-ebm score runs/quickstart "the bank recovers sharply" "sharply the the recovers"
-    latent-ebm score runs/quickstart --file sentences.txt --json > scores.json
-    cat sentences.txt | latent-ebm score runs/quickstart --file - --by reconstruction_per_token --marginal none
+    Examples:
+
+        latent-ebm score runs/quickstart "the bank recovers sharply" "sharply the the recovers"
+        latent-ebm score runs/quickstart --file sentences.txt --json > scores.json
+        cat sentences.txt | latent-ebm score runs/quickstart --file - --by reconstruction_per_token --marginal none
     """
     (args,) = parsing.parse_arguments(
         (ScoreArguments,), argv, description=parsing.description_of(score), prog="latent-ebm score"
@@ -144,8 +148,10 @@ class InterpolateArguments:
 def interpolate(argv: list[str]) -> None:
     """Walk from one sentence to another through the latent space.
 
-    latent-ebm interpolate runs/quickstart "the bank recovers" "rival laboratories fail badly"
-    latent-ebm interpolate runs/quickstart "the bank recovers" "the exporter sank" --path low_energy
+    Examples:
+
+        latent-ebm interpolate runs/quickstart "the bank recovers" "rival laboratories fail badly"
+        latent-ebm interpolate runs/quickstart "the bank recovers" "the exporter sank" --path low_energy
     """
     (args,) = parsing.parse_arguments(
         (InterpolateArguments,), argv, description=parsing.description_of(interpolate), prog="latent-ebm interpolate"

@@ -49,5 +49,5 @@ def test_a_card_without_figures_cannot_be_verified(trained: Path, tmp_path: Path
     with pytest.raises(UsageError, match="does not say how its metrics were measured"):
         verify_text_model(str(model))
     (model / "README.md").unlink()
-    with pytest.raises(UsageError, match="has no card with figures to verify"):
+    with pytest.raises(UsageError, match="has no card with metrics to verify"):
         verify_text_model(str(model))

@@ -70,7 +70,7 @@ def test_a_run_prints_its_data_samples_and_the_paths_of_what_it_wrote(finished):
     assert lines[first + 16] == ""
 
     paths = dict(line.split(": ", 1) for line in lines[first + 17 :])
-    assert {name.strip() for name in paths} == {"model", "metrics", "samples", "plot", "results", "report"}
+    assert {name.strip() for name in paths} == {"model", "metrics", "samples", "plot", "results", "card"}
     assert all(Path(path).exists() for path in paths.values())
 
 
@@ -97,7 +97,7 @@ def test_a_causal_language_model_on_disk_becomes_the_decoder(start, tmp_path):
     settings = {"latent_dim": 4, "prior_hidden_size": 8, "max_sequence_length": 30}
     before = LatentEBMForTextGeneration.from_decoder_pretrained(decoder, **settings)
     changes = {"inference": "short_run", "max_length": 30, "num_epochs": 10, "decoder_learning_rate": 0.01}
-    code, out, err = finish(start(tmp_path, decoder=decoder, warmup_steps=1, **changes))
+    code, out, err = finish(start(tmp_path, pretrained_decoder=decoder, warmup_steps=1, **changes))
 
     assert code == 0, err
     assert f"model: {before.num_parameters():,} parameters, 4 latent dimensions" in out
@@ -124,7 +124,7 @@ def test_sigterm_saves_and_the_next_run_ends_the_same(start, finished, tmp_path)
     (saved, *_) = find_checkpoints(tmp_path / "run" / "checkpoints")
     step = int(saved.name.removeprefix("step-"))
     assert 20 <= step < TINY_STEPS
-    assert f"stopped by signal 15 after step {step}; run again to go on" in out
+    assert f"stopped by signal 15 after step {step}; run the same command again to resume" in out
 
     code, out, err = finish(start(tmp_path))
     assert code == 0, err
