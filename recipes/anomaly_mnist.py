@@ -5,12 +5,12 @@
     accelerate launch recipes/anomaly_mnist.py --dataset_name digits --config recipes/configs/anomaly_digits.yaml
 
 For every class held out a model is trained on 80 % of the other classes. It then scores the rest of them together with
-the class held out. The figure is the area under the precision-recall curve (AUPRC), which depends on how many of the
-scored images are anomalies: it is given for those there are, about 36 %, and as if they were as frequent as their
-class is among all images, about 10 %. The AUROC does not depend on it. The last weights are the ones that score:
-nothing is selected on the images that are scored. Models, with the same decoder and encoder: `energy`; `vae`, with a
-Gaussian prior; `gaussian`, the same with chains from the encoder's proposal in training. Run it again and it goes on
-where it was.
+the class held out. The metric is the area under the precision-recall curve (AUPRC), which depends on the share of
+anomalies: it is given for the scored images, about 36 % of which are anomalies, and reweighted to the share of the
+class among all images, about 10 %. The AUROC does not depend on it. The last weights are the ones that score: nothing
+is selected on the images that are scored. Models, with the same decoder and encoder: `energy`; `vae`, with a
+Gaussian prior; `gaussian`, the same with chains from the encoder's proposal in training. Run the same
+command again to resume.
 """
 
 import json
@@ -45,9 +45,9 @@ MODELS = {
 
 #: Training images, at most, by which scores are calibrated.
 CALIBRATION_IMAGES = 5000
-#: By model and class held out, for every seed: a figure for each score.
+#: By model and class held out, for every seed: the area of each score.
 Figures = dict[str, dict[int, list[dict[str, float]]]]
-#: Title and function of whether an image is an anomaly, its score, and the share of its class among all images.
+#: Title, and a function of labels, scores and the share of the class among all images.
 METRICS = {
     "auprc": ("AUPRC", lambda kinds, scores, share: auprc(kinds, scores)),
     "auprc_natural": (
@@ -115,10 +115,10 @@ def main() -> int:
                     model, normal, normal, collate, run_args, identity=identity, accelerator=accelerator
                 )
                 if result.signal is not None:
-                    accelerator.print(f"stopped by signal {result.signal}; run again to go on")
+                    accelerator.print(f"stopped by signal {result.signal}; run the same command again to resume")
                     return args.exit_code(result.signal)
 
-                # Scores of every image, and how well they tell.
+                # Scores of every image, and how well they separate anomalies.
                 if accelerator.is_main_process:
                     model.save_pretrained(folder / "model")
                     LatentEBMImageProcessor(corpus.image_size, corpus.num_channels).save_pretrained(folder / "model")

@@ -65,7 +65,7 @@ def main() -> None:
         tasks.append(other_source_task(test, documents, args.num_pairs, seed=args.seed))
     texts = list(dict.fromkeys(text for task in tasks for text in task.texts))
 
-    # What gives nothing away, if the tasks are fair.
+    # Controls: on a fair task neither separates the classes.
     known = set(tokenizer.get_vocab()) - {"<unk>"}
     scores = {
         "control: length": [float(len(text.split())) for text in texts],

@@ -1,7 +1,7 @@
-"""Run a model's chains for 100 times their length: have they arrived, do they mix, what becomes of the sentences?
+"""Run a model's chains for 100 times their length, and report convergence, mixing and the decoded sentences.
 
-    python recipes/chain_report.py --model runs/ptb-cpu/model                        # the prior's chains
-    python recipes/chain_report.py --model runs/ptb-cpu/model --compare_samplers     # and other samplers beside it
+    python recipes/chain_report.py --model runs/ptb/model                        # the prior's chains
+    python recipes/chain_report.py --model runs/ptb/model --compare_samplers     # and other samplers beside it
 
 The paper's long-run experiment. Prints a verdict in words, and writes the report, the energies' plot and, with
 --compare_samplers, the effective sample sizes per second of Langevin dynamics, MALA, HMC and parallel tempering.

@@ -1,4 +1,4 @@
-"""Compare two evaluated models by the paired bootstrap: a difference is called one only beyond noise.
+"""Compare two evaluated models by the paired bootstrap: a difference counts only if its interval excludes zero.
 
     python recipes/compare_runs.py --first runs/a/evaluation --second runs/b/evaluation
 

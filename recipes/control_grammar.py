@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate.utils import tqdm
-from grammar_control import AttributeReader, Wish, control_metrics, control_table
+from attribute_metrics import AttributeReader, Wish, control_metrics, control_table
 
 from latent_ebm_text.commands.parsing import parse_arguments, run_command
 from latent_ebm_text.data.newswire import newswire_grammar
@@ -87,7 +87,7 @@ def main() -> None:
             f"{report['calibration_error']:.3f}, {report['uncalibrated_error']:.3f} before calibration"
         )
 
-    # Sentences for every wish, and what became of them.
+    # Generates and judges sentences for every requested attribute.
     sampler = sampler_from_dict({**model.config.prior_sampler, "num_steps": args.num_steps})
     reader = AttributeReader(grammar, labelled)
     single = [[Wish(name, value)] for name, classifier in classifiers.items() for value in classifier.classes]

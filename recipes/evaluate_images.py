@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
 from accelerate.utils import tqdm
 
 from latent_ebm_text import LatentEBMForImageGeneration
@@ -65,7 +66,8 @@ def main() -> None:
     folder = find_model(args.model)
     if model_kind(folder) != IMAGE:
         raise UsageError(f"{args.model} is a model of text; this needs one of images")
-    model = LatentEBMForImageGeneration.from_pretrained(folder).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = LatentEBMForImageGeneration.from_pretrained(folder).eval().to(device)
     corpus = prepare(data_args)
     print(corpus.describe())
     collate, name = ImageCollator(corpus.image_size, corpus.num_channels), args.features

@@ -8,13 +8,13 @@ language model, is trained once per dataset and kept in --cache_dir; the full on
 again for the RPPL of every model.
 """
 
-from latent_ebm_text.commands.arguments import DataArguments
+from latent_ebm_text.commands.arguments import CorpusArguments
 from latent_ebm_text.commands.evaluate_text import TextEvaluationArguments, run_text_evaluation
 from latent_ebm_text.commands.parsing import parse_arguments, run_command
 
 
 def main() -> None:
-    data_args, args = parse_arguments((DataArguments, TextEvaluationArguments), description=__doc__)
+    data_args, args = parse_arguments((CorpusArguments, TextEvaluationArguments), description=__doc__)
     print("\n".join(map(str, run_text_evaluation(data_args, args))))
 
 

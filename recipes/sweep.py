@@ -5,7 +5,7 @@
 
 A sweep is a YAML file with `config`, the configuration that all runs share, and any of `set`, settings that differ
 from it in all runs, `vary`, a list of values for each of some settings or a list of settings, and `evaluate`, the same
-for options of evaluate_text.py. What is finished is not done again, and what was killed goes on. Prints a table, and
+for options of evaluate_text.py. Finished runs are skipped; interrupted ones resume. Prints a table, and
 writes it as Markdown with a plot of RPPL over what the latent carries.
 """
 
@@ -89,7 +89,7 @@ def require_form(path: Path, sweep: dict[str, Any]) -> None:
 
 
 def combinations(choices: dict[str, list[Any]] | list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The settings as they are listed, or every combination of their values, by name; one without a name for none."""
+    """The listed settings, or every combination of their values, by name; one unnamed entry if there are none."""
     every = choices or [{}]
     if isinstance(choices, dict):
         every = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]

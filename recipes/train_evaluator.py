@@ -1,9 +1,9 @@
-"""Train the language model that judges generated text (FPPL and RPPL), and keep it for whoever needs it next.
+"""Train the language model that judges generated text (FPPL and RPPL), and cache it for later evaluations.
 
-    python recipes/train_evaluator.py --dataset_name path/to/ptb                # the evaluator of reported figures
+    python recipes/train_evaluator.py --dataset_name path/to/ptb                # the evaluator of reported metrics
     python recipes/train_evaluator.py --dataset_name path/to/ptb --recipe quick # minutes; never mix the two
 
-Killed, it goes on from its last epoch; finished, it prints its figures again at once.
+An interrupted training resumes from its last epoch; a finished one is read from the cache.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Literal
 from latent_ebm_text.commands.arguments import DataArguments
 from latent_ebm_text.commands.parsing import parse_arguments, run_command
 from latent_ebm_text.commands.train_text import prepare
-from latent_ebm_text.evaluation.language_model import EVALUATOR, QUICK_EVALUATOR, train_language_model
+from latent_ebm_text.evaluation.evaluator import EVALUATOR, QUICK_EVALUATOR, train_language_model
 from latent_ebm_text.evaluation.perplexity import estimate_perplexity
 from latent_ebm_text.training.arguments import option
 

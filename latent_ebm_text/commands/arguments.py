@@ -53,7 +53,7 @@ class TextModelArguments:
     pretrained_decoder: str | None = option(
         None,
         "Pretrained causal language model that becomes the decoder: a Hub id, a folder, or a GGUF file (extra "
-        "`gguf`). It brings its own tokenizer and sizes; none trains a decoder of decoder_type from scratch.",
+        "`gguf`). It brings its own tokenizer and sizes. Without it decoder_type is trained from scratch.",
     )
     settings: dict[str, Any] = settings_of(LatentEBMTextConfig, _FROM_TEXT)
 
@@ -87,7 +87,7 @@ class ImageModelArguments:
 
 
 @dataclass
-class DataArguments:
+class CorpusArguments:
     """Data"""
 
     dataset_name: str = option(
@@ -102,6 +102,17 @@ class DataArguments:
         False, "Read the rows in order, no more of them than num_sentences needs, and keep only their texts on disk."
     )
     num_proc: int = option(1, "Processes that prepare a large corpus.")
+
+    def __post_init__(self) -> None:
+        for name in ("num_sentences", "num_test_sentences", "num_proc"):
+            if getattr(self, name) is not None:
+                require_positive(name, getattr(self, name))
+
+
+@dataclass
+class DataArguments(CorpusArguments):
+    """Data"""
+
     tokenizer: str = option(
         "word", "`word`, `bpe` or `unigram`, trained on the corpus, or the name or path of a pretrained tokenizer."
     )
@@ -113,7 +124,8 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_sentences", "num_test_sentences", "num_proc", "vocab_size", "max_length"):
+        super().__post_init__()
+        for name in ("vocab_size", "max_length"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
 

@@ -203,7 +203,7 @@ def _health(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Iterator[
     args = TrainingArguments(**{name: value for name, value in settings.items() if name in names})
     trained = [record for record in metrics if record["kind"] == "train"]
     weight = trained[-1]["likelihood_weight"] if trained else settings.get("likelihood_weight", 1.0)
-    health = Health(args, likelihood_weight=weight)
+    health = Health(args, likelihood_weight=weight, prior_learns=settings.get("prior_type", "energy") == "energy")
     for record in trained:
         health.observe(record)
     problems = health.judge(last)
@@ -212,8 +212,8 @@ def _health(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Iterator[
         gain = last["prior_nll"] - last["reconstruction_nll"]
         yield Finding(
             "ok", "latent",
-            f"used: its own latent saves a sentence {gain:.1f} nats, {last['active_units']} active units; the "
-            f"standard deviations of posterior and prior draws differ by {100 * last['std_mismatch']:.0f} %",
+            f"used: the reconstruction NLL is {gain:.1f} nats below the prior NLL, {last['active_units']} active "
+            f"units; standard deviations of posterior and prior draws differ by {100 * last['std_mismatch']:.0f} %",
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,14 +16,14 @@ import torch
 from accelerate.utils import tqdm
 
 from latent_ebm_text.commands import parsing
-from latent_ebm_text.commands.arguments import DataArguments, flat_settings
+from latent_ebm_text.commands.arguments import CorpusArguments, DataArguments, flat_settings
 from latent_ebm_text.commands.output import print_json_file
 from latent_ebm_text.commands.train_text import PreparedText, prepare
 from latent_ebm_text.errors import UsageError, require_in_interval, require_positive
 from latent_ebm_text.evaluation import text_metrics
 from latent_ebm_text.evaluation.chains import ChainReport
 from latent_ebm_text.evaluation.diversity import bleu_scorer
-from latent_ebm_text.evaluation.language_model import EVALUATOR, QUICK_EVALUATOR, train_language_model
+from latent_ebm_text.evaluation.evaluator import EVALUATOR, QUICK_EVALUATOR, train_language_model
 from latent_ebm_text.evaluation.plots import new_plot, plot_chain_report, plot_text_report
 from latent_ebm_text.evaluation.report import Report
 from latent_ebm_text.evaluation.text import SentenceDraws, generate_texts, report_prior_chains
@@ -49,7 +49,7 @@ class TextEvaluationArguments:
         "full", "The language model behind FPPL and RPPL; the report names it with every metric."
     )
     rppl_evaluator: Literal["full", "quick"] | None = option(
-        None, "Another one for RPPL, for which a language model is trained on the samples; none for the same."
+        None, "Evaluator of RPPL, which trains it on the samples; none for the same."
     )
     cache_dir: str = option("runs/evaluators", "Folder where trained evaluators are kept.")
     prior_num_steps: int | None = option(None, "Steps of the prior's chains; none for the model's own.")
@@ -133,31 +133,39 @@ class TextEvaluation:
         return paths
 
 
+@dataclass
+class EvaluateArguments:
+    """Command"""
+
+    json: bool = option(False, "Print the report as JSON.")
+
+
 def evaluate(argv: list[str]) -> None:
     """Measure a text model; every metric comes with its interval. The same as recipes/evaluate_text.py.
 
-        latent-ebm evaluate --model runs/ptb --dataset_name path/to/ptb --evaluator quick
-        latent-ebm evaluate --model me/latent-ebm-ptb --dataset_name ptb --output_dir runs/evaluation --json
+    latent-ebm evaluate --model runs/ptb --dataset_name path/to/ptb --evaluator quick
+    latent-ebm evaluate --model me/latent-ebm-ptb --dataset_name ptb --output_dir runs/evaluation --json
 
-    --json prints the report as JSON.
     """
-    as_json = "--json" in argv
-    data_args, args = parsing.parse_arguments(
-        (DataArguments, TextEvaluationArguments),
-        [argument for argument in argv if argument != "--json"],
+    data_args, args, command = parsing.parse_arguments(
+        (CorpusArguments, TextEvaluationArguments, EvaluateArguments),
+        argv,
         description=parsing.description_of(evaluate),
         prog="latent-ebm evaluate",
     )
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # standard output is for the report alone
+    with redirect_stdout(sys.stderr) if command.json else nullcontext():  # standard output is for the report alone
         paths = run_text_evaluation(data_args, args)
-    if as_json:
+    if command.json:
         print_json_file(Path(args.output_dir) / "evaluation.json")
     else:
         print("\n".join(map(str, paths)))
 
 
-def run_text_evaluation(data_args: DataArguments, args: TextEvaluationArguments) -> list[Path]:
-    """Loads a model and its data, evaluates it, prints the report and writes it; returns the paths of the files."""
+def run_text_evaluation(corpus_args: CorpusArguments, args: TextEvaluationArguments) -> list[Path]:
+    """Loads a model and its data, evaluates it, prints the report and writes it; returns the paths of the files.
+
+    Text is tokenized by the model's tokenizer, and truncated to the model's own length.
+    """
     new_plot(1, 1)  # a missing extra is reported before any work is done
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     folder = find_model(args.model)
@@ -165,6 +173,7 @@ def run_text_evaluation(data_args: DataArguments, args: TextEvaluationArguments)
     # A corpus that is generated from a seed is the one of the training, whatever the seed of this evaluation.
     run = run_of(folder)
     trained_with = read_json(run / "results.json").get("settings", {}) if run else {}
+    data_args = DataArguments(**asdict(corpus_args), max_length=model.config.max_sequence_length)
     text = prepare(data_args, trained_with.get("seed", args.seed), tokenizer=tokenizer)
     print(text.description)
     found = evaluate_text_model(model, tokenizer, text, args)

@@ -103,7 +103,8 @@ def parse_arguments(
         raise UsageError(_describe_unknown(unknown[0], parser._option_string_actions))
     given = vars(namespace)
     given.pop("config", None)
-    values |= {name: _convert(name, options[name].hint, value, _COMMAND_LINE) for name, value in given.items()}
+    given = {name: _convert(name, options[name].hint, value, _COMMAND_LINE) for name, value in given.items()}
+    values = {name: value for name, value in values.items() if not _is_of_another_sampler(name, values, given)} | given
     for name, option in options.items():
         if option.default is MISSING and name not in values:
             where = f"give {name.upper()}" if option.positional else f"give --{name} or set it in the --config file"
@@ -251,6 +252,12 @@ def _settings(options: list[Option], values: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _is_of_another_sampler(name: str, values: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether a value of the file is a setting of a sampler that the command line replaces."""
+    sampler = f"{name.partition('.')[0]}.name"
+    return "." in name and given.get(sampler, values.get(sampler, "langevin")) != values.get(sampler, "langevin")
+
+
 # -------- the command line
 
 
@@ -274,8 +281,9 @@ def _build_parser(
 
     `_convert` reads the strings, so that a value means the same, and fails with the same words, in a YAML file.
     """
-    names = [option.name for options in by_group.values() for option in options if option.positional]
-    positionals = "".join(f" {name.upper()}" for name in names)
+    places = [option for options in by_group.values() for option in options if option.positional]
+    shown = (option.name.upper() if option.default is MISSING else f"[{option.name.upper()}]" for option in places)
+    positionals = "".join(f" {name}" for name in shown)
     parser = _Parser(
         prog=prog,
         description=description,
@@ -293,7 +301,7 @@ def _build_parser(
         title = (inspect.getdoc(group) or group.__name__).splitlines()[0].removesuffix(".")
         members = parser.add_argument_group(title)
         for option in options:
-            _add_option(members, option, file_values.get(option.name, option.default), takes_positionals=bool(names))
+            _add_option(members, option, file_values.get(option.name, option.default), takes_positionals=bool(places))
     return parser
 
 
@@ -315,7 +323,7 @@ def _add_option(group: Any, option: Option, default: Any, *, takes_positionals: 
     # An optional value would swallow a positional argument that follows it.
     takes = {"action": "store_true"} if takes_positionals else {"nargs": "?", "const": True, "metavar": "BOOL"}
     off = f"--no_{name}"
-    if help and not (takes_positionals and default is False):
+    if help and default is not False:
         shown = f"{help} ({describe}; {off} for false)"
     group.add_argument(*spellings, dest=name, default=argparse.SUPPRESS, help=shown, **takes)
     group.add_argument(
@@ -328,7 +336,9 @@ def _written(value: Any) -> str:
     """A value as a YAML file would have it, on one line."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, dict | list | tuple):
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if isinstance(value, dict):
         return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).strip()
     return str(value)
 

@@ -18,7 +18,7 @@ from latent_ebm_text.training.checkpointing import find_checkpoints
 
 
 def make_pusher(args: HubArguments, folder: str, accelerator: Accelerator) -> TrainingPusher | None:
-    """What pushes a run, on the main process, if asked to; the other processes wait until write access is checked.
+    """The pusher of a run on the main process, or None; the other processes wait until write access is checked.
 
     Raises:
         UsageError: If the token has no write access.
@@ -106,10 +106,11 @@ class TrainingPusher:
                 remote_code=self.args.hub_remote_code,
             )
         except LatentEBMError as error:
-            branch = f" --revision {self.args.hub_revision}" if self.args.hub_revision else ""
+            options = f" --revision {self.args.hub_revision}" if self.args.hub_revision else ""
+            options += " --remote_code" if self.args.hub_remote_code else ""
             raise HubError(
                 f"{error}. The model is complete in {self.folder}; push it again with: latent-ebm push {self.folder} "
-                f"{self.repo_id}{branch}"
+                f"{self.repo_id}{options}"
             ) from error
         return pushed.url
 

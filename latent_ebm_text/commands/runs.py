@@ -59,7 +59,7 @@ def describe_model(model: LatentEBMPreTrainedModel) -> str:
 
 
 def describe_stop(result: TrainingResult) -> str:
-    """What a training says that a signal has stopped."""
+    """The message of a training that a signal has stopped."""
     return f"stopped by signal {result.signal} after step {result.step}; run the same command again to resume"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +18,16 @@ from latent_ebm_text.commands.arguments import (
     TextModelArguments,
 )
 from latent_ebm_text.commands.output import print_json_file
-from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.arguments import TrainingArguments, option
+
+
+@dataclass
+class TrainArguments:
+    """Command"""
+
+    images: bool = option(False, "Train an image model; the options are then those of image models.")
+    json: bool = option(False, "Print the results as JSON at the end.")
+
 
 TEXT = (DataArguments, TextModelArguments, TrainingArguments, HubArguments)
 IMAGES = (ImageDataArguments, ImageModelArguments, TrainingArguments, HubArguments)
@@ -31,19 +42,19 @@ def train(argv: list[str]) -> int:
         latent-ebm train --images --config mnist
         accelerate launch -m latent_ebm_text.commands train ...     # on several devices
 
-    Run the same command again to resume from the newest checkpoint. --json prints the results as JSON at the end.
+    Run the same command again to resume from the newest checkpoint.
     """
-    as_json, images = "--json" in argv, "--images" in argv
-    arguments = parsing.parse_arguments(
-        IMAGES if images else TEXT,
-        [argument for argument in argv if argument not in ("--json", "--images")],
+    images = "--images" in argv
+    command, *arguments = parsing.parse_arguments(
+        (TrainArguments, *(IMAGES if images else TEXT)),
+        argv,
         description=parsing.description_of(train),
         default_config=parsing.bundled_config("quickstart_images" if images else "text"),
         prog="latent-ebm train",
     )
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # standard output is for the results alone
+    with redirect_stdout(sys.stderr) if command.json else nullcontext():  # standard output is for the results alone
         code = _run(arguments, images)
-    if as_json and code == 0:
+    if command.json and code == 0:
         print_json_file(Path(arguments[2].output_dir) / "results.json")
     return code
 
@@ -73,7 +84,7 @@ def _recipe(groups: tuple[type, ...], description: str | None, config: str) -> N
     parsing.run_command(main)
 
 
-def _run(arguments: tuple[Any, ...], images: bool) -> int:
+def _run(arguments: Sequence[Any], images: bool) -> int:
     if images:
         from latent_ebm_text.commands.train_images import train_image_model
 

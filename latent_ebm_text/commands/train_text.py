@@ -145,7 +145,7 @@ def prepare(
 
     Args:
         args: What to load.
-        seed: Of the embedded corpus and of splits that are drawn.
+        seed: Seed of the embedded corpus and of splits that are drawn.
         accelerator: Devices and processes; this process alone by default.
         tokenizer: A tokenizer; by default the one that `args` names, trained on the training split or pretrained.
 
@@ -197,7 +197,7 @@ def build(model_args: TextModelArguments, text: PreparedText, seed: int = 0) -> 
     Args:
         model_args: What to build.
         text: The corpus.
-        seed: Of the initial weights.
+        seed: Seed of the initial weights.
 
     Raises:
         UsageError: If a setting cannot be right, or there is no such pretrained decoder.

@@ -36,7 +36,7 @@ class VerifyArguments:
     """Verification"""
 
     model: str = argument("Folder of a model or of a run, or an id of the Hub.")
-    dataset_name: str | None = option(None, "Where the data of the card is, if it is not where it was.")
+    dataset_name: str | None = option(None, "Name, Hub id or path of the data of the card, if it has moved.")
     evaluator: Literal["full", "quick", "none"] | None = option(
         None, "none leaves FPPL and RPPL out; the evaluator of the card by default."
     )

@@ -168,9 +168,13 @@ class ChainReport:
         )
         stayed = f"the mean energy is {start} and {end}; the difference of {first.difference:.2f} is not significant"
         reach = (size + _margin(first.difference, EQUIVALENCE)) / self.energy_std
-        arrival = f"It has from {self.arrival}x on." if self.arrival else "No longer chain has arrived either."
+        arrival = (
+            f"It has converged from {self.arrival}x on."
+            if self.arrival
+            else "Longer chains have not converged either."
+        )
         words = {
-            "drifting": f"{moved}: the chain of {first.multiple}x is a short-run chain that has not arrived. "
+            "drifting": f"{moved}: the chain of {first.multiple}x is a short-run chain that has not converged. "
             f"{arrival}",
             "small drift": f"{moved}: significant, but small (below {SMALL_DRIFT}).",
             "stationary": f"{stayed}, and its 90 % interval lies within {SMALL_DRIFT} standard deviations of zero.",

@@ -71,8 +71,8 @@ def draw_metrics(draws: LatentDraws, unit: str) -> dict[str, Estimate]:
         ),
         "prior_nll": Estimate.of_mean(
             draws.prior_nll,
-            f"-log p(x | z) in nats per {unit}, with z from the model's prior sampler; how far it lies above the "
-            "reconstruction NLL is what the latent carries",
+            f"-log p(x | z) in nats per {unit}, with z from the model's prior sampler; its excess over the "
+            "reconstruction NLL measures what the latent carries",
         ),
     }
     return metrics | latent_metrics(draws) if draws.first.shape[1] else metrics

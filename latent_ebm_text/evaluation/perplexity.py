@@ -28,7 +28,7 @@ import numpy as np
 from latent_ebm_text.data.batching import count_words
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.estimates import Estimate
-from latent_ebm_text.evaluation.language_model import (
+from latent_ebm_text.evaluation.evaluator import (
     LanguageModel,
     Sentences,
     perplexity,

@@ -125,7 +125,7 @@ def plot_text_report(
     if marginal_nll is not None and marginal_lengths is not None:
         _draw_by_length(nll, marginal_lengths, marginal_nll, "marginal NLL")
     _draw_by_length(nll, draws.lengths, draws.reconstruction_nll.cpu().numpy(), "reconstruction NLL")
-    _label(nll, "what a sentence costs", "tokens, the end counted", "nats per sentence")
+    _label(nll, "NLL by sentence length", "tokens, the end counted", "nats per sentence")
 
     if draws.first.shape[1]:
         energies = {"posterior": draws.posterior_energy.cpu().numpy(), "prior": draws.prior_energy.cpu().numpy()}

@@ -24,7 +24,7 @@ from latent_ebm_text.models.scoring import AnomalyScores, estimate_log_partition
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from latent_ebm_text.evaluation.language_model import LanguageModel
+    from latent_ebm_text.evaluation.evaluator import LanguageModel
     from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
 
 #: Generated sentences behind FPPL: more would narrow an interval of half a per cent. RPPL takes all.

@@ -31,7 +31,8 @@ class LatentEBMLoss:
     """The learning objective and its parts, each a scalar in nats per example, averaged over the batch.
 
     Attributes:
-        loss: What is minimised: `reconstruction_loss + prior_loss + penalty`.
+        loss: What is minimised: `reconstruction_loss + prior_loss + penalty`, and what trains an encoder where there
+            is one, see `objective` and `variational_objective`.
         reconstruction_loss: `-log p(x | z+)`.
         prior_loss: `E(z+) - E(z-)`, the posterior-prior energy gap; its gradient trains the prior (paper, eq. 6). For
             a VAE it is the divergence `KL(q(z | x) || N(0, I))`.

@@ -28,7 +28,8 @@ class LatentEBMImageOutput(ModelOutput):
     """Output of [`LatentEBMForImageGeneration`].
 
     Args:
-        loss: Scalar: `reconstruction_loss + prior_loss + penalty`, in nats per image.
+        loss: Scalar: `reconstruction_loss + prior_loss + penalty`, and what trains an encoder where there is one, in
+            nats per image.
         reconstruction_loss: Scalar, `-log p(x | z+)`.
         prior_loss: Scalar, `E(z+) - E(z-)`, the posterior-prior energy gap; `KL(q || N(0, I))` for a VAE.
         penalty: Scalar, the weighted squared tilt.
@@ -167,10 +168,8 @@ class LatentEBMForImageGeneration(LatentEBMPreTrainedModel):
         Raises:
             UsageError: If the images do not fit the model, or an option cannot be right.
         """
-        pixels = self._read(pixel_values)
-        scores = score_data(self, pixels, marginal=marginal, **options)
-        errors = [(pixels - self.generate(latents=draw)).square().flatten(1).mean(dim=1) for draw in scores.latents]
-        return replace(scores, squared_error=torch.stack(errors).double().mean(dim=0).cpu())
+        scores = score_data(self, pixel_values, marginal=marginal, **options)
+        return replace(scores, squared_error=self.decoder.squared_error(-scores.reconstruction))
 
     def reconstruct(
         self,

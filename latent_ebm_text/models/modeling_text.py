@@ -35,7 +35,8 @@ class LatentEBMTextOutput(ModelOutput):
     """Output of [`LatentEBMForTextGeneration`].
 
     Args:
-        loss: Scalar, with `labels`: `reconstruction_loss + prior_loss + penalty`, in nats per sentence.
+        loss: Scalar, with `labels`: `reconstruction_loss + prior_loss + penalty`, and what trains an encoder where
+            there is one, in nats per sentence.
         reconstruction_loss: Scalar, `-log p(x | z+)`.
         prior_loss: Scalar, `E(z+) - E(z-)`, the posterior-prior energy gap; `KL(q || N(0, I))` for a VAE.
         penalty: Scalar, the weighted squared tilt.

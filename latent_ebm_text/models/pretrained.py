@@ -90,8 +90,7 @@ def _not_found(name: str, error: Exception) -> UsageError:
     if Path(name).is_dir():
         return UsageError(f"the folder {name} holds no language model that transformers can load: {reason}")
     return UsageError(
-        f"the decoder {name!r} is neither 'lstm' nor 'transformer', nor a folder on disk, nor a model on the "
-        f"Hugging Face Hub: {reason}"
+        f"the pretrained decoder {name!r} is neither a folder on disk nor a model on the Hugging Face Hub: {reason}"
     )
 
 

@@ -86,6 +86,11 @@ class ConvDecoder(LatentDecoder):
         constant = 0.5 * self.num_values * math.log(2 * math.pi * self.pixel_std**2)
         return -0.5 * squares / self.pixel_std**2 - constant
 
+    def squared_error(self, log_prob: Tensor) -> Tensor:
+        """The squared error per pixel that belongs to a log-density of [`log_density`], of the same shape."""
+        constant = 0.5 * self.num_values * math.log(2 * math.pi * self.pixel_std**2)
+        return -2 * self.pixel_std**2 * (log_prob + constant) / self.num_values
+
     def likelihood(self, inputs: dict[str, Tensor]) -> ConvLikelihood:
         """`log p(x | z)` as a function of z alone, see [`ConvLikelihood`]."""
         return ConvLikelihood(self, inputs)

@@ -26,7 +26,7 @@ class TrainingArguments:
     output_dir: str = option("runs/latent-ebm", "Folder of the run: checkpoints, metrics, plots, the final model.")
     seed: int = option(0, "Every random draw is a function of this seed and of the step.")
     num_epochs: float = option(30.0, "Passes through the training data.")
-    train_batch_size: int = option(128, "Examples (sentences or images) a step, over all processes.")
+    train_batch_size: int = option(128, "Examples (sentences or images) per step, over all processes.")
     eval_batch_size: int = option(256, "Examples in a batch of evaluation.")
     decoder_learning_rate: float = option(1e-3, "Learning rate of the decoder and the encoder (AdamW).")
     prior_learning_rate: float = option(1e-4, "Learning rate of the energy (AdamW).")
@@ -36,7 +36,9 @@ class TrainingArguments:
         0.0, "Share of the training, 0 to 1, after which the energy starts to learn; the prior is Gaussian until then."
     )
     warmup_steps: int = option(100, "Steps over which the learning rates rise from zero.")
-    final_learning_rate_factor: float = option(0.05, "Share of themselves to which both learning rates fall linearly.")
+    final_learning_rate_factor: float = option(
+        0.05, "Both learning rates fall linearly to this share of their first value."
+    )
     averaging_start: float = option(
         1.0, "Share of the training, 0 to 1, after which weights are averaged for the final model; 1 for no average."
     )

@@ -97,9 +97,14 @@ class Health:
     MISMATCH = 0.25
 
     def __init__(
-        self, args: TrainingArguments, *, likelihood_weight: float, state: dict[str, Any] | None = None
+        self,
+        args: TrainingArguments,
+        *,
+        likelihood_weight: float,
+        prior_learns: bool = True,
+        state: dict[str, Any] | None = None,
     ) -> None:
-        self.args, self.likelihood_weight = args, likelihood_weight
+        self.args, self.likelihood_weight, self.prior_learns = args, likelihood_weight, prior_learns
         self.warnings: list[str] = list(state["warnings"]) if state else []
         self._gaps: list[float] = list(state["gaps"]) if state else []
 
@@ -121,16 +126,16 @@ class Health:
                 f"(now {self.likelihood_weight:g}) or set initial_likelihood_weight"
             )
         gap = sum(self._gaps) / max(len(self._gaps), 1)
-        if abs(gap) > self.RUNAWAY_NATS:
+        if self.prior_learns and abs(gap) > self.RUNAWAY_NATS:
             found.append(
                 f"the energy runs away: posterior and prior draws are {gap:.0f} nats apart. Lower prior_learning_rate "
                 f"(now {self.args.prior_learning_rate:g}), raise energy_penalty, or give the prior more steps"
             )
-        if metrics["std_mismatch"] > self.MISMATCH:
+        if self.prior_learns and metrics["std_mismatch"] > self.MISMATCH:
             found.append(
                 f"the prior does not match the posterior: their standard deviations differ by "
-                f"{100 * metrics['std_mismatch']:.0f} %. Raise prior_learning_rate or prior_num_steps, or lower "
-                "likelihood_weight"
+                f"{100 * metrics['std_mismatch']:.0f} %. Raise prior_learning_rate or the steps of prior_sampler, or "
+                "lower likelihood_weight"
             )
         # Evaluations repeat warnings, as does a resumed run.
         self.warnings += [warning for warning in found if warning not in self.warnings]

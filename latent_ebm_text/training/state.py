@@ -164,7 +164,13 @@ class TrainingState:
         self.step, self.rollbacks = checkpoint.step if checkpoint else 0, state["rollbacks"]
         self._started = time.monotonic() - state["seconds"]
         self.means = RunningMeans(state["means"])
-        self.health = Health(self.args, likelihood_weight=self.model.config.likelihood_weight, state=state["health"])
+        config = self.model.config
+        self.health = Health(
+            self.args,
+            likelihood_weight=config.likelihood_weight,
+            prior_learns=config.prior_type == "energy",
+            state=state["health"],
+        )
         if checkpoint is not None:
             self.model.load_state_dict(checkpoint.tensors["model"])
             restore_optimizer_state(self.optimizer, checkpoint.tensors["optimizer"], state["optimizer"])

@@ -274,8 +274,6 @@ def _draw(state: TrainingState, data: TrainingData, step: int) -> _Share:
     """The examples of this process in the batch of a step, their posterior draws z+, and as many prior draws z-."""
     model, args, accelerator = state.model, state.args, state.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
-    # What the model draws from torch's global stream from here on: words that stand for others, dropout, proposals.
-    torch.manual_seed(derived_seed(args.seed, "dropout", step, rank))
     batch = data.batches.at(step)
     rows = torch.arange(rank, len(batch), world)
     part = len(rows) * world / len(batch)
@@ -287,7 +285,7 @@ def _draw(state: TrainingState, data: TrainingData, step: int) -> _Share:
     def noise(purpose: str, device: torch.device | str = accelerator.device) -> BatchGenerator:
         return BatchGenerator(derived_seed(args.seed, purpose, step), rows, len(batch), device)
 
-    # A likelihood may draw as well, such as the words of its softmax, from torch's global stream.
+    # What the model draws from torch's global generator: the tokens of its softmax, dropout, an encoder's draws.
     torch.manual_seed(derived_seed(args.seed, "likelihood", step, rank))
     latents = None  # those of variational inference are drawn with a gradient, by the model
     if args.inference != "variational":

@@ -290,7 +290,7 @@ def test_help_shows_the_defaults_of_the_config_that_will_be_read(config, capsys,
             parse_arguments((OptimizationArguments,), argv, description="", default_config=default_config)
         shown = " ".join(capsys.readouterr().out.split())
         assert "Passes over the data. (default: 12)" in shown
-        assert "Draw a new order each epoch. (default: false; --no_shuffle for false)" in shown
+        assert "Draw a new order each epoch. (default: false)" in shown
         assert "Clip gradients. (default: none)" in shown
 
 
@@ -319,7 +319,11 @@ def test_the_options_of_a_model_are_the_settings_of_its_configuration(config):
     )
 
 
-def test_another_sampler_brings_its_own_settings():
+def test_another_sampler_brings_its_own_settings(config):
+    file = config("prior_sampler: {num_steps: 7, integrator: leimkuhler_matthews}\n")
+    argv = [file, "--prior_sampler.name=mala", "--prior_sampler.num_steps=4"]
+    (model,) = parse_arguments((TextModelArguments,), argv, description="")
+    assert model.settings["prior_sampler"] == {"name": "mala", "num_steps": 4}, "the file's are for another sampler"
     argv = ["--prior_sampler.name=hmc", "--prior_sampler.num_steps=4", "--prior_sampler.num_leapfrog_steps=5"]
     (model,) = parse_arguments((TextModelArguments,), argv, description="")
     assert model.settings["prior_sampler"] == {"name": "hmc", "num_steps": 4, "num_leapfrog_steps": 5}

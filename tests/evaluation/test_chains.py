@@ -59,7 +59,7 @@ def test_a_short_chain_from_afar_is_called_drifting_and_by_how_much(far: ChainRe
         f"1x (10 steps) to {end.value:.2f} ± {end.standard_error:.2f} in the long run (16x to 30x), by "
         f"{first.difference.value:.2f} nats or {first.difference.value / far.energy_std:.2f} standard deviations"
     )
-    assert "is a short-run chain that has not arrived. It has from 2x on." in far.verdict
+    assert "is a short-run chain that has not converged. It has converged from 2x on." in far.verdict
 
 
 def test_the_long_run_from_afar_has_arrived_and_mixed(far: ChainReport) -> None:
@@ -105,7 +105,7 @@ def test_a_long_run_that_still_drifts_is_not_taken_for_the_target() -> None:
     found = report(50 + standard_normal(64, DIM), LangevinSampler(1, 0.2), multiples=(1, 10))
     assert found.late_drift == found.drift == "drifting"
     assert found.arrival is None
-    assert "No longer chain has arrived either." in found.verdict
+    assert "Longer chains have not converged either." in found.verdict
     assert "The long run itself still drifts, by -" in found.verdict
 
 

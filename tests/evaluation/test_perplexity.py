@@ -11,7 +11,7 @@ import torch
 from latent_ebm_text.data.tokenizers import train_bpe_tokenizer, train_unigram_tokenizer, train_word_tokenizer
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation import perplexity as module
-from latent_ebm_text.evaluation.language_model import (
+from latent_ebm_text.evaluation.evaluator import (
     LanguageModel,
     LanguageModelRecipe,
     perplexity,

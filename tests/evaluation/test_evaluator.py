@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from latent_ebm_text.errors import DataError, DivergenceError, UsageError
-from latent_ebm_text.evaluation import language_model
-from latent_ebm_text.evaluation.language_model import (
+from latent_ebm_text.evaluation import evaluator
+from latent_ebm_text.evaluation.evaluator import (
     EVALUATOR,
     QUICK_EVALUATOR,
     LanguageModel,
@@ -134,7 +134,7 @@ def test_the_precision_that_a_recipe_has_set_changes_no_number():
 
 
 def test_dropout_comes_with_a_generator_alone_and_keeps_the_mean():
-    lm, inputs = make_model(), language_model._collate([{"input_ids": row} for row in SENTENCES])
+    lm, inputs = make_model(), evaluator._collate([{"input_ids": row} for row in SENTENCES])
     assert torch.equal(lm.log_prob(inputs), lm.log_prob(inputs))
     assert torch.equal(lm.log_prob(inputs, seeded(1)), lm.log_prob(inputs, seeded(1)))
     assert not torch.equal(lm.log_prob(inputs, seeded(1)), lm.log_prob(inputs, seeded(2)))
@@ -148,7 +148,7 @@ def test_dropout_comes_with_a_generator_alone_and_keeps_the_mean():
 @pytest.mark.parametrize("name", ["token_dropout", "embedding_dropout", "hidden_dropout", "output_dropout"])
 def test_every_dropout_rate_is_used(name):
     none = dict.fromkeys(("token_dropout", "embedding_dropout", "hidden_dropout", "output_dropout"), 0.0)
-    inputs = language_model._collate([{"input_ids": row} for row in SENTENCES])
+    inputs = evaluator._collate([{"input_ids": row} for row in SENTENCES])
     without, with_one = make_model(replace(TINY, **none)), make_model(replace(TINY, **none | {name: 0.5}))
     assert torch.equal(without.log_prob(inputs, seeded()), without.log_prob(inputs))
     assert not torch.equal(with_one.log_prob(inputs, seeded()), with_one.log_prob(inputs))
@@ -251,7 +251,7 @@ def test_anything_that_makes_another_model_misses_the_cache(fit, steps, changes)
 def test_another_version_misses_the_cache(fit, steps, monkeypatch):
     fit()
     steps.clear()
-    monkeypatch.setattr(language_model, "RECIPE_VERSION", language_model.RECIPE_VERSION + 1)
+    monkeypatch.setattr(evaluator, "RECIPE_VERSION", evaluator.RECIPE_VERSION + 1)
     fit()
     assert steps
 
@@ -259,7 +259,7 @@ def test_another_version_misses_the_cache(fit, steps, monkeypatch):
 @pytest.mark.parametrize("epochs_done", [1, 3])
 def test_a_killed_training_ends_the_same(fit, steps, monkeypatch, tmp_path, epochs_done):
     whole = fit(validation=SENTENCES[:3], cache_dir=tmp_path / "never killed")
-    save = language_model.save_checkpoint
+    save = evaluator.save_checkpoint
 
     def save_then_die(folder, step, *args, **kwargs):
         save(folder, step, *args, **kwargs)
@@ -267,7 +267,7 @@ def test_a_killed_training_ends_the_same(fit, steps, monkeypatch, tmp_path, epoc
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(language_model, "save_checkpoint", save_then_die)
+        patch.setattr(evaluator, "save_checkpoint", save_then_die)
         with pytest.raises(KeyboardInterrupt):
             fit(validation=SENTENCES[:3])
     steps.clear()

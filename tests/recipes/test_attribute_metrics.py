@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from grammar_control import AttributeReader, Wish, control_metrics, control_table
+from attribute_metrics import AttributeReader, Wish, control_metrics, control_table
 
 from latent_ebm_text.data.newswire import newswire_grammar
 from latent_ebm_text.errors import UsageError
