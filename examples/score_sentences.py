@@ -33,7 +33,8 @@ def main() -> None:
     scores = model.score(sentences, tokenizer=tokenizer, generator=generator)
     per_token = scores.get("nll_per_token")
     for index in per_token.argsort(descending=True).tolist():
-        print(f"{per_token[index]:7.3f}  ± {scores.nll_standard_error[index]:.2f}  {sentences[index]}")
+        error = scores.nll_standard_error[index] / scores.num_tokens[index]
+        print(f"{per_token[index]:7.3f}  ± {error:.3f}  {sentences[index]}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from latent_ebm_text.commands.train_text import PreparedText, prepare
 from latent_ebm_text.errors import UsageError, require_in_interval, require_positive
 from latent_ebm_text.evaluation import text_metrics
 from latent_ebm_text.evaluation.chains import ChainReport
+from latent_ebm_text.evaluation.convergence import array_stats
 from latent_ebm_text.evaluation.diversity import bleu_scorer
 from latent_ebm_text.evaluation.evaluator import EVALUATOR, QUICK_EVALUATOR, train_language_model
 from latent_ebm_text.evaluation.plots import new_plot, plot_chain_report, plot_text_report
@@ -203,6 +204,8 @@ def evaluate_text_model(
     """
     started = time.monotonic()
     bleu_scorer()  # a missing extra is reported before any work is done
+    if args.chain_repetitions:
+        array_stats()
     torch.set_float32_matmul_precision(args.matmul_precision)
     _change_prior_sampler(model, args)
     train_texts, test_texts = (text.corpus.splits[split]["text"][:] for split in ("train", "test"))

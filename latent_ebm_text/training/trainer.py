@@ -1,4 +1,4 @@
-"""Maximum likelihood learning of prior and decoder by Langevin sampling (algorithm 1 of the paper), on Accelerate."""
+"""Maximum likelihood learning of prior and decoder on Accelerate: algorithm 1 of the paper, and its amortized forms."""
 
 from __future__ import annotations
 
@@ -135,9 +135,9 @@ def train(
                 # comes before a step rather than after one, so that a run that was stopped in it makes up for it.
                 with failing_together(accelerator):
                     if step and step % args.eval_every == 0:
-                        figures = stopped.interruptible(partial(evaluate, model, step))
-                        if figures is not None:
-                            state.note_evaluation(figures)
+                        metrics = stopped.interruptible(partial(evaluate, model, step))
+                        if metrics is not None:
+                            state.note_evaluation(metrics)
                     share = stopped.interruptible(partial(_draw, state, data, step))
                 if stopped.agreed(accelerator):
                     break
