@@ -295,8 +295,8 @@ def _build_parser(
         "--config",
         metavar="FILE.yaml",
         default=argparse.SUPPRESS,
-        help="YAML file, or the name of a configuration of the library (quickstart, paper/ptb, ...), with values for the "
-        "options below, which the command line overrides",
+        help="YAML file with values for the options below, or the name of one that comes with the library, such as "
+        "quickstart or paper/ptb; the command line overrides it",
     )
     for group, options in by_group.items():
         title = (inspect.getdoc(group) or group.__name__).splitlines()[0].removesuffix(".")

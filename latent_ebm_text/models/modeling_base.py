@@ -1,13 +1,12 @@
-"""The model p(x, z) = p(z) p(x | z) of any modality: prior, decoder, samplers, inference, learning objective."""
+"""The model p(x, z) = p(z) p(x | z) of any modality: prior, decoder, samplers, learning objective."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import tqdm
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -16,14 +15,11 @@ from transformers import initialization as init
 from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.hub.folders import check_model_folder
 from latent_ebm_text.latents import Control, ControlledDensity
-from latent_ebm_text.latents.interpolation import STIFFNESS, PathKind, latent_path
-from latent_ebm_text.latents.neighbours import LatentIndex, Metric, Neighbours
 from latent_ebm_text.latents.posterior import LatentPosterior
 from latent_ebm_text.latents.prior import EnergyPrior, GaussianPrior
 from latent_ebm_text.latents.samplers import Sampler, SamplerOutput, sampler_from_dict
 from latent_ebm_text.models.configuration import LatentEBMConfig
 from latent_ebm_text.networks.base import LatentDecoder, LatentEncoder
-from latent_ebm_text.networks.dropout import evaluation_mode
 
 
 @dataclass
@@ -242,211 +238,6 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
     def _full_precision(self) -> torch.autocast:
         """Chains and energies run in the precision of the weights: bfloat16 loses differences of energies."""
         return torch.autocast(self.device.type, enabled=False)
-
-    # -------- inference on data as users have them
-
-    def _read(self, *data: Any, **named_data: Any) -> Any:
-        """Checks data; returns a sequence with one entry per example, which it also accepts as data."""
-        raise NotImplementedError
-
-    def _order(self, data: Any) -> Tensor:
-        """The order in which examples are put into batches, `(n,)` indices."""
-        return torch.arange(len(data))
-
-    def _collate(self, data: Any, indices: Tensor) -> dict[str, Tensor]:
-        """The decoder's inputs for the examples at `indices` of what `_read` returned."""
-        raise NotImplementedError
-
-    def _decode(self, latents: Tensor, **options: Any) -> Any:
-        """`generate` from these latents, without further randomness unless `options` ask for it."""
-        return self.generate(latents=latents, **options)
-
-    def batches(
-        self, data: Any, batch_size: int, *, description: str, progress: bool = False
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Batches of data that were read: the indices of their examples, and the decoder's inputs.
-
-        Args:
-            data: What `_read` returned.
-            batch_size: Examples per batch.
-            description: The label of the progress bar.
-            progress: Whether to show a progress bar.
-
-        Raises:
-            UsageError: If `batch_size` is not positive.
-        """
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be a positive integer, got {batch_size}")
-        with tqdm(total=len(data), desc=description, unit="example", disable=not progress) as bar:
-            for indices in self._order(data).split(batch_size):
-                yield indices, self._collate(data, indices)
-                bar.update(len(indices))
-
-    def log_prob(self, *data: Any, latents: Tensor, **named_data: Any) -> Tensor:
-        """`log p(x | z)` in nats of every example, `(n,)`; differentiable in the weights.
-
-        Args:
-            *data: The data.
-            latents: `(n, latent_dim)`.
-            **named_data: The data.
-
-        Raises:
-            UsageError: If the data cannot be read or do not fit the model, or the latents do not fit.
-        """
-        read = self._read(*data, **named_data)
-        latents = self.check_latents(latents, len(read))
-        return self.decoder.log_prob(self._collate(read, torch.arange(len(read))), latents)
-
-    def encode(
-        self,
-        *data: Any,
-        initial_latents: Tensor | None = None,
-        sampler: Sampler | None = None,
-        generator: torch.Generator | None = None,
-        **named_data: Any,
-    ) -> Tensor:
-        """One posterior draw of the latent of every example, `(n, latent_dim)`, all in one batch.
-
-        Args:
-            *data: The data.
-            initial_latents: Where the chains start, `(n, latent_dim)`; by default a draw from the encoder if the model
-                has one, otherwise from N(0, I).
-            sampler: A sampler in place of the model's own.
-            generator: Random number generator of the noise.
-            **named_data: The data.
-
-        Raises:
-            UsageError: If the data cannot be read or do not fit the model, or initial latents do not fit.
-        """
-        read = self._read(*data, **named_data)
-        inputs = self._collate(read, torch.arange(len(read)))
-        return self.sample_posterior(
-            inputs, initial_latents=initial_latents, sampler=sampler, generator=generator
-        ).latents
-
-    @torch.no_grad()
-    def posterior_draws(
-        self,
-        *data: Any,
-        num_draws: int = 8,
-        batch_size: int = 128,
-        sampler: Sampler | None = None,
-        generator: torch.Generator | None = None,
-        progress: bool = False,
-        **named_data: Any,
-    ) -> Tensor:
-        """Latents of data from independent posterior chains, `(num_draws, n, latent_dim)`, float32 on the CPU.
-
-        Args:
-            *data: The data.
-            num_draws: Chains per example.
-            batch_size: Examples per batch.
-            sampler: A sampler in place of the model's own.
-            generator: Random number generator of the chains.
-            progress: Whether to show a progress bar.
-            **named_data: The data.
-
-        Raises:
-            UsageError: If the data cannot be read or do not fit the model, or a number is not positive.
-        """
-        if num_draws < 1:
-            raise UsageError(f"num_draws must be a positive integer, got {num_draws}")
-        read = self._read(*data, **named_data)
-        draws = torch.empty(num_draws, len(read), self.config.latent_dim)
-        with evaluation_mode(self):
-            for indices, inputs in self.batches(read, batch_size, description="posterior draws", progress=progress):
-                for draw in draws:
-                    latents = self.sample_posterior(inputs, sampler=sampler, generator=generator).latents
-                    draw[indices] = latents.float().cpu()
-        return draws
-
-    def build_index(self, *data: Any, source: str = "", num_draws: int = 8, **options: Any) -> LatentIndex:
-        """Posterior means and standard deviations of a corpus, in which `neighbours` searches.
-
-        Args:
-            *data: The data.
-            source: What the data are, such as the corpus's fingerprint; it is checked when the index is loaded.
-            num_draws: Chains per example, at least 2.
-            **options: Named data and options of `posterior_draws`.
-
-        Raises:
-            UsageError: As `posterior_draws`, or with fewer than two draws.
-        """
-        if num_draws < 2:
-            raise UsageError(f"a standard deviation needs 2 draws or more, got num_draws={num_draws}")
-        draws = self.posterior_draws(*data, num_draws=num_draws, **options)
-        return LatentIndex(draws.mean(dim=0), draws.std(dim=0), source)
-
-    def neighbours(
-        self, index: LatentIndex, *data: Any, k: int = 5, metric: Metric = "euclidean", **options: Any
-    ) -> Neighbours:
-        """For every example, the `k` entries of an index with the nearest posteriors.
-
-        Args:
-            index: Made by `build_index`.
-            *data: The data.
-            k: Number of neighbours.
-            metric: `"euclidean"` between posterior means, or `"divergence"`, see [`LatentIndex.query`].
-            **options: Named data and options of `build_index`.
-
-        Raises:
-            UsageError: As `build_index` and [`LatentIndex.query`].
-        """
-        queries = self.build_index(*data, **options)
-        return index.query(queries.mean, queries.std, k=k, metric=metric)
-
-    def combine(self, data: Any, coefficients: Sequence[float], **options: Any) -> Tensor:
-        """Arithmetic on latents: the sum of `coefficient * posterior mean`, `(1, latent_dim)`, ready to be decoded.
-
-        `model.generate(latents=model.combine([a, b, c], [1, -1, 1], tokenizer=tokenizer), do_sample=False)` decodes
-        `a - b + c`.
-
-        Args:
-            data: The data.
-            coefficients: One per example.
-            **options: Named data and options of `posterior_draws`.
-
-        Raises:
-            UsageError: As `posterior_draws`, or if the numbers of examples and coefficients differ.
-        """
-        means = self.posterior_draws(data, **options).mean(dim=0)
-        if len(coefficients) != len(means):
-            raise UsageError(f"{len(means)} examples need as many coefficients, got {len(coefficients)}")
-        combined = (torch.tensor(coefficients, dtype=means.dtype)[:, None] * means).sum(dim=0, keepdim=True)
-        return self.check_latents(combined)
-
-    def interpolate(
-        self,
-        start: Tensor,
-        end: Tensor,
-        num_points: int = 8,
-        *,
-        path: PathKind = "linear",
-        stiffness: float = STIFFNESS,
-        **options: Any,
-    ) -> Any:
-        """Decodes points on a path between two latents, both ends included.
-
-        Args:
-            start: The first latent, `(latent_dim,)` or `(1, latent_dim)`.
-            end: The last latent, of the same shape.
-            num_points: Number of points, at least 2.
-            path: `"linear"`; `"spherical"`, which keeps the norms of typical draws; or `"low_energy"`, the path of
-                least action under the prior, see [`~latent_ebm_text.latents.low_energy_path`].
-            stiffness: Stiffness of a path of low energy: with small values it makes detours.
-            **options: Options of `generate`. Text is decoded greedily by default.
-
-        Returns:
-            What `generate` returns. A text model with `return_dict_in_generate=True` also gives the `latents` and
-            `energies` (in nats) along the path.
-
-        Raises:
-            UsageError: If latents, path or number of points cannot be right.
-        """
-        start, end = (self.check_latents(z.reshape(1, -1), 1)[0] for z in (start, end))
-        with self._full_precision():
-            latents = latent_path(path, start, end, num_points, self.prior, stiffness=stiffness)
-        return self._decode(latents, **options)
 
     # -------- learning
 

@@ -15,7 +15,7 @@ from latent_ebm_text.data.image_processing import convert_images
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.samplers import Sampler
 from latent_ebm_text.models.configuration import LatentEBMImageConfig
-from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
+from latent_ebm_text.models.inference import LatentInferenceModel
 from latent_ebm_text.models.scoring import AnomalyScores, Marginal, score_data
 from latent_ebm_text.networks.conv import ConvDecoder, ConvEncoder
 
@@ -43,7 +43,7 @@ class LatentEBMImageOutput(ModelOutput):
     latents: Tensor | None = None
 
 
-class LatentEBMForImageGeneration(LatentEBMPreTrainedModel):
+class LatentEBMForImageGeneration(LatentInferenceModel):
     """A convolutional decoder p(x | z) under an energy-based prior p(z).
 
     Every method that takes images takes `pixel_values`, a tensor `(batch, num_channels, image_size, image_size)` in

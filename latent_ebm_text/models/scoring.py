@@ -13,7 +13,7 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.integrals import LogIntegral, LogPartition, bracket_log_partition, posterior_log_weights
 from latent_ebm_text.latents.integrals.weights import MIN_ESS
 from latent_ebm_text.latents.samplers import Sampler
-from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
+from latent_ebm_text.models.inference import LatentInferenceModel
 from latent_ebm_text.networks.dropout import evaluation_mode
 
 ScoreName = Literal[
@@ -123,7 +123,7 @@ class AnomalyScores:
 
 @torch.no_grad()
 def score_data(
-    model: LatentEBMPreTrainedModel,
+    model: LatentInferenceModel,
     data: Any,
     *,
     latents: Tensor | None = None,
@@ -220,7 +220,7 @@ def score_data(
 
 
 def estimate_log_partition(
-    model: LatentEBMPreTrainedModel,
+    model: LatentInferenceModel,
     *,
     num_chains: int = 256,
     num_levels: int = 100,

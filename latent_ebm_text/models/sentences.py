@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.samplers import Sampler
-from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
+from latent_ebm_text.models.inference import LatentInferenceModel
 from latent_ebm_text.models.scoring import AnomalyScores, score_data
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class ReconstructionDraws:
         return self.latents.std(dim=1)
 
 
-class SentenceModel(LatentEBMPreTrainedModel):
+class SentenceModel(LatentInferenceModel):
     """The methods of [`LatentEBMForTextGeneration`] that take sentences.
 
     Every such method (`log_prob`, `encode`, `posterior_draws`, `score`, `reconstruct`, `reconstruct_draws`,

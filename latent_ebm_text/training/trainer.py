@@ -1,4 +1,4 @@
-"""Maximum likelihood learning of prior and decoder on Accelerate: algorithm 1 of the paper, and its amortized forms."""
+"""Maximum likelihood learning of prior and decoder on Accelerate: algorithm 1 of the paper, or with an encoder."""
 
 from __future__ import annotations
 
