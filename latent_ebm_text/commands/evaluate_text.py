@@ -144,9 +144,10 @@ class EvaluateArguments:
 def evaluate(argv: list[str]) -> None:
     """Measure a text model; every metric comes with its interval. The same as recipes/evaluate_text.py.
 
-    latent-ebm evaluate --model runs/ptb --dataset_name path/to/ptb --evaluator quick
-    latent-ebm evaluate --model me/latent-ebm-ptb --dataset_name ptb --output_dir runs/evaluation --json
+    Examples:
 
+        latent-ebm evaluate --model runs/ptb --dataset_name path/to/ptb --evaluator quick
+        latent-ebm evaluate --model me/latent-ebm-ptb --dataset_name ptb --output_dir runs/evaluation --json
     """
     data_args, args, command = parsing.parse_arguments(
         (CorpusArguments, TextEvaluationArguments, EvaluateArguments),

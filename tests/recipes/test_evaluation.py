@@ -72,8 +72,9 @@ def test_a_whole_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Pat
         assert f"| {name} |" in output, name
     per_sentence = np.load(tmp_path / "sentences.npz")["marginal_nll"]
     assert metrics["marginal NLL"]["value"] == pytest.approx(per_sentence.mean())
-    # log p(x) is the log of a mean over prior draws of what the prior NLL is the mean of: Jensen.
-    assert metrics["marginal NLL"]["value"] < metrics["prior NLL"]["value"] + 1.0
+    # log p(x) is the log of a mean over prior draws of what the prior NLL is the mean of (Jensen). Only 12 of the
+    # sentences have an estimate of it, so that the means differ by more than the bound.
+    assert metrics["marginal NLL"]["interval_95"][0] < metrics["prior NLL"]["value"]
     assert metrics["exact NLL"]["value"] < metrics["marginal NLL"]["value"], "no model beats the corpus itself"
     assert len((tmp_path / "samples.txt").read_text().splitlines()) == 220
     assert "grammar" in report["facts"]["data"]
