@@ -24,8 +24,8 @@ def load_text_model(
         revision: Revision of a model on the Hub.
 
     Raises:
-        UsageError: As [`find_model`]; or if the model is not a text model, or was written by a newer version of the
-            library.
+        UsageError: As [`find_model`]; or if the model is not a text model, was written by a newer version of the
+            library, or does not fit its tokenizer.
         DataError: If a file is missing or damaged.
         HubError: As [`find_model`].
     """
@@ -36,6 +36,7 @@ def load_text_model(
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
+    from latent_ebm_text.data.tokenizers import check_tokenizer_fits
     from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
 
     try:
@@ -45,4 +46,5 @@ def load_text_model(
         raise
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise DataError(f"the model in {folder} is incomplete or damaged: {str(error).splitlines()[0]}") from error
+    check_tokenizer_fits(tokenizer, model.config.vocab_size)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer

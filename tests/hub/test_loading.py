@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from latent_ebm_text import LatentEBMForTextGeneration
+from latent_ebm_text.data.tokenizers import train_word_tokenizer
 from latent_ebm_text.errors import DataError, HubError, UsageError
 from latent_ebm_text.hub.folders import find_model
 from latent_ebm_text.hub.pushing import push_run
@@ -65,6 +66,12 @@ def test_damaged_files_are_named(model: Path) -> None:
         load_text_model(model)
     (model / "config.json").write_text("{")
     with pytest.raises(DataError, match=r"config.json is not valid JSON"):
+        load_text_model(model)
+
+
+def test_a_tokenizer_of_another_model_is_refused(model: Path) -> None:
+    train_word_tokenizer([" ".join(f"word{number}" for number in range(2_000))]).save_pretrained(model)
+    with pytest.raises(UsageError, match="the tokenizer has ids up to .* use the tokenizer saved with the model"):
         load_text_model(model)
 
 

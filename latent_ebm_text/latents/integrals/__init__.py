@@ -3,7 +3,6 @@
 from latent_ebm_text.latents.integrals.ais import AnnealedImportanceSampler as AnnealedImportanceSampler
 from latent_ebm_text.latents.integrals.gaussian import GaussianProposal as GaussianProposal
 from latent_ebm_text.latents.integrals.gaussian import WhitenedDensity as WhitenedDensity
-from latent_ebm_text.latents.integrals.gaussian import fit_gaussian as fit_gaussian
 from latent_ebm_text.latents.integrals.gaussian import laplace_approximation as laplace_approximation
 from latent_ebm_text.latents.integrals.marginal import MarginalMethod as MarginalMethod
 from latent_ebm_text.latents.integrals.marginal import posterior_log_weights as posterior_log_weights

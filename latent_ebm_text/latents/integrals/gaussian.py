@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.density import LogDensity, score_function, value_and_score_function
 from latent_ebm_text.latents.samplers.metropolis import ChainState
 
@@ -119,25 +118,3 @@ def laplace_approximation(
             here = ChainState(position, *value_and_score(position))
             best = here.where(here.value > best.value, best)
         return GaussianProposal(best.position, torch.linalg.cholesky(covariance).to(best.position.dtype))
-
-
-def fit_gaussian(draws: Tensor, *, shrinkage: float = 0.2) -> GaussianProposal:
-    """Fits a Gaussian to the moments of posterior draws.
-
-    Args:
-        draws: `(num_draws, num_data, latent_dim)`, at least 3 draws.
-        shrinkage: Share of the off-diagonal covariance that is removed; 1 leaves a diagonal covariance, which suits a
-            small number of draws.
-
-    Raises:
-        UsageError: If there are too few draws or `shrinkage` is out of range.
-    """
-    if draws.dim() != 3 or len(draws) < 3:
-        raise UsageError(f"draws must have shape (3 or more, num_data, latent_dim), got {tuple(draws.shape)}")
-    if not 0 < shrinkage <= 1:
-        raise UsageError(f"shrinkage must be in (0, 1], got {shrinkage}")
-    mean = draws.mean(dim=0)
-    centred = draws - mean
-    covariance = torch.einsum("mni,mnj->nij", centred, centred) / (len(draws) - 1)
-    diagonal = torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
-    return GaussianProposal(mean, torch.linalg.cholesky((1 - shrinkage) * covariance + shrinkage * diagonal))

@@ -13,7 +13,6 @@ from latent_ebm_text.latents.integrals import (
     AnnealedImportanceSampler,
     LogIntegral,
     WhitenedDensity,
-    fit_gaussian,
     importance_log_weights,
     laplace_approximation,
 )
@@ -147,19 +146,6 @@ def test_curvature_over_the_width_of_a_peaked_posterior_beats_that_at_its_top() 
         sizes.append(float(weights.ess.median()))
     assert errors[0] < 0.5 * errors[1]
     assert sizes[0] > 2 * sizes[1]
-
-
-def test_a_gaussian_fitted_to_draws() -> None:
-    model = LinearGaussian(3, 2, data_dim=4)
-    mean = model.data @ model.weight / model.noise**2 @ model.covariance
-    draws = mean + standard_normal(50_000, 3, 2) @ torch.linalg.cholesky(model.covariance).T
-    fitted = fit_gaussian(draws, shrinkage=1e-9)
-    torch.testing.assert_close(fitted.mean, mean, atol=0.01, rtol=0)
-    torch.testing.assert_close(fitted.scale @ fitted.scale.mT, model.covariance.expand(3, 2, 2), atol=0.01, rtol=0)
-    diagonal = fit_gaussian(draws, shrinkage=1.0)
-    assert bool((diagonal.scale.tril(-1) == 0).all())
-    with pytest.raises(UsageError, match="3 or more"):
-        fit_gaussian(draws[:2])
 
 
 def test_ais_in_the_coordinates_of_a_poor_proposal_beats_importance_weighting() -> None:
