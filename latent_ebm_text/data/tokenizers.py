@@ -156,21 +156,27 @@ def load_pretrained_tokenizer(
     return wrap_tokenizer(backend, max_length, **tokens), notes
 
 
-def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, is_padded: bool = False) -> None:
     """Checks that a tokenizer fits a model.
 
+    Args:
+        tokenizer: The tokenizer.
+        vocab_size: Rows of the model's embedding.
+        is_padded: Whether the embedding may have more rows than the tokenizer has tokens, up to a tenth, as those of
+            many pretrained language models have.
+
     Raises:
-        UsageError: If an id of `tokenizer` is not below `vocab_size` (the rows of the model's embedding), or the
-            tokenizer lacks the pad, bos or eos token that training and generation need.
+        UsageError: If the ids of `tokenizer` are not those of the rows, or it lacks the pad, bos or eos token that
+            training and generation need.
     """
     missing = [name for name in ("pad_token", "bos_token", "eos_token") if getattr(tokenizer, name) is None]
     if missing:
         raise UsageError(f"the tokenizer has no {', no '.join(missing)}; set them before you use it with this model.")
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= vocab_size:
+    num_ids = 1 + max(tokenizer.get_vocab().values())
+    if not vocab_size * (0.9 if is_padded else 1.0) <= num_ids <= vocab_size:
         raise UsageError(
-            f"the tokenizer has ids up to {largest}, but the model's vocabulary has {vocab_size} entries; "
-            f"use the tokenizer saved with the model, or a model with vocab_size={largest + 1}."
+            f"the tokenizer has ids up to {num_ids - 1}, but the model's vocabulary has {vocab_size} entries; "
+            "use the tokenizer saved with the model."
         )
 
 

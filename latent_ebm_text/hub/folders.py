@@ -121,8 +121,9 @@ def check_model_folder(folder: str | os.PathLike[str]) -> None:
     a folder is run. Links may lead to where a folder of the Hub's cache keeps its files.
 
     Raises:
-        DataError: If a file is a link out of the folder, a JSON file is far too large or too deep, or the index of the
-            weight files names one elsewhere.
+        DataError: If a file is a link out of the folder, a JSON file is far too large or too deep, the index of the
+            weight files names one that lies elsewhere or is not safetensors, or the folder holds an adapter, whose
+            configuration names the folder of its model.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -135,7 +136,14 @@ def check_model_folder(folder: str | os.PathLike[str]) -> None:
             raise DataError(f"{root} is refused: {path.name} is a link out of the folder, to {target}")
     for name in ("config.json", "generation_config.json"):
         read_json(root / name)
+    if (root / "adapter_config.json").exists():
+        raise DataError(
+            f"{root} is refused: adapter_config.json leads to the model of an adapter elsewhere; load that model, and "
+            "then the adapter with peft.PeftModel.from_pretrained"
+        )
     files = read_json(root / _INDEX).get("weight_map", {})
     for file in files.values() if isinstance(files, dict) else ("",):
-        if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
-            raise DataError(f"{root} is refused: {_INDEX} names {file!r}, which is not a plain file name")
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise DataError(
+                f"{root} is refused: {_INDEX} names {file!r}, which is not a safetensors file in the folder"
+            )

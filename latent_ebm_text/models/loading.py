@@ -46,5 +46,6 @@ def load_text_model(
         raise
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise DataError(f"the model in {folder} is incomplete or damaged: {str(error).splitlines()[0]}") from error
-    check_tokenizer_fits(tokenizer, model.config.vocab_size)
+    is_pretrained = model.config.decoder_type == "causal_lm"
+    check_tokenizer_fits(tokenizer, model.config.vocab_size, is_padded=is_pretrained)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer

@@ -67,20 +67,35 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """Loads a model as transformers does, but from safetensors files only.
+        """Loads a model as transformers does, but from safetensors files only, and only if they hold all its weights.
+
+        With `output_loading_info=True` the caller is told what differs, as by transformers, and nothing is refused.
 
         Raises:
             DataError: If the folder leads out of itself or its files are damaged, see
-                [`~latent_ebm_text.hub.folders.check_model_folder`].
+                [`~latent_ebm_text.hub.folders.check_model_folder`]; or if weights are missing or unexpected.
+            RuntimeError: If a weight has another shape than the configuration says, unless `ignore_mismatched_sizes`.
         """
-        check_model_folder(pretrained_model_name_or_path)
+        if pretrained_model_name_or_path is not None:
+            check_model_folder(pretrained_model_name_or_path)
         kwargs["use_safetensors"] = True  # or a pickle would be read where there is nothing else
+        wants_info = kwargs.pop("output_loading_info", False)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
         except SafetensorError as error:
             raise DataError(
                 f"the safetensors weights of {pretrained_model_name_or_path} cannot be read: {error}"
             ) from error
+        if wants_info:
+            return model, info
+        for key, problem in (("missing_keys", "lack"), ("unexpected_keys", "have, against its configuration,")):
+            if info[key]:
+                names = sorted(info[key])
+                shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                raise DataError(f"the weights of {pretrained_model_name_or_path} {problem} {shown}")
+        return model
 
     def _build_prior(self) -> EnergyPrior | GaussianPrior:
         config = self.config

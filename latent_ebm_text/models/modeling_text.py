@@ -192,8 +192,15 @@ class LatentEBMForTextGeneration(SentenceModel, GenerationMixin):
             return_dict: Whether to return a [`LatentEBMTextOutput`] (the default) or a tuple.
 
         Raises:
-            UsageError: If latents have the wrong shape or are not finite.
+            UsageError: If latents have the wrong shape or are not finite; or if there are neither labels nor latents
+                in training, since the logits of prior draws would train another model.
         """
+        if labels is None and latents is None and self.training and torch.is_grad_enabled():
+            raise UsageError(
+                "in training, forward needs labels, from which it computes the whole objective, or the latents of "
+                "the sentences. transformers.Trainer takes labels away under label_smoothing_factor and "
+                "compute_loss_func: leave these out"
+            )
         if latents is not None and past_key_values is None:  # later steps of a generation bring the same latents
             latents = self.check_latents(latents, len(input_ids))
         if labels is not None:

@@ -96,8 +96,12 @@ def test_refusals(texts: list[str], options: dict[str, int], error: type[Excepti
 def test_check_tokenizer_fits(tmp_path: Path) -> None:
     tokenizer = train_word_tokenizer(CORPUS)
     check_tokenizer_fits(tokenizer, len(tokenizer))
-    with pytest.raises(UsageError, match="ids up to 16, .* 16 entries; .* vocab_size=17"):
-        check_tokenizer_fits(tokenizer, len(tokenizer) - 1)
+    for vocab_size in (len(tokenizer) - 1, len(tokenizer) + 1):
+        with pytest.raises(UsageError, match=f"ids up to 16, .* {vocab_size} entries; use the tokenizer saved with"):
+            check_tokenizer_fits(tokenizer, vocab_size)
+    check_tokenizer_fits(tokenizer, len(tokenizer) + 1, is_padded=True)
+    with pytest.raises(UsageError, match="20 entries"):
+        check_tokenizer_fits(tokenizer, 20, is_padded=True)
     tokenizer.pad_token = tokenizer.eos_token = None
     with pytest.raises(UsageError, match="has no pad_token, no eos_token"):
         check_tokenizer_fits(tokenizer, 100)

@@ -3,11 +3,13 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.data.tokenizers import train_word_tokenizer
@@ -69,10 +71,42 @@ def test_damaged_files_are_named(model: Path) -> None:
         load_text_model(model)
 
 
-def test_a_tokenizer_of_another_model_is_refused(model: Path) -> None:
-    train_word_tokenizer([" ".join(f"word{number}" for number in range(2_000))]).save_pretrained(model)
+@pytest.mark.parametrize("num_words", [5, 2_000])
+def test_a_tokenizer_of_another_model_is_refused(model: Path, num_words: int) -> None:
+    train_word_tokenizer([" ".join(f"word{number}" for number in range(num_words))]).save_pretrained(model)
     with pytest.raises(UsageError, match="the tokenizer has ids up to .* use the tokenizer saved with the model"):
         load_text_model(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("prior.out.weight"), "lack prior.out.weight"),
+        (lambda weights: weights.update(extra=torch.zeros(1)), "have, against its configuration, extra"),
+    ],
+)
+def test_weights_that_are_not_the_models_are_refused(
+    model: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
+    weights = load_file(model / "model.safetensors")
+    change(weights)
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=message):
+        load_text_model(model)
+    with pytest.raises(DataError, match=message):
+        LatentEBMForTextGeneration.from_pretrained(model)
+
+
+def test_an_adapter_does_not_lead_elsewhere(trained: Path, model: Path) -> None:
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(trained / "model")}))
+    with pytest.raises(DataError, match="adapter_config.json leads to the model of an adapter elsewhere"):
+        load_text_model(model)
+
+
+def test_weights_come_from_a_state_dict_too(model: Path) -> None:
+    expected = LatentEBMForTextGeneration.from_pretrained(model)
+    again = LatentEBMForTextGeneration.from_pretrained(None, config=expected.config, state_dict=expected.state_dict())
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in expected.state_dict().items())
 
 
 def test_a_model_of_a_newer_version(model: Path) -> None:

@@ -131,7 +131,7 @@ def test_tensors_that_claim_more_than_there_is(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.safetensors", "/tmp/secret.safetensors", "sub/../../secret.safetensors", ".."]
+    "name", ["../secret.safetensors", "/tmp/secret.safetensors", "sub/../../secret.safetensors", "..", "pickled.bin"]
 )
 def test_an_index_whose_paths_climb_out(folder, name):
     weights = load_file(folder / "model.safetensors")
@@ -139,7 +139,7 @@ def test_an_index_whose_paths_climb_out(folder, name):
     (folder / "model.safetensors").unlink()
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights, name)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(DataError, match="which is not a plain file name"):
+    with pytest.raises(DataError, match="which is not a safetensors file in the folder"):
         load(folder)
 
 
