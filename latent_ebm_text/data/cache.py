@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,13 @@ def cached_path(kind: str, identity: Any) -> Path:
             "HF_DATASETS_CACHE to another folder."
         ) from error
     return folder / key
+
+
+def file_versions(files: Iterable[Path]) -> list[Any]:
+    """A JSON-able identity of files, which also changes where one is rewritten and its modification time set back.
+
+    `datasets` tells versions of a file apart by that time alone, so what it reads is cached in a folder of this
+    identity.
+    """
+    stats = {str(file.absolute()): file.stat() for file in files}
+    return [[file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for file, stat in sorted(stats.items())]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from latent_ebm_text.data.cache import cached_path, file_versions
 from latent_ebm_text.data.splits import SPLITS, choose_splits, cut_missing_splits
 from latent_ebm_text.errors import DataError, UsageError
 
@@ -211,11 +212,16 @@ def _read(source: str, name: str, config: str | None) -> dict[str, Dataset]:
     import datasets
 
     try:
-        if Path(source).is_file():
-            kind = {".parquet": "parquet", ".arrow": "arrow"}.get(Path(source).suffix)
+        path = Path(source)
+        if path.is_file():
+            kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix)
             if kind is None:
-                raise UsageError(f"{name} has the ending {Path(source).suffix!r}; give a .parquet file or a folder")
-            return dict(datasets.load_dataset(kind, data_files={"train": source}))
+                raise UsageError(f"{name} has the ending {path.suffix!r}; give a .parquet file or a folder")
+            cache = cached_path("files", file_versions([path]))
+            return dict(datasets.load_dataset(kind, data_files={"train": source}, cache_dir=str(cache)))
+        if path.is_dir():
+            cache = cached_path("files", file_versions(file for file in path.rglob("*") if file.is_file()))
+            return dict(datasets.load_dataset(source, cache_dir=str(cache)))
         return dict(datasets.load_dataset(source, config))
     except datasets.exceptions.DataFilesNotFoundError as error:
         raise DataError(f"{name} holds no images and no parquet files") from error

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latent_ebm_text.data.cache import cached_path, file_versions
 from latent_ebm_text.data.splits import SPLIT_ALIASES, SPLITS
 from latent_ebm_text.errors import DataError, UsageError
 
@@ -58,9 +59,14 @@ def read_local(
         patterns = [glob.escape(str(file.absolute())) for file in paths]
         with naming(f"{', '.join(map(str, paths))} cannot be read as {reader}"):
             # load_from_disk would make `map` write its cache files into the user's folder.
-            splits[split] = datasets.load_dataset(reader, data_files={split: patterns}, split=split, **options)
-    stats = {str(file.absolute()): file.stat() for paths in files.values() for file in paths}
-    return splits, [[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()]
+            splits[split] = datasets.load_dataset(
+                reader,
+                data_files={split: patterns},
+                split=split,
+                cache_dir=str(cached_path("files", file_versions(paths))),
+                **options,
+            )
+    return splits, file_versions(file for paths in files.values() for file in paths)
 
 
 @contextmanager

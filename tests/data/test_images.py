@@ -1,5 +1,7 @@
 """Images from every source, and those that cannot be used."""
 
+import os
+
 import datasets
 import numpy as np
 import pytest
@@ -62,6 +64,19 @@ def test_a_folder_of_pictures(folder):
     assert (corpus.image_size, corpus.num_channels) == (6, 3)
     assert set(corpus.splits["test"]["label"]) == {0, 1}
     assert len(load_image_dataset(str(folder), num_images=4).splits["train"]) == 4
+
+
+def test_pictures_that_were_rewritten_are_read_again_whatever_their_time_says(tmp_path):
+    fingerprints = []
+    for version in (0, 100):
+        for number in range(60):
+            file = tmp_path / f"{number}.bmp"
+            before = file.stat().st_mtime_ns if file.exists() else None
+            picture(version + number).save(file)
+            if before is not None:
+                os.utime(file, ns=(before, before))
+        fingerprints.append(load_image_dataset(str(tmp_path)).fingerprint)
+    assert fingerprints[0] != fingerprints[1]
 
 
 def test_broken_files_are_skipped_and_counted_or_stop(folder):

@@ -1,6 +1,7 @@
 """Corpora from every source, and one clear error for every bad input, without network or local data."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,20 @@ def test_every_layout_gives_the_same_corpus_and_leaves_the_folder_alone(
     assert corpus.fingerprint == same.fingerprint
     corpus.splits["train"].map(lambda row: {"text": row["text"] + "!"})
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_that_was_rewritten_is_read_again_whatever_its_time_says(tmp_path: Path, streaming: bool) -> None:
+    file = tmp_path / "corpus.txt"
+    corpora = []
+    for word in ("first", "other"):
+        before = file.stat().st_mtime_ns if file.exists() else None
+        file.write_text("\n".join(f"{word} {number:02d}" for number in range(60)))
+        if before is not None:
+            os.utime(file, ns=(before, before))
+        corpora.append(load_text_dataset(str(file), streaming=streaming))
+    assert [corpus.splits["train"]["text"][0].split()[0] for corpus in corpora] == ["first", "other"]
+    assert corpora[0].fingerprint != corpora[1].fingerprint
 
 
 def test_other_columns_are_kept_and_the_text_column_can_be_chosen(tmp_path: Path) -> None:
