@@ -121,7 +121,8 @@ def test_what_cannot_be_is_said(text: Any, quickstart_folder: Path, tmp_path: Pa
         load_views().TextViews(str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="is not an image model"):
         load_views().ImageViews(str(quickstart_folder / "runs/quickstart"))
-    tiny_model(latent_dim=0, prior_type="gaussian").save_pretrained(tmp_path)
+    vocab_size = len(text.tokenizer)
+    tiny_model(latent_dim=0, prior_type="gaussian", vocab_size=vocab_size).save_pretrained(tmp_path)
     text.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="without a latent"):
         load_views().TextViews(str(tmp_path))
