@@ -7,13 +7,12 @@ The score is `-log p(x)` per token in nats, estimated by importance weights. The
 """
 
 import argparse
-import sys
-from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer
 
 from latent_ebm_text import LatentEBMForTextGeneration
+from latent_ebm_text.data.lines import read_sentences
 
 
 def main() -> None:
@@ -23,10 +22,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws behind the estimates (default 0)")
     options = parser.parse_args()
 
-    text = sys.stdin.read() if options.sentences == "-" else Path(options.sentences).read_text(encoding="utf-8")
-    sentences = [line.strip() for line in text.splitlines() if line.strip()]
-    if not sentences:
-        parser.error(f"{options.sentences} holds no sentence")
+    sentences = read_sentences(options.sentences)
     model = LatentEBMForTextGeneration.from_pretrained(options.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     generator = torch.Generator().manual_seed(options.seed)

@@ -20,6 +20,7 @@ from latent_ebm_text.anomaly.baselines import embed_sentences, isolation_forest_
 from latent_ebm_text.anomaly.corruptions import other_source_task, shuffled_words_task
 from latent_ebm_text.anomaly.metrics import detection_metrics
 from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.data.lines import read_sentences
 from latent_ebm_text.data.text import load_text_dataset
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.rng import derived_generator
@@ -59,9 +60,7 @@ def main() -> None:
     test = corpus.splits["test"]["text"][:]
     tasks = [shuffled_words_task(test, args.num_pairs, seed=args.seed)]
     if args.documents is not None:
-        if not Path(args.documents).is_file():
-            raise UsageError(f"documents: there is no file {args.documents}")
-        documents = Path(args.documents).read_text(encoding="utf-8").splitlines()
+        documents = read_sentences(args.documents)
         tasks.append(other_source_task(test, documents, args.num_pairs, seed=args.seed))
     texts = list(dict.fromkeys(text for task in tasks for text in task.texts))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text import LatentEBMForImageGeneration
+from latent_ebm_text.data.lines import split_sentences
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.hub.folders import IMAGE, find_model, model_kind
 from latent_ebm_text.latents.interpolation import PathKind
@@ -86,7 +87,7 @@ class TextViews:
         generator = self._generator(seed, "map")
         drawn = self.model.sample_prior(int(num_samples), generator=generator).latents
         decoded = self._text(self.model.generate(latents=drawn, generator=generator))
-        typed = [line.strip() for line in sentences.splitlines() if line.strip()]
+        typed = split_sentences(sentences)
         for sentence in typed:
             self._inputs(sentence)  # raises an error that names what is wrong with the sentence
         latents = drawn

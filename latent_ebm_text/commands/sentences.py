@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from latent_ebm_text.commands import parsing
 from latent_ebm_text.commands.output import show
 from latent_ebm_text.commands.parsing import argument
-from latent_ebm_text.errors import DataError, UsageError, require_positive
+from latent_ebm_text.errors import UsageError, require_positive
 from latent_ebm_text.training.arguments import option
 
 # The choices of models/scoring.py and latents/interpolation.py, written again so that --help does not import torch.
@@ -74,6 +73,9 @@ def generate(argv: list[str]) -> None:
     if args.prompt is None:
         options["num_samples"] = args.num_samples
     else:
+        from latent_ebm_text.data.lines import check_unicode
+
+        check_unicode([args.prompt])
         _note_unknown_words(tokenizer, [args.prompt])
         options |= dict(tokenizer([args.prompt] * args.num_samples, return_tensors="pt").to(model.device))
     generator = derived_generator(args.seed, "samples", 0, device=model.device)
@@ -190,13 +192,6 @@ def _sentences(given: list[str] | None, file: str | None) -> list[str]:
         raise UsageError("give sentences, or --file with one sentence a line, and not both")
     if given:
         return given
-    try:
-        text = sys.stdin.read() if file == "-" else Path(str(file)).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text") from error
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise DataError(f"{'standard input' if file == '-' else file} holds no sentence")
-    return lines
+    from latent_ebm_text.data.lines import read_sentences
+
+    return read_sentences(str(file))

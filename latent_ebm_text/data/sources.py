@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import glob
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latent_ebm_text.data.cache import cached_path, file_versions
+from latent_ebm_text.data.lines import check_utf8
 from latent_ebm_text.data.splits import SPLIT_ALIASES, SPLITS
 from latent_ebm_text.errors import DataError, UsageError
 
@@ -123,23 +123,9 @@ def _check_file(path: Path) -> None:
     the readers would not name the line, and some not even the file."""
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; give a file with at least one sentence.")
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and _FORMATS[path.suffix] in ("text", "json"):
-        raise DataError(f"{path} is UTF-16, not UTF-8; convert the file, e.g. with iconv -f utf-16 -t utf-8.")
-    if _FORMATS[path.suffix] not in ("text", "json"):
-        return
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path} is not UTF-8: line {number}, byte offset {offset + error.start}, holds "
-                    f"0x{line[error.start]:02x}; convert the file, e.g. with iconv -f latin1 -t utf-8."
-                ) from error
-            offset += len(line)
+    if _FORMATS[path.suffix] in ("text", "json"):
+        with path.open("rb") as file:
+            check_utf8(file, str(path))
 
 
 def refuse_what_cannot_be_a_hub_id(name: str) -> None:

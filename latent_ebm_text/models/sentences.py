@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from latent_ebm_text.data.lines import check_unicode
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.samplers import Sampler
 from latent_ebm_text.models.inference import LatentInferenceModel
@@ -240,6 +241,7 @@ def _tokenized(sentences: Sequence[Any], tokenizer: PreTrainedTokenizerBase | No
         raise UsageError("strings need the model's tokenizer: give tokenizer=..., or token ids in their place")
     if strange := [type(sentence) for sentence in sentences if not isinstance(sentence, str)]:
         raise UsageError(f"sentences must all be strings, got also {strange[0].__name__}")
+    check_unicode(sentences)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is None or eos is None:
         raise UsageError("the tokenizer needs a bos_token and an eos_token")

@@ -412,9 +412,7 @@ def test_not_utf8_names_file_line_and_offset(tmp_path: Path) -> None:
 
 def test_utf16_is_called_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_bytes("gut\nschön\n".encode("utf-16"))
-    with pytest.raises(
-        DataError, match=r"train.txt is UTF-16, not UTF-8; convert the file, e.g. with iconv -f utf-16"
-    ):
+    with pytest.raises(DataError, match=r"train.txt is UTF-16, not UTF-8; convert it, e.g. with iconv -f utf-16"):
         load_text_dataset(str(tmp_path))
 
 

@@ -90,7 +90,7 @@ def test_anomalies(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Pa
 def test_bad_input_of_the_anomaly_recipe(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
     common = ("--model", folders["model"], "--dataset_name", "grammar", "--baseline", "false", "--num_pairs", 3)
     _, errors = run_recipe("anomaly_text.py", *common, "--documents", tmp_path / "no.txt", "--output_dir", tmp_path)
-    assert "error: documents: there is no file" in errors
+    assert "cannot be read: No such file" in errors
     options = ("--language_model", folders["model"], "--output_dir", tmp_path)
     _, errors = run_recipe("anomaly_text.py", *common, *options)
     assert "has a latent; a language model is one with latent_dim 0" in errors
