@@ -175,7 +175,7 @@ def run_text_evaluation(corpus_args: CorpusArguments, args: TextEvaluationArgume
     # A corpus that is generated from a seed is the one of the training, whatever the seed of this evaluation.
     run = run_of(folder)
     trained_with = read_json(run / "results.json").get("settings", {}) if run else {}
-    data_args = DataArguments(**asdict(corpus_args), max_length=model.config.max_sequence_length)
+    data_args = DataArguments(**(asdict(corpus_args) | {"max_length": model.config.max_sequence_length}))
     text = prepare(data_args, trained_with.get("seed", args.seed), tokenizer=tokenizer)
     print(text.description)
     found = evaluate_text_model(model, tokenizer, text, args)
