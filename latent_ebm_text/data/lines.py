@@ -31,7 +31,7 @@ def read_sentences(file: str | Path) -> list[str]:
         raise UsageError(f"{origin} cannot be read: {error.strerror}") from error
     check_utf8(io.BytesIO(data), origin)
     with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig") as lines:
-        sentences = strip_lines(lines)
+        sentences = _strip_lines(lines)
     if not sentences:
         raise DataError(f"{origin} holds no sentence")
     return sentences
@@ -39,10 +39,10 @@ def read_sentences(file: str | Path) -> list[str]:
 
 def split_sentences(text: str) -> list[str]:
     """As `read_sentences`, from text in memory."""
-    return strip_lines(io.StringIO(text.removeprefix("\ufeff"), newline=None))
+    return _strip_lines(io.StringIO(text.removeprefix("\ufeff"), newline=None))
 
 
-def strip_lines(lines: Iterable[str]) -> list[str]:
+def _strip_lines(lines: Iterable[str]) -> list[str]:
     """Strips lines and drops the blank ones."""
     return [stripped for line in lines if (stripped := line.strip())]
 
