@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.latents.frozen_prior import ACTIVATIONS, FrozenEnergyPrior
 from latent_ebm_text.latents.rng import normal_
 
 
@@ -107,7 +109,7 @@ class EnergyPrior(TiltedGaussianPrior):
             )
         if activation not in ACTIVATIONS:
             raise UsageError(f"unknown activation {activation!r}; known: {', '.join(sorted(ACTIVATIONS))}")
-        self._activation = ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[activation]
         sizes = [latent_dim] + [hidden_size] * num_hidden_layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
         self.out = nn.Linear(hidden_size, 1, bias=False)
@@ -115,7 +117,7 @@ class EnergyPrior(TiltedGaussianPrior):
     def tilt(self, latents: Tensor) -> Tensor:
         """`f(z)`, the log of the tilt of the reference Gaussian, in nats; `(batch, latent_dim)` to `(batch,)`."""
         for layer in self.hidden:
-            latents = self._activation.function(layer(latents))
+            latents = self.activation.function(layer(latents))
         return self.out(latents).squeeze(-1)
 
     def score(self, latents: Tensor) -> Tensor:
@@ -128,4 +130,112 @@ class EnergyPrior(TiltedGaussianPrior):
 
     def frozen(self) -> FrozenEnergyPrior:
         """Returns the same log-density for one chain, see [`FrozenEnergyPrior`]."""
-        return FrozenEnergyPrior(self, self.hidden, self.out, self._activation)
+        return FrozenEnergyPrior(self)
+
+
+class FrozenEnergyPrior:
+    """The log-density of an [`EnergyPrior`] while a chain runs, with frozen weights.
+
+    Its forward and backward pass are written out by hand and form no gradient of a weight. A step consists of a few
+    small matrix products, so overhead matters: buffers are reused, nothing but the score is computed, and only the
+    result is allocated. Make a new object whenever the weights change.
+
+    Args:
+        prior: The prior itself, which gives the differentiable value.
+    """
+
+    @torch.no_grad()
+    def __init__(self, prior: EnergyPrior) -> None:
+        self._prior, self._out, self._activation = prior, prior.out, prior.activation
+        weights = [layer.get_parameter("weight").detach() for layer in prior.hidden]  # each (out, in)
+        self._biases = [layer.get_parameter("bias").detach() for layer in prior.hidden]
+        self._forward_weights = [weight.t() for weight in weights]
+        # f is linear in the last features: its gradient there, `out.weight`, is multiplied into the weights before.
+        self._backward_weights = [*weights[:-1], prior.out.weight.detach().t() * weights[-1]]
+        self._allocate(0)
+
+    def _allocate(self, rows: int) -> None:
+        """Allocates the buffers, each `(rows, hidden_size)`."""
+        like = self._backward_weights[-1]
+        self._preactivations = [like.new_empty(rows, len(like)) for _ in self._biases]
+        self._scratch, self._ones = like.new_empty(rows, len(like)), like.new_ones(rows, len(like))
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """`-E(z)`; `(batch, latent_dim)` to `(batch,)`, differentiable."""
+        value: Tensor = self._prior(latents)
+        return value
+
+    @torch.no_grad()
+    def score(self, latents: Tensor) -> Tensor:
+        """The score; `(batch, latent_dim)` to the same shape."""
+        self._run_forward(latents)
+        return self._run_backward(latents)
+
+    @torch.no_grad()
+    def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """`-E(z)` of shape `(batch,)` and its score of shape `(batch, latent_dim)`."""
+        self._run_forward(latents)
+        features = self._activation.forward(self._preactivations[-1], self._scratch)
+        tilt: Tensor = self._out(features).squeeze(-1)
+        return tilt - 0.5 * latents.square().sum(dim=-1), self._run_backward(latents)
+
+    def _run_forward(self, latents: Tensor) -> None:
+        """Fills the pre-activations of every layer."""
+        if len(latents) != len(self._scratch):
+            self._allocate(len(latents))
+        features = latents
+        for depth, preactivation in enumerate(self._preactivations):
+            if depth > 0:
+                features = self._activation.forward(self._preactivations[depth - 1], self._scratch)
+            torch.addmm(self._biases[depth], features, self._forward_weights[depth], out=preactivation)
+
+    def _run_backward(self, latents: Tensor) -> Tensor:
+        """Returns the score; overwrites every pre-activation with the gradient of f in it."""
+        gradient = self._ones
+        for depth in range(len(self._biases) - 1, 0, -1):
+            preactivation = self._preactivations[depth]
+            self._activation.backward(gradient, preactivation, preactivation)
+            gradient = torch.mm(preactivation, self._backward_weights[depth], out=self._scratch)
+        first = self._preactivations[0]
+        self._activation.backward(gradient, first, first)
+        # Like all products here it writes into `out`, so that autocast leaves the precision of the chain alone.
+        return torch.addmm(latents, first, self._backward_weights[0], beta=-1, out=torch.empty_like(latents))
+
+
+LEAKY_RELU_SLOPE = 0.2
+
+
+def _gelu(x: Tensor, out: Tensor) -> Tensor:
+    return nn.functional.gelu(x, out=out)  # type: ignore[call-arg]
+
+
+def _gelu_backward(gradient: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.gelu_backward.grad_input(gradient, x, grad_input=out)
+    return result
+
+
+def _leaky_relu(x: Tensor, out: Tensor) -> Tensor:
+    return nn.functional.leaky_relu_(out.copy_(x), LEAKY_RELU_SLOPE)
+
+
+def _leaky_relu_backward(gradient: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    backward = torch.ops.aten.leaky_relu_backward.grad_input
+    result: Tensor = backward(gradient, x, LEAKY_RELU_SLOPE, False, grad_input=out)
+    return result
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation function, and its forward and backward passes, which fill `out` and return it."""
+
+    function: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor, Tensor], Tensor]  # (x, out)
+    backward: Callable[[Tensor, Tensor, Tensor], Tensor]  # (gradient, x, out); `out` may be one of the inputs
+
+
+ACTIVATIONS = {
+    "gelu": Activation(nn.functional.gelu, _gelu, _gelu_backward),
+    "leaky_relu": Activation(
+        partial(nn.functional.leaky_relu, negative_slope=LEAKY_RELU_SLOPE), _leaky_relu, _leaky_relu_backward
+    ),
+}
