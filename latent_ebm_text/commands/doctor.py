@@ -6,7 +6,7 @@ import importlib
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -108,7 +108,7 @@ def examine_run(name: str) -> list[Finding]:
     else:
         message = f"not finished (step {metrics[-1]['step']:,}): run the same command again to resume"
         findings.append(Finding("problem", "training", message))
-    findings += _health(results, metrics)
+    findings += _latent(folder, results, metrics)
     if (folder / "model" / "config.json").is_file():
         findings += _chains(folder / "model")
     return findings
@@ -189,40 +189,35 @@ def _data() -> Iterator[Finding]:
 # -------- a run
 
 
-def _health(results: dict[str, Any], metrics: list[dict[str, Any]]) -> Iterator[Finding]:
-    """What the checks of the training say of the last metrics."""
-    from latent_ebm_text.training.arguments import TrainingArguments
-    from latent_ebm_text.training.reporting import Health
+def _latent(folder: Path, results: dict[str, Any], records: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Whether the latent is used and the prior fits, by the last evaluation and the thresholds of the training."""
+    from latent_ebm_text.evaluation.latents import plain_numbers
+    from latent_ebm_text.hub.folders import read_json
+    from latent_ebm_text.training.checkpointing import find_checkpoints
+    from latent_ebm_text.training.reporting import find_problems
 
-    last = _last_metrics(results, metrics)
-    if last is None:
-        yield Finding("note", "latent", "no evaluation yet; one takes place every eval_every steps")
+    evaluated = [record for record in records if record["kind"] == "validation"]
+    checkpoints = find_checkpoints(folder / "checkpoints")
+    if results:
+        settings, last = results["settings"], plain_numbers(results["splits"]["validation"])
+    elif evaluated and checkpoints:
+        identity = read_json(checkpoints[0] / "manifest.json")["identity"]
+        settings, last = {name.removeprefix("config."): value for name, value in identity.items()}, evaluated[-1]
+    else:
+        yield Finding("note", "latent", "no evaluation yet; one takes place every eval_every steps, and at the end")
         return
-    settings = results.get("settings", {})
-    names = {field.name for field in fields(TrainingArguments)}
-    args = TrainingArguments(**{name: value for name, value in settings.items() if name in names})
-    trained = [record for record in metrics if record["kind"] == "train"]
-    weight = trained[-1]["likelihood_weight"] if trained else settings.get("likelihood_weight", 1.0)
-    health = Health(args, likelihood_weight=weight, prior_learns=settings.get("prior_type", "energy") == "energy")
-    for record in trained:
-        health.observe(record)
-    problems = health.judge(last)
+    if settings["latent_dim"] == 0:
+        yield Finding("note", "latent", "none: a language model")
+        return
+    problems = find_problems(last, settings)
     yield from (Finding("problem", "latent", message) for message in problems)
     if not problems:
-        gain = last["prior_nll"] - last["reconstruction_nll"]
         yield Finding(
             "ok", "latent",
-            f"used: the reconstruction NLL is {gain:.1f} nats below the prior NLL, {last['active_units']} active "
-            f"units; standard deviations of posterior and prior draws differ by {100 * last['std_mismatch']:.0f} %",
+            f"used: it tells {last['latent_gain']:.1f} nats more about an example than the latents of others, "
+            f"{last['active_units']} active units; standard deviations of posterior and prior draws differ by "
+            f"{100 * last['std_mismatch']:.0f} %",
         )  # fmt: skip
-
-
-def _last_metrics(results: dict[str, Any], metrics: list[dict[str, Any]]) -> dict[str, Any] | None:
-    if "validation" in results.get("splits", {}):
-        split = results["splits"]["validation"]
-        return {**{name: split[name]["value"] for name in ("reconstruction_nll", "prior_nll")}, **split["latents"]}
-    evaluated = [record for record in metrics if record["kind"] == "validation"]
-    return evaluated[-1] if evaluated else None
 
 
 def _chains(model_folder: Path) -> Iterator[Finding]:
@@ -243,7 +238,9 @@ def _chains(model_folder: Path) -> Iterator[Finding]:
     except UsageError as error:
         yield Finding("note", "chains", f"not examined: {error}")
         return
-    if report.drift == "drifting":
+    if report.drift == "undecided":
+        yield Finding("note", "chains", report.verdict)
+    elif report.drift == "drifting":
         steps = model.config.prior_sampler["num_steps"]
         advice = (
             f". Raise prior_sampler.num_steps (now {steps}) or prior_sampler.step_size, or lower prior_learning_rate"

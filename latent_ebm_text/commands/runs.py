@@ -19,11 +19,13 @@ from accelerate import Accelerator
 from latent_ebm_text import __version__
 from latent_ebm_text.commands.arguments import flat_settings
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.latents import plain_numbers
 from latent_ebm_text.evaluation.plots import plot_training
 from latent_ebm_text.hub.card import build_card, is_edited
 from latent_ebm_text.hub.folders import read_json
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.reporting import find_problems
 from latent_ebm_text.training.trainer import TrainingResult
 
 
@@ -146,9 +148,10 @@ def _commit() -> str | None:
 def write_results(
     folder: Path, results: dict[str, Any], paths: dict[str, Path], plots: Callable[[], dict[str, Path]] = dict
 ) -> dict[str, Any]:
-    """Plots the course of a training, writes `results.json`, and the card beside the model.
+    """Judges the trained model, plots its training, and writes `results.json` and the card beside the model.
 
-    A card that was edited by hand is kept.
+    What is wrong with the model on the validation split joins the warnings, however short the training was. A card
+    that was edited by hand is kept.
 
     Args:
         folder: The folder of the run.
@@ -160,7 +163,9 @@ def write_results(
         What was written, with the paths of all files.
     """
     paths = {"model": folder / "model", "metrics": folder / "metrics.jsonl", **paths}
-    results = {**results, "peak_memory_gib": round(_peak_memory_gib(), 2)}
+    problems = find_problems(plain_numbers(results["splits"]["validation"]), results["settings"])
+    warnings = [*results["warnings"], *problems]
+    results = {**results, "warnings": warnings, "peak_memory_gib": round(_peak_memory_gib(), 2)}
     try:
         paths |= plots()
         paths["plot"] = plot_training(paths["metrics"], folder / "training.png")
@@ -184,9 +189,9 @@ def _peak_memory_gib() -> float:
 
 
 def show_results(results: dict[str, Any], lines: Iterable[str]) -> None:
-    """Prints the end of a run: how long it took, its metrics as lines, and where everything is."""
+    """Prints the end of a run: how long it took, its warnings, its metrics as lines, and where everything is."""
     print(f"\ntrained {results['step']} steps in {results['training_seconds'] / 60:.1f} min")
-    print("\n".join(lines))
+    print("\n".join([*(f"warning: {warning}" for warning in results["warnings"]), *lines]))
     if "plot_missing" in results:
         print(f"      plot  none: {results['plot_missing']}")
     print("\n" + "\n".join(f"{name:>15}: {path}" for name, path in results["paths"].items()))
@@ -202,6 +207,8 @@ def describe_splits(results: dict[str, Any], shown: Iterable[tuple[str, str, str
     lines = []
     for split, metrics in results["splits"].items():
         for name, title, unit in shown:
+            if name not in metrics:
+                continue  # a model without a latent
             metric = metrics[name]
             digits = 4 if name == "mse" else 2
             lines.append(

@@ -32,6 +32,7 @@ from latent_ebm_text.data.batching import BucketedBatches
 from latent_ebm_text.data.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.data.images import ImageCollator, ImageCorpus, load_image_dataset
 from latent_ebm_text.evaluation.images import chain_strips, evaluate_images, generate_images
+from latent_ebm_text.evaluation.latents import plain_numbers
 from latent_ebm_text.evaluation.plots import plot_chain_energies, save_grid, save_reconstructions
 from latent_ebm_text.latents.rng import derived_seed
 from latent_ebm_text.models.configuration import LatentEBMImageConfig
@@ -46,6 +47,7 @@ SHOWN = (
     ("mse", "reconstruction MSE", "per pixel in [-1, 1]"),
     ("reconstruction_nll", "reconstruction NLL", "nats per image"),
     ("prior_nll", "prior NLL", "nats per image"),
+    ("latent_gain", "latent gain", "nats per image"),
 )
 
 
@@ -193,7 +195,7 @@ def train_on_images(
             max_images=args.num_eval_examples,
             seed=args.seed,
         )
-        metrics = {name: found[name]["value"] for name, _, _ in SHOWN} | found["latents"]
+        metrics = plain_numbers(found)
         show_validation(metrics, step, accelerator)
         if accelerator.is_main_process:
             samples = generate_images(model, 64, seed=args.seed)

@@ -37,6 +37,7 @@ from latent_ebm_text.data.cleaning import column_array, iterate_texts
 from latent_ebm_text.data.text import TextCorpus
 from latent_ebm_text.data.tokenizers import make_tokenizer
 from latent_ebm_text.errors import DataError
+from latent_ebm_text.evaluation.latents import plain_numbers
 from latent_ebm_text.evaluation.text import generate_texts
 from latent_ebm_text.evaluation.text_metrics import evaluate_likelihoods, sample_statistics
 from latent_ebm_text.latents.rng import derived_seed
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 SHOWN = (
     ("reconstruction_nll", "reconstruction NLL", "nats per sentence"),
     ("prior_nll", "prior NLL", "nats per sentence"),
+    ("latent_gain", "latent gain", "nats per sentence"),
 )
 #: Validation sentences whose evaluation is timed before the training.
 _TIMED_SENTENCES = 64
@@ -284,16 +286,16 @@ def validation_metrics(
     model: LatentEBMForTextGeneration, text: PreparedText, args: TrainingArguments
 ) -> dict[str, Any]:
     """NLLs in nats per sentence and statistics of the latents, on `num_eval_examples` validation sentences."""
-    metrics = evaluate_likelihoods(
-        model,
-        text.splits["validation"],
-        text.collate,
-        batch_size=args.eval_batch_size,
-        max_sentences=args.num_eval_examples,
-        seed=args.seed,
+    return plain_numbers(
+        evaluate_likelihoods(
+            model,
+            text.splits["validation"],
+            text.collate,
+            batch_size=args.eval_batch_size,
+            max_sentences=args.num_eval_examples,
+            seed=args.seed,
+        )
     )
-    nlls = {name: metrics[name]["value"] for name in ("reconstruction_nll", "prior_nll")}
-    return {**nlls, **metrics["latents"]}
 
 
 def _evaluation_seconds(model: LatentEBMForTextGeneration, text: PreparedText, args: TrainingArguments) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text.evaluation.estimates import Estimate
-from latent_ebm_text.evaluation.latents import LatentDraws, draw_metrics, split_results
+from latent_ebm_text.evaluation.latents import LatentDraws, draw_metrics, latents_of_others, split_results
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.latents.samplers import watch_chain
 from latent_ebm_text.networks.dropout import evaluation_mode
@@ -61,8 +61,20 @@ def evaluate_images(
             energy = model.prior.energy(first)
             assert scores.squared_error is not None
             parts.append((scores.squared_error, first, second, prior, energy, scores.reconstruction, prior_nll))
-    mse, first_z, second_z, prior_z, energy, nll, prior_nll = (torch.cat(part) for part in zip(*parts, strict=True))
-    draws = LatentDraws(first_z, second_z, prior_z, energy, model.prior.energy(prior_z), nll, prior_nll)
+        mse, first_z, second_z, prior_z, energy, nll, prior_nll = (
+            torch.cat(part) for part in zip(*parts, strict=True)
+        )
+        others = latents_of_others(first_z).split(batch_size, dim=1)
+        averaged_nll = -torch.cat(
+            [
+                model.decoder.averaged_log_prob({"pixel_values": pixels.to(model.device)}, latents)
+                for pixels, latents in zip(
+                    collate.batches(dataset, batch_size, max_images=max_images), others, strict=True
+                )
+            ]
+        )
+    prior_energy = model.prior.energy(prior_z)
+    draws = LatentDraws(first_z, second_z, prior_z, energy, prior_energy, nll, prior_nll, averaged_nll)
     metrics = {
         "mse": Estimate.of_mean(
             mse,

@@ -17,11 +17,15 @@ from latent_ebm_text.evaluation.estimates import Estimate
 
 #: Variance of the posterior mean above which a dimension counts as active (Burda et al., 2016, appendix C).
 ACTIVE_VARIANCE = 0.01
+#: Latents of other data over which the decoder's prediction is averaged, so that it knows nothing of its datum.
+NUM_OTHERS = 8
 #: The metrics of this module by their keys in `results.json`, with the names that reports and cards give them.
 NAMES = {
     "mse": "reconstruction MSE",
     "reconstruction_nll": "reconstruction NLL",
     "prior_nll": "prior NLL",
+    "averaged_nll": "NLL with z averaged out",
+    "latent_gain": "latent gain",
     "active_units": "active units",
     "posterior_std": "posterior standard deviation",
     "prior_std": "prior standard deviation",
@@ -43,6 +47,7 @@ class LatentDraws:
         prior_energy: `(n,)`, energies of `prior`.
         reconstruction_nll: `(n,)`, `-log p(x | z)` in nats, averaged over `first` and `second`.
         prior_nll: `(n,)`, `-log p(x | z)` in nats with z from `prior`.
+        averaged_nll: `(n,)`, `-log p(x)` in nats with the decoder's prediction averaged over latents of other data.
     """
 
     first: Tensor
@@ -52,6 +57,17 @@ class LatentDraws:
     prior_energy: Tensor
     reconstruction_nll: Tensor
     prior_nll: Tensor
+    averaged_nll: Tensor
+
+
+def latents_of_others(latents: Tensor) -> Tensor:
+    """For every datum, the latents of a few others; `(n, latent_dim)` to `(others, n, latent_dim)`.
+
+    They lie evenly between all data, which may be ordered by length, and each latent is used as often.
+    """
+    number = min(NUM_OTHERS, max(1, len(latents) - 1))
+    shifts = [len(latents) * other // (number + 1) for other in range(1, number + 1)]
+    return torch.stack([latents.roll(-shift, dims=0) for shift in shifts])
 
 
 def draw_metrics(draws: LatentDraws, unit: str) -> dict[str, Estimate]:
@@ -71,11 +87,22 @@ def draw_metrics(draws: LatentDraws, unit: str) -> dict[str, Estimate]:
         ),
         "prior_nll": Estimate.of_mean(
             draws.prior_nll,
-            f"-log p(x | z) in nats per {unit}, with z from the model's prior sampler; its excess over the "
-            "reconstruction NLL measures what the latent carries",
+            f"-log p(x | z) in nats per {unit}, with z from the model's prior sampler",
         ),
     }
-    return metrics | latent_metrics(draws) if draws.first.shape[1] else metrics
+    if draws.first.shape[1] == 0:
+        return metrics
+    metrics["averaged_nll"] = Estimate.of_mean(
+        draws.averaged_nll,
+        f"-log p(x) in nats per {unit}, with the decoder's prediction averaged over the latents of {NUM_OTHERS} other "
+        "data: what the decoder achieves if the latent tells nothing",
+    )
+    metrics["latent_gain"] = Estimate.of_mean(
+        draws.averaged_nll - draws.reconstruction_nll,
+        f"what the latent tells, in nats per {unit}: how far the reconstruction NLL lies below the NLL with z "
+        "averaged out, datum by datum",
+    )
+    return metrics | latent_metrics(draws)
 
 
 def latent_metrics(draws: LatentDraws, *, num_resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
@@ -188,6 +215,12 @@ def split_results(metrics: Mapping[str, Estimate], n: int) -> dict[str, Any]:
         **{key: {"name": NAMES[key], **metric.to_dict()} for key, metric in metrics.items()},
         "latents": {**latents, "n": n},
     }
+
+
+def plain_numbers(results: Mapping[str, Any]) -> dict[str, float]:
+    """The values of what [`split_results`] returns, by key, without intervals and definitions."""
+    values = {key: results[key]["value"] for key in NAMES if key in results}
+    return {**values, **results["latents"]}
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 from latent_ebm_text.data.batching import ordered_batches
 from latent_ebm_text.evaluation.chains import ChainReport, run_chain_report
 from latent_ebm_text.evaluation.convergence import superchain_ids
-from latent_ebm_text.evaluation.latents import LatentDraws
+from latent_ebm_text.evaluation.latents import LatentDraws, latents_of_others
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.networks.dropout import evaluation_mode
 
@@ -51,7 +51,7 @@ def draw_latents(
     seed: int = 0,
     progress: Callable[[list[Any]], Any] = iter,
 ) -> SentenceDraws:
-    """Draws two posterior latents and one prior latent for every sentence.
+    """Draws two posterior latents and one prior latent for every sentence, and the NLLs given these.
 
     Args:
         model: The model; dropout is off while this runs.
@@ -75,7 +75,16 @@ def draw_latents(
             prior = model.sample_prior(len(indices), generator=generator).latents
             reconstruction = -(likelihood(first) + likelihood(second)) / 2
             parts.append((first, second, prior, reconstruction, -likelihood(prior)))
-    first, second, prior, reconstruction, prior_nll = (torch.cat(part) for part in zip(*parts, strict=True))
+        first, second, prior, reconstruction, prior_nll = (torch.cat(part) for part in zip(*parts, strict=True))
+        averaged_nll = reconstruction
+        if model.config.latent_dim > 0:
+            others = latents_of_others(first).split([len(indices) for indices in batches], dim=1)
+            averaged_nll = -torch.cat(
+                [
+                    model.decoder.averaged_log_prob(batch_inputs(model, dataset, collate, indices), latents)
+                    for indices, latents in zip(batches, others, strict=True)
+                ]
+            )
     order = np.concatenate(batches)
     return SentenceDraws(
         first=first,
@@ -85,6 +94,7 @@ def draw_latents(
         prior_energy=model.prior.energy(prior),
         reconstruction_nll=reconstruction,
         prior_nll=prior_nll,
+        averaged_nll=averaged_nll,
         lengths=lengths[order],
         words=words[order],
     )

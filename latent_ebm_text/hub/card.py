@@ -212,11 +212,11 @@ def _limits(record: dict[str, Any], metrics: list[CardMetric], is_text: bool) ->
         "The model was trained once, with one seed: the intervals cover the choice of test data, not that of the seed."
     ]
     by_name = {metric.name: metric for metric in metrics if metric.split == "test"}
-    if is_text and {"reconstruction NLL", "prior NLL"} <= by_name.keys():
-        own, drawn = (by_name[name].value for name in ("reconstruction NLL", "prior NLL"))
+    if is_text and {"reconstruction NLL", "NLL with z averaged out"} <= by_name.keys():
+        own, averaged = (by_name[name].value for name in ("reconstruction NLL", "NLL with z averaged out"))
         limits.append(
-            f"A sentence costs {own:.1f} nats with a latent of its own and {drawn:.1f} with one from the prior; the "
-            "difference is what the latent carries."
+            f"A sentence costs {own:.1f} nats with a latent of its own and {averaged:.1f} with the latents of others "
+            "averaged out; the difference is what the latent tells."
         )
     limits += [f"The training warned: {warning}." for warning in record.get("warnings", [])]
     limits += [f"{metric.name}: {metric.warning}." for metric in metrics if metric.warning]

@@ -10,11 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from latent_ebm_text.latents.density import ScoredLogDensity
 from latent_ebm_text.latents.rng import normal_
 from latent_ebm_text.networks.generation import SentenceGenerator, TokenChoice
 from latent_ebm_text.networks.softmax import CandidateTokens
+
+#: Logits computed at a time where those of every token are needed: 256 MiB of them.
+_MAX_LOGITS = 2**26
 
 
 class LatentDecoder(nn.Module):
@@ -29,6 +33,18 @@ class LatentDecoder(nn.Module):
 
         Whatever does not depend on z is computed once; weights are frozen and dropout is off. Posterior sampling makes
         one per chain and calls it at every step.
+        """
+        raise NotImplementedError
+
+    def averaged_log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """The log-density of data in nats, `(batch,)`, when the decoder's prediction is averaged over several latents.
+
+        With the latents of other examples this is the decoder with z averaged out, and what an example's own latent
+        gains over it is what the latent tells. No gradient is formed; dropout must be off.
+
+        Args:
+            inputs: The data.
+            latents: `(num_latents, batch, latent_dim)`.
         """
         raise NotImplementedError
 
@@ -109,6 +125,24 @@ class TextDecoder(LatentDecoder):
             `(batch, length or logits_to_keep, vocab_size)`.
         """
         raise NotImplementedError
+
+    @torch.no_grad()
+    def averaged_log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """Each token's probability, given those before it, is averaged over the latents; see [`LatentDecoder`]."""
+        ids, mask = inputs["input_ids"], predicted_mask(inputs)
+        rows = max(1, _MAX_LOGITS // (mask.shape[1] * self.vocab_size))
+        parts = []
+        for part, predicted, latents_of_part in zip(
+            ids.split(rows), mask.split(rows), latents.split(rows, dim=1), strict=True
+        ):
+            nlls = []  # each (rows, length - 1)
+            for z in latents_of_part:
+                logits = self.next_token_logits(part[:, :-1], z)
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).transpose(1, 2)
+                nlls.append(F.cross_entropy(logits, part[:, 1:], reduction="none"))
+            log_probs = torch.logsumexp(-torch.stack(nlls), dim=0) - math.log(len(nlls))
+            parts.append(log_probs.masked_fill(~predicted, 0.0).sum(dim=1))
+        return torch.cat(parts)
 
     def sentence_generator(self, choice: TokenChoice, num_sentences: int) -> SentenceGenerator:
         """Creates the fast loop of plain sampling, with the current weights frozen.

@@ -80,6 +80,12 @@ class ConvDecoder(LatentDecoder):
         """`log p(x | z)` in nats, summed over pixels and channels, shape `(batch,)`; differentiable in the weights."""
         return self.log_density(inputs["pixel_values"], self.decode(latents))
 
+    @torch.no_grad()
+    def averaged_log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """The mean image is averaged over the latents; see [`LatentDecoder`]."""
+        mean = torch.stack([self.decode(z) for z in latents]).mean(dim=0)
+        return self.log_density(inputs["pixel_values"], mean)
+
     def log_density(self, pixel_values: Tensor, mean: Tensor) -> Tensor:
         """The log-density in nats, `(batch,)`, of images `(batch, num_channels, size, size)` around mean images."""
         squares = (pixel_values - mean).square().flatten(1).sum(dim=1)

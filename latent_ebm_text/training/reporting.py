@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from latent_ebm_text.training.arguments import TrainingArguments
 
 
 class MetricsFile:
@@ -86,57 +84,43 @@ class RunningMeans:
         return {"sums": self._sums, "examples": self._examples}
 
 
-class Health:
-    """Warns when the latent is not used, the prior does not match the posterior, or the energy diverges."""
+#: Nats by which a datum's own latent must beat the decoder with z averaged out, or the latent counts as hardly used.
+MIN_LATENT_GAIN = 1.0
+#: Nats between the mean energies of posterior and prior draws above which the energy counts as diverging.
+MAX_ENERGY_GAP = 30.0
+#: Relative difference of standard deviations above which the prior counts as not matching.
+MAX_STD_MISMATCH = 0.25
 
-    #: Nats by which an example's own latent must beat a prior draw, or the latent counts as unused.
-    UNUSED_NATS = 1.0
-    #: Energy gap in nats above which the energy counts as diverging.
-    RUNAWAY_NATS = 30.0
-    #: Relative difference of standard deviations above which the prior counts as not matching.
-    MISMATCH = 0.25
 
-    def __init__(
-        self,
-        args: TrainingArguments,
-        *,
-        likelihood_weight: float,
-        prior_learns: bool = True,
-        state: dict[str, Any] | None = None,
-    ) -> None:
-        self.args, self.likelihood_weight, self.prior_learns = args, likelihood_weight, prior_learns
-        self.warnings: list[str] = list(state["warnings"]) if state else []
-        self._gaps: list[float] = list(state["gaps"]) if state else []
+def find_problems(metrics: Mapping[str, float], settings: Mapping[str, Any]) -> list[str]:
+    """Returns what is wrong with a model, each with the setting to change; nothing if all is well.
 
-    def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint stores so that a resumed run gives the same warnings."""
-        return {"warnings": self.warnings, "gaps": self._gaps}
+    Args:
+        metrics: An evaluation: `latent_gain` and `energy_gap` in nats, and `std_mismatch`.
+        settings: Those of the model and, where they are known, of its training.
+    """
+    if settings["latent_dim"] == 0:
+        return []
 
-    def observe(self, record: dict[str, float]) -> None:
-        """Records the energy gap of a training record."""
-        self._gaps = [*self._gaps, record["energy_gap"]][-5:]
+    def now(name: str) -> str:
+        return f"{name} (now {settings[name]:g})" if name in settings else name
 
-    def judge(self, metrics: dict[str, float]) -> list[str]:
-        """Returns the warnings after an evaluation, each with the setting to change."""
-        found = []
-        used = metrics["prior_nll"] - metrics["reconstruction_nll"]
-        if used < self.UNUSED_NATS:
-            found.append(
-                f"the latent is hardly used: it carries {used:.1f} nats about an example. Raise likelihood_weight "
-                f"(now {self.likelihood_weight:g}) or set initial_likelihood_weight"
-            )
-        gap = sum(self._gaps) / max(len(self._gaps), 1)
-        if self.prior_learns and abs(gap) > self.RUNAWAY_NATS:
-            found.append(
-                f"the energy runs away: posterior and prior draws are {gap:.0f} nats apart. Lower prior_learning_rate "
-                f"(now {self.args.prior_learning_rate:g}), raise energy_penalty, or give the prior more steps"
-            )
-        if self.prior_learns and metrics["std_mismatch"] > self.MISMATCH:
-            found.append(
-                f"the prior does not match the posterior: their standard deviations differ by "
-                f"{100 * metrics['std_mismatch']:.0f} %. Raise prior_learning_rate or the steps of prior_sampler, or "
-                "lower likelihood_weight"
-            )
-        # Evaluations repeat warnings, as does a resumed run.
-        self.warnings += [warning for warning in found if warning not in self.warnings]
-        return found
+    problems = []
+    prior_learns = settings["prior_type"] == "energy"
+    gain, gap, mismatch = (metrics[name] for name in ("latent_gain", "energy_gap", "std_mismatch"))
+    if gain < MIN_LATENT_GAIN:
+        problems.append(
+            f"the latent is hardly used: it tells {gain:.1f} nats more about an example than the latents of others. "
+            f"Raise {now('likelihood_weight')} or set initial_likelihood_weight"
+        )
+    if prior_learns and abs(gap) > MAX_ENERGY_GAP:
+        problems.append(
+            f"the energy runs away: posterior and prior draws are {gap:.0f} nats apart. Lower "
+            f"{now('prior_learning_rate')}, raise energy_penalty, or give the prior more steps"
+        )
+    if prior_learns and mismatch > MAX_STD_MISMATCH:
+        problems.append(
+            f"the prior does not match the posterior: their standard deviations differ by {100 * mismatch:.0f} %. "
+            "Raise prior_learning_rate or the steps of prior_sampler, or lower likelihood_weight"
+        )
+    return problems

@@ -22,7 +22,7 @@ from latent_ebm_text.training.checkpointing import (
     restore_optimizer_state,
     save_checkpoint,
 )
-from latent_ebm_text.training.reporting import Health, MetricsFile, RunningMeans
+from latent_ebm_text.training.reporting import MetricsFile, RunningMeans, find_problems
 
 
 class TrainingState:
@@ -46,7 +46,7 @@ class TrainingState:
         chains: One chain per training example, if inference is persistent.
         metrics: The metrics file, with lines up to `step`.
         means: Means of the metrics since the last line of `metrics`.
-        health: The warnings so far.
+        warnings: What went wrong and was repaired, in words.
 
     Raises:
         CheckpointError: If the newest complete checkpoint belongs to another model or library version.
@@ -57,7 +57,7 @@ class TrainingState:
     rollbacks: int = 0
     metrics: MetricsFile
     means: RunningMeans
-    health: Health
+    warnings: list[str]
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class TrainingState:
                 "seconds": self.seconds,
                 "rollbacks": self.rollbacks,
                 "means": self.means.state(),
-                "health": self.health.state(),
+                "warnings": self.warnings,
                 "optimizer": optimizer_rest,
             }
             save_checkpoint(
@@ -113,10 +113,10 @@ class TrainingState:
         self.accelerator.wait_for_everyone()
 
     def note_evaluation(self, metrics: dict[str, float]) -> None:
-        """Writes the metrics of an evaluation at this step, and prints warnings."""
+        """Writes the metrics of an evaluation at this step, and prints what is wrong."""
         self.metrics.write("validation", self.step, {**metrics, "seconds": self.seconds})
-        for warning in self.health.judge(metrics) if self.model.config.latent_dim else ():
-            self.accelerator.print(f"step {self.step}: {warning}")
+        for problem in find_problems(metrics, {**vars(self.args), **self.model.config.to_dict()}):
+            self.accelerator.print(f"step {self.step}: {problem}")
 
     def roll_back(self, reason: str) -> None:
         """Returns to the newest checkpoint of this run, and counts the rollback."""
@@ -127,7 +127,7 @@ class TrainingState:
             f"{reason}. Went back to step {self.step}; from there on with learning rates {2**rollbacks} times smaller "
             f"(time {rollbacks} of at most {self.args.max_rollbacks})"
         )
-        self.health.warnings.append(note)
+        self.warnings.append(note)
         self.metrics.write("rollback", self.step, {"reason": reason, "rollbacks": rollbacks})
         self.accelerator.print(note)
 
@@ -158,19 +158,13 @@ class TrainingState:
 
     def _take(self, checkpoint: Checkpoint | None) -> None:
         """Takes the state of a checkpoint, or without one the state before the first step."""
-        state: dict[str, Any] = {"seconds": 0.0, "rollbacks": 0, "means": None, "health": None}
+        state: dict[str, Any] = {"seconds": 0.0, "rollbacks": 0, "means": None, "warnings": []}
         if checkpoint is not None:
             state |= checkpoint.state
         self.step, self.rollbacks = checkpoint.step if checkpoint else 0, state["rollbacks"]
         self._started = time.monotonic() - state["seconds"]
         self.means = RunningMeans(state["means"])
-        config = self.model.config
-        self.health = Health(
-            self.args,
-            likelihood_weight=config.likelihood_weight,
-            prior_learns=config.prior_type == "energy",
-            state=state["health"],
-        )
+        self.warnings = list(state["warnings"])
         if checkpoint is not None:
             self.model.load_state_dict(checkpoint.tensors["model"])
             restore_optimizer_state(self.optimizer, checkpoint.tensors["optimizer"], state["optimizer"])

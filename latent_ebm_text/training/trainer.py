@@ -53,7 +53,7 @@ class TrainingResult:
         step: Optimizer steps done, over all runs of this folder.
         seconds: Time spent training, over all runs of this folder.
         signal: The signal that stopped it, if one did; the state was saved.
-        warnings: What looked wrong, in words.
+        warnings: What went wrong and was repaired, in words.
     """
 
     step: int
@@ -103,7 +103,8 @@ def train(
         data: The training data.
         args: The settings.
         identity: What a checkpoint must have in common with this run to be resumed: model, data, seed.
-        evaluate: `(model, step)` to metrics, called every `args.eval_every` steps. It knows the modality, has random
+        evaluate: `(model, step)` to metrics, called every `args.eval_every` steps; if the model has a latent, they
+            include what [`~latent_ebm_text.training.reporting.find_problems`] needs. It knows the modality, has random
             number generators of its own, does not change the state of the training, and waits for no other process.
         accelerator: Devices and processes, and the trackers that also receive the metrics; made here by default.
         on_save: `(model, step)`, called on the main process after every checkpoint but the last.
@@ -172,7 +173,6 @@ def train(
             state.means.add(_measure(output, share, norms, optimizer), len(data.batches.at(step)))
             if state.step % args.log_every == 0:
                 record = state.means.take()
-                state.health.observe(record)
                 state.metrics.write("train", state.step, {**record, "seconds": state.seconds})
                 bar.set_postfix(nll=f"{record['reconstruction_nll']:.1f}", gap=f"{record['energy_gap']:.1f}")
             if state.step % args.save_every == 0 or state.step == total:
@@ -183,7 +183,7 @@ def train(
             state.save()
     if state.averaged is not None and state.step == total and state.averaged.n_averaged > 0:
         model.load_state_dict(state.averaged.module.state_dict())
-    return TrainingResult(state.step, state.seconds, stopped.received, state.health.warnings)
+    return TrainingResult(state.step, state.seconds, stopped.received, state.warnings)
 
 
 def require_no_loss_scale(mixed_precision: str) -> None:

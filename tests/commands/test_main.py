@@ -147,6 +147,13 @@ def test_verify_finds_the_metric_that_was_made_better(run: Run, trained: Path, t
     assert set(verdicts.values()) == {"same"}
 
 
+def test_a_training_too_short_for_an_evaluation_is_judged_at_its_end(trained: Path) -> None:
+    assert '"validation"' not in (trained / "metrics.jsonl").read_text()
+    results = json.loads((trained / "results.json").read_text())
+    assert abs(results["splits"]["test"]["latent_gain"]["value"]) < 1
+    assert ["the latent is hardly used" in warning for warning in results["warnings"]] == [True]
+
+
 def test_doctor(run: Run, trained: Path, tmp_path: Path) -> None:
     code, out, _ = run("doctor", "--offline", "--json")
     findings = {finding["subject"]: finding for finding in json.loads(out)}
@@ -162,10 +169,14 @@ def test_doctor(run: Run, trained: Path, tmp_path: Path) -> None:
 
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
-    (unfinished / "metrics.jsonl").write_bytes((trained / "metrics.jsonl").read_bytes())
+    record = {"kind": "validation", "step": 12, "latent_gain": 0.2, "energy_gap": 0.0, "std_mismatch": 0.0}
+    lines = (trained / "metrics.jsonl").read_text() + json.dumps(record) + "\n"
+    (unfinished / "metrics.jsonl").write_text(lines)
+    shutil.copytree(trained / "checkpoints", unfinished / "checkpoints")
     code, out, _ = run("doctor", unfinished, "--offline")
     assert code == 1
     assert "training: not finished (step 12): run the same command again" in out
+    assert "Raise likelihood_weight (now 1)" in out
     assert run("doctor", tmp_path / "nothing", "--offline")[0] == 2
 
 

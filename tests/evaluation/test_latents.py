@@ -14,6 +14,8 @@ from latent_ebm_text.evaluation.latents import (
     active_units,
     draw_metrics,
     latent_metrics,
+    latents_of_others,
+    plain_numbers,
     split_results,
 )
 
@@ -47,7 +49,8 @@ def test_a_dimension_far_from_zero_but_constant_is_not_active():
 def make_draws(first, second, prior, posterior_energy=None, prior_energy=None):
     zeros = torch.zeros(len(first))
     energies = [zeros if energy is None else energy for energy in (posterior_energy, prior_energy)]
-    return LatentDraws(first, second, prior, *energies, reconstruction_nll=zeros + 2, prior_nll=zeros + 3)
+    nlls = {"reconstruction_nll": zeros + 2, "prior_nll": zeros + 3, "averaged_nll": zeros + 2.5}
+    return LatentDraws(first, second, prior, *energies, **nlls)
 
 
 def test_comparison_by_hand():
@@ -83,6 +86,7 @@ def test_metrics_have_names_and_definitions_in_the_results():
     assert "in nats per image" in results["prior_nll"]["definition"]
     assert results["latents"]["std_mismatch"] == results["std_mismatch"]["value"]
     assert results["latents"]["n"] == 50
+    assert results["latent_gain"]["value"] == plain_numbers(results)["latent_gain"] == 0.5
     assert json.loads(json.dumps(results, allow_nan=False)) == results
 
 
@@ -91,6 +95,15 @@ def test_a_model_without_a_latent_has_zeros_and_no_metrics_of_one():
     assert results.keys() == {"reconstruction_nll", "prior_nll", "latents"}
     zeros = dict.fromkeys(("active_units", "posterior_std", "prior_std", "std_mismatch", "energy_gap"), 0)
     assert results["latents"] == {**zeros, "n": 5}
+
+
+@pytest.mark.parametrize("n", [2, 3, 50])
+def test_others_are_never_oneself_and_are_used_alike(n):
+    own = torch.arange(n)[:, None]
+    others = latents_of_others(own)
+    assert others.shape == (min(8, n - 1), n, 1)
+    assert not (others == own).any()
+    assert (others.flatten().bincount() == len(others)).all()
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])

@@ -8,7 +8,7 @@ from datasets import Dataset
 from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
 from latent_ebm_text.data import TextCollator
 from latent_ebm_text.data.tokenizers import train_word_tokenizer
-from latent_ebm_text.evaluation.text import generate_texts
+from latent_ebm_text.evaluation.text import draw_latents, generate_texts
 from latent_ebm_text.evaluation.text_metrics import evaluate_likelihoods, sample_statistics
 from latent_ebm_text.latents.rng import derived_generator
 
@@ -70,6 +70,31 @@ def test_metrics_by_hand(model, dataset):
         assert metrics[name]["n"] == 5
     assert metrics["tokens_per_sentence"] == pytest.approx((3 + 2 + 6 + 4 + 2) / 5)
     assert metrics["latents"]["n"] == 5
+
+
+@torch.no_grad()
+def test_the_gain_of_the_latent_by_hand(model, dataset):
+    metrics = evaluate_likelihoods(model, dataset, COLLATE, batch_size=2, seed=7)
+    draws = draw_latents(model, dataset, COLLATE, batch_size=2, seed=7)
+
+    model.eval()
+    averaged = []
+    for row, index in enumerate([1, 4, 0, 3, 2]):
+        ids = torch.tensor([SENTENCES[index]])
+        others = torch.cat([draws.first[:row], draws.first[row + 1 :]])
+        probs = model(ids[:, :-1].expand(4, -1), latents=others).logits.softmax(-1).mean(dim=0)
+        averaged.append(-float(probs[range(ids.shape[1] - 1), ids[0, 1:]].log().sum()))
+    assert metrics["averaged_nll"]["value"] == pytest.approx(np.mean(averaged), rel=1e-5)
+    gain = np.mean(averaged) - metrics["reconstruction_nll"]["value"]
+    assert metrics["latent_gain"]["value"] == pytest.approx(gain, abs=1e-5)
+
+
+@torch.no_grad()
+def test_a_latent_that_is_ignored_gains_nothing(model, dataset):
+    ignore_latent(model)
+    gain = evaluate_likelihoods(model, dataset, COLLATE)["latent_gain"]
+    assert gain["value"] == pytest.approx(0, abs=1e-5)
+    assert gain["interval_95"] == pytest.approx([0, 0], abs=1e-5)
 
 
 @torch.no_grad()

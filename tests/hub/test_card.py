@@ -34,7 +34,7 @@ def test_metadata_hold_metrics_with_intervals(card: ModelCard, results: dict) ->
     data = card.data
     assert (data.library_name, data.pipeline_tag, data.license) == ("latent_ebm_text", "text-generation", "apache-2.0")
     found = {(result.metric_name, result.dataset_split): result for result in data.eval_results}
-    assert len(found) == 2 * 7
+    assert len(found) == 2 * 9
     for name, key in (("reconstruction NLL", "reconstruction_nll"), ("active units", "active_units")):
         for split in ("validation", "test"):
             result, measured = found[name, split], results["splits"][split][key]
@@ -46,7 +46,7 @@ def test_metadata_hold_metrics_with_intervals(card: ModelCard, results: dict) ->
 
 def test_every_metric_is_defined(card: ModelCard) -> None:
     names = re.findall(r"^\| ([\w -]+) \| (?:test|validation) \|", card.text, re.MULTILINE)
-    assert len(names) == 2 * 7
+    assert len(names) == 2 * 9
     for name in names:
         assert f"- **{name}**: " in card.text
 
@@ -83,8 +83,9 @@ def test_data_licence_environment_and_citation_are_told(card: ModelCard) -> None
 def test_warnings_and_an_unused_latent_stand_among_the_limits(card: ModelCard) -> None:
     limits = card.text.partition("## Limits")[2]
     assert re.search(
-        r"A sentence costs \d+\.\d nats with a latent of its own and \d+\.\d with one from the prior", limits
+        r"A sentence costs \d+\.\d nats with a latent of its own and \d+\.\d with the latents of others", limits
     )
+    assert "The training warned: the latent is hardly used" in limits
 
 
 def test_an_evaluation_on_other_data_is_no_part_of_the_card(trained: Path, tmp_path: Path) -> None:

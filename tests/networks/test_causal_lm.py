@@ -106,7 +106,14 @@ def test_padding_never_changes_a_number(model: Model, inputs: dict[str, Tensor])
     latents = draws()
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 5))
     longer = torch.nn.functional.pad(inputs["input_ids"], (0, 5), value=7).masked_fill(mask == 0, VOCAB_SIZE - 1)
-    for number in (model.decoder.log_prob, model.decoder.score):
+
+    def averaged(inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        return model.decoder.averaged_log_prob(inputs, torch.stack([latents, latents]))
+
+    torch.testing.assert_close(
+        averaged(inputs, latents), model.decoder.log_prob(inputs, latents), rtol=1e-4, atol=1e-3
+    )
+    for number in (model.decoder.log_prob, model.decoder.score, averaged):
         expected, padded = number(inputs, latents), number({"input_ids": longer, "attention_mask": mask}, latents)
         torch.testing.assert_close(padded, expected, rtol=1e-4, atol=1e-3)
 

@@ -121,3 +121,11 @@ def test_medium_precision_moves_the_score_a_little():
 def test_layers_that_do_not_arrive_are_refused():
     with pytest.raises(UsageError, match="begin at 4 pixels give images of 8 or 16, not of 32"):
         ConvDecoder(4, [6, 5], image_size=32, num_channels=3, first_size=4, pixel_std=0.3)
+
+
+def test_averaging_over_latents_averages_the_mean_images():
+    decoder = make(**SIZES[1])
+    inputs, latents = images_for(decoder), torch.randn(5, 3, 4, dtype=torch.float64, generator=seeded(3))
+    mean = sum(decoder.decode(z) for z in latents) / 5
+    expected = torch.distributions.Normal(mean, 0.3).log_prob(inputs["pixel_values"]).flatten(1).sum(dim=1)
+    torch.testing.assert_close(decoder.averaged_log_prob(inputs, latents), expected)

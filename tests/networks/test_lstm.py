@@ -156,6 +156,21 @@ def test_probabilities_of_all_sentences_sum_to_one(options: dict[str, Any]) -> N
     assert mass(list(itertools.product(range(vocab_size), repeat=3))) == pytest.approx(1.0, abs=1e-5)
 
 
+@every_option
+@pytest.mark.parametrize("max_logits", [1, 2**26])
+def test_averaging_over_latents_averages_probabilities_of_tokens(
+    options: dict[str, Any], max_logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latent_ebm_text.networks.base._MAX_LOGITS", max_logits)  # one sentence at a time, and all
+    decoder, batch = make_decoder(**options).eval(), make_batch(extra=2)
+    first, second = make_latents(), make_latents(seed=5)
+    assert_same(decoder.averaged_log_prob(batch, first[None]), decoder.log_prob(batch, first).detach(), 1e-6)
+    ids, mask = batch["input_ids"], batch["attention_mask"][:, 1:]
+    probs = sum(decoder.next_token_logits(ids[:, :-1], z).softmax(-1) for z in (first, second)) / 2
+    expected = (probs.gather(2, ids[:, 1:, None])[..., 0].log() * mask).sum(dim=1).detach()
+    assert_same(decoder.averaged_log_prob(batch, torch.stack([first, second])), expected, 1e-6)
+
+
 # --- padding ---
 
 

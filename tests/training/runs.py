@@ -10,7 +10,7 @@ from latent_ebm_text.training.checkpointing import find_checkpoints
 from latent_ebm_text.training.reporting import read_metrics
 
 NUM_SENTENCES, BATCH_SIZE = 96, 16  # 6 batches an epoch
-HEALTHY = {"reconstruction_nll": 20.0, "prior_nll": 30.0, "std_mismatch": 0.0}
+HEALTHY = {"reconstruction_nll": 20.0, "latent_gain": 10.0, "energy_gap": 0.0, "std_mismatch": 0.0}
 BASELINES = {
     "language model": ({"latent_dim": 0, "prior_type": "gaussian"}, "short_run"),
     "Gaussian prior": ({"prior_type": "gaussian"}, "persistent"),
