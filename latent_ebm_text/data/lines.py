@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
-import codecs
 import io
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO
 
+from latent_ebm_text.data.cleaning import choose_column, clean, is_blank, iterate_texts
+from latent_ebm_text.data.files import read_local
+from latent_ebm_text.data.formats import (
+    FORMATS,
+    check_utf8,
+    check_whole_lines,
+    ending,
+    num_fields,
+    open_bytes,
+)
 from latent_ebm_text.errors import DataError, UsageError
 
 
-def read_sentences(file: str | Path) -> list[str]:
-    """The lines of a file that are not blank, stripped, exactly as training reads them from a `.txt` file.
+def read_sentences(file: str | Path, *, text_column: str | None = None) -> list[str]:
+    """The sentences of a file as training reads them: stripped, without blank ones.
 
-    A line ends at a line feed, a carriage return, or both, and at no other character. A byte order mark is dropped.
+    A line of text ends at a line feed, a carriage return, or both, and at no other character. A byte order mark is
+    dropped. The ending of a file tells whether it is a table, JSON or compressed; with any other it is text.
 
     Args:
-        file: A path, or `"-"` for standard input.
+        file: A path, or `"-"` for text on standard input.
+        text_column: The column that holds the sentences, as for `load_text_dataset`.
 
     Raises:
-        UsageError: If the file cannot be opened.
-        DataError: If it is not UTF-8 or holds no sentence.
+        UsageError: If the file cannot be opened, or its column is missing or unclear.
+        DataError: If it is damaged, not UTF-8, or holds no sentence.
     """
-    origin = "standard input" if file == "-" else str(file)
+    path, origin = Path(file), "standard input" if file == "-" else str(file)
+    if file != "-" and (FORMATS.get(ending(path), "text") != "text" or text_column not in (None, "text")):
+        return _read_column(path, text_column)
     try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        with nullcontext(sys.stdin.buffer) if file == "-" else open_bytes(path) as stream:
+            data = stream.read()
     except OSError as error:
         raise UsageError(f"{origin} cannot be read: {error.strerror}") from error
     check_utf8(io.BytesIO(data), origin)
+    check_whole_lines(num_fields(io.BytesIO(data)), text_column, origin)
     with io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig") as lines:
         sentences = _strip_lines(lines)
     if not sentences:
         raise DataError(f"{origin} holds no sentence")
     return sentences
+
+
+def _read_column(path: Path, text_column: str | None) -> list[str]:
+    splits, _ = read_local(path, str(path), [], text_column=text_column)
+    column = choose_column(splits["train"].features, text_column, str(path))
+    return list(iterate_texts(clean(splits["train"], column, str(path), [])[0]))
 
 
 def split_sentences(text: str) -> list[str]:
@@ -44,31 +65,7 @@ def split_sentences(text: str) -> list[str]:
 
 def _strip_lines(lines: Iterable[str]) -> list[str]:
     """Strips lines and drops the blank ones."""
-    return [stripped for line in lines if (stripped := line.strip())]
-
-
-def check_utf8(stream: BinaryIO, origin: str) -> None:
-    """Refuses bytes that are not UTF-8, and names the line.
-
-    Args:
-        stream: The bytes, from their beginning.
-        origin: Where they come from, for the message.
-
-    Raises:
-        DataError: If they are not UTF-8; the message says where, and how to convert them.
-    """
-    offset = 0
-    for number, line in enumerate(stream, start=1):
-        if number == 1 and line[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise DataError(f"{origin} is UTF-16, not UTF-8; convert it, e.g. with iconv -f utf-16 -t utf-8.")
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{origin} is not UTF-8: line {number}, byte offset {offset + error.start}, holds "
-                f"0x{line[error.start]:02x}; convert it, e.g. with iconv -f latin1 -t utf-8."
-            ) from error
-        offset += len(line)
+    return [line.strip() for line in lines if not is_blank(line)]
 
 
 def check_unicode(texts: Iterable[str]) -> None:

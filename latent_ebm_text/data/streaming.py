@@ -15,17 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import tqdm
 
-from latent_ebm_text.data.cleaning import choose_column
+from latent_ebm_text.data.cleaning import choose_column, is_blank, joined_messages
 from latent_ebm_text.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 ROWS_PER_PART = 100_000
+_ROWS_FOR_COLUMNS = 100  # read where the format does not declare the columns, whose first values may be missing
 
 
 def store_stream(
-    stream: IterableDataset, folder: Path, *, text_column: str | None, limit: int | None, origin: str
+    stream: IterableDataset,
+    folder: Path,
+    *,
+    text_column: str | None,
+    limit: int | None,
+    origin: str,
+    notes: list[str] | None = None,
 ) -> Dataset:
     """Stores the first rows of a stream, and returns them as a memory-mapped data set with the column `text`.
 
@@ -38,6 +45,7 @@ def store_stream(
         text_column: The column to read, as for `load_text_dataset`.
         limit: Stop after this many rows with text; by default read all rows.
         origin: Name of the stream in messages.
+        notes: Receives a note if the choice of the column was a guess.
 
     Raises:
         DataError: If the stream has no rows, or a value of the column is not text.
@@ -48,7 +56,7 @@ def store_stream(
     folder.mkdir(parents=True, exist_ok=True)
     parts, position, finished = _stored_parts(folder)
     if not finished:
-        column = choose_column(_features(stream, origin), text_column, origin)
+        column = choose_column(_features(stream, origin), text_column, origin, notes)
         stream = stream.select_columns(column)
         rows, usable = 0, 0
         if position is not None:
@@ -59,7 +67,7 @@ def store_stream(
             for texts, is_last in _chunks(stream, column, rows, missing, origin):
                 path = folder / f"part-{len(parts):05d}.arrow"
                 _write(path, texts)
-                new = sum(map(is_usable, texts))
+                new = sum(not is_blank(text) for text in texts)
                 rows, usable = rows + len(texts), usable + new
                 state = {"rows": rows, "usable": usable, "stream": stream.state_dict(), "finished": is_last}
                 _publish(path.with_suffix(".json"), json.dumps(state).encode())
@@ -83,15 +91,17 @@ def _stored_parts(folder: Path) -> tuple[list[Path], dict[str, Any] | None, bool
 
 
 def _features(stream: IterableDataset, origin: str) -> dict[str, Any]:
-    """Returns the columns of a stream, from its first row if the format does not declare them."""
+    """Returns the columns of a stream, from its first rows if the format does not declare them."""
     from datasets import Dataset
 
     if stream.features is not None:
         return dict(stream.features)
-    first = list(stream.take(1))
-    if not first:
+    values: dict[str, Any] = {}
+    for row in stream.take(_ROWS_FOR_COLUMNS):
+        values |= {column: value for column, value in row.items() if values.get(column) is None}
+    if not values:
         raise DataError(f"{origin} has no rows; give data with at least one sentence.")
-    return dict(Dataset.from_list(first).features)
+    return dict(Dataset.from_list([values]).features)
 
 
 def _chunks(
@@ -106,24 +116,21 @@ def _chunks(
     for row in stream if limit is None or limit > 0 else ():
         text = row[column]
         rows += 1
+        if isinstance(text, list):
+            text = joined_messages(text)
         if text is not None and not isinstance(text, str):
             raise DataError(
                 f"row {rows:,} of {origin} holds {text!r} in column {column!r}, which is no text; clean the data, or "
                 "choose another column with text_column."
             )
         texts.append(text or "")
-        usable += is_usable(texts[-1])
+        usable += not is_blank(texts[-1])
         if usable == limit:
             break
         if len(texts) == ROWS_PER_PART:
             yield texts, False
             texts = []
     yield texts, True
-
-
-def is_usable(text: str) -> bool:
-    """Whether a text is more than white space; cleaning drops all others."""
-    return bool(text.strip())
 
 
 def _write(path: Path, texts: list[str]) -> None:

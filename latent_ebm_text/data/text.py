@@ -11,17 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from latent_ebm_text.data import snli_yahoo as rebuilt
 from latent_ebm_text.data.cache import cached_path
 from latent_ebm_text.data.cleaning import choose_column, clean, fingerprint
-from latent_ebm_text.data.sources import (
-    PTB_HUB_ID,
-    PTB_REVISION,
-    naming,
-    read_hub,
-    read_local,
-    refuse_what_cannot_be_a_hub_id,
-)
+from latent_ebm_text.data.files import naming, read_local
+from latent_ebm_text.data.sources import PTB_HUB_ID, PTB_REVISION, read_hub, refuse_what_cannot_be_a_hub_id
 from latent_ebm_text.data.splits import SPLITS, choose_splits, cut_missing_splits, rows_with_train
 from latent_ebm_text.errors import UsageError
 
@@ -84,14 +80,17 @@ def load_text_dataset(
         name_or_path: `"grammar"` (the embedded corpus, no download), `"ptb"`, `"snli"`, `"yahoo"`, a local file or
             folder, or a Hub id. The names take precedence over a folder of the same name; write `./ptb` for the
             folder. A file becomes train. A folder holds files or sub-folders named after splits (.txt with one
-            sentence per line, .jsonl, .json, .parquet), or was written by `save_to_disk`. `"snli"` and `"yahoo"` are
-            drawn from data sets of the Hub with a fixed seed, see `latent_ebm_text.data.snli_yahoo`.
-        text_column: The column to read; by default `text`, `sentence`, `content`, or the only string column.
+            sentence per line, .csv, .tsv, .jsonl, .json, .parquet; also compressed), or was written by
+            `save_to_disk`. `"snli"` and `"yahoo"` are drawn from data sets of the Hub with a fixed seed, see
+            `latent_ebm_text.data.snli_yahoo`.
+        text_column: The column to read; by default `text`, `sentence`, `content`, `messages`, `conversations`, or the
+            only column of text. The columns of a table without names are called 1, 2, and so on.
         revision: Branch, tag or commit of a Hub data set; refused for other sources.
         train_split: The split to train on, if it is not the one called train.
         num_sentences: Size of the train split. The grammar generates that many sentences (default 8,000); other
             sources use their first train rows.
-        num_test_sentences: Keeps this many of the first test rows. The fingerprint is that of the whole split.
+        num_test_sentences: Keeps this many test rows, drawn at random with a fixed seed, in their order. The fingerprint
+            is that of the whole split.
         streaming: Whether to read row by row, only as many train rows as `num_sentences` needs, and to store nothing
             but their texts: for data sets that are too large to download. Refused for data sets that are built here.
         num_proc: Number of processes that prepare a large corpus.
@@ -117,7 +116,9 @@ def load_text_dataset(
         raw: dict[str, Any] = _generate_grammar(num_sentences or GRAMMAR_TRAIN_SENTENCES, seed)
         name = f"grammar (embedded corpus, generated, seed {seed})"
     elif is_local:
-        raw, identity = read_local(path, name_or_path, train_split, notes, streaming=streaming)
+        raw, identity = read_local(
+            path, name_or_path, notes, text_column=text_column, train_split=train_split, streaming=streaming
+        )
         name = f"local {'folder' if path.is_dir() else 'file'} {name_or_path}"
     elif name_or_path == "ptb":
         revision = revision or PTB_REVISION
@@ -152,13 +153,18 @@ def _assemble(
     cleaned, blank = {}, {}
     for split, dataset in raw.items():
         origin = f"{name}, {split}"
-        column = choose_column(dataset.features, text_column, name)
+        column = choose_column(dataset.features, text_column, name, notes if split == "train" else None)
         with naming(f"{origin} cannot be read as text"):
-            cleaned[split], blank[split] = clean(dataset, column, origin, num_proc)
+            cleaned[split], blank[split] = clean(dataset, column, origin, notes, num_proc)
     splits = cut_missing_splits(cleaned, name, notes)
-    splits = _shorten(splits, "train", sizes["train"], notes)
+    if (size := sizes["train"]) is not None and size < (available := len(splits["train"])):
+        notes.append(f"train is the first {size:,} of {available:,} sentences")
+        splits["train"] = splits["train"].select(range(size))
     identity = fingerprint(splits)
-    splits = _shorten(splits, "test", sizes["test"], notes)
+    if (size := sizes["test"]) is not None and size < (available := len(splits["test"])):
+        notes.append(f"test is a random {size:,} of {available:,} sentences, the same in every run")
+        chosen = np.random.default_rng(0).permutation(available)[:size]  # those of a smaller size are among them
+        splits["test"] = splits["test"].select(np.sort(chosen))
     return TextCorpus(
         splits=DatasetDict(splits),
         name=name,
@@ -167,15 +173,6 @@ def _assemble(
         fingerprint=identity,
         notes=tuple(notes),
     )
-
-
-def _shorten(splits: dict[str, Dataset], split: str, size: int | None, notes: list[str]) -> dict[str, Dataset]:
-    """Keeps the first `size` rows of one split, with a note if that leaves some out."""
-    available = len(splits[split])
-    if size is None or size >= available:
-        return splits
-    notes.append(f"{split} is the first {size:,} of {available:,} sentences")
-    return {**splits, split: splits[split].select(range(size))}
 
 
 def _generate_grammar(num_train: int, seed: int) -> dict[str, Dataset]:
@@ -213,7 +210,7 @@ def _store_streams(
         folder = cached_path("streams", [identity, split, text_column, most, "usable"])
         with naming(f"{name}, {split} cannot be read as a stream"):
             stored[split] = store_stream(
-                stream, folder, text_column=text_column, limit=most, origin=f"{name}, {split}"
+                stream, folder, text_column=text_column, limit=most, origin=f"{name}, {split}", notes=notes
             )
     rows = ", ".join(f"{len(dataset):,} {split}" for split, dataset in stored.items())
     notes.append(f"read as a stream: {rows} rows")

@@ -179,13 +179,18 @@ def test_num_sentences_shortens_train_only(tmp_path: Path) -> None:
     assert load_text_dataset(str(file), num_sentences=10_000).rows["train"] == 90
 
 
-def test_num_test_sentences_shortens_test_only_and_leaves_the_fingerprint(tmp_path: Path) -> None:
-    file = write(tmp_path, corpus_txt=LINES) / "corpus.txt"
-    whole, short = load_text_dataset(str(file)), load_text_dataset(str(file), num_test_sentences=3)
-    assert texts(short) == {**texts(whole), "test": texts(whole)["test"][:3]}
-    assert short.fingerprint == whole.fingerprint
-    assert short.rows["test"] == 3
-    assert "test is the first 3 of 5 sentences" in short.describe()
+def test_num_test_sentences_is_the_same_random_sample_in_every_run(tmp_path: Path) -> None:
+    write(tmp_path, train_txt=LINES, valid_txt=LINES, test_txt=LINES)
+    whole, *parts = [load_text_dataset(str(tmp_path), num_test_sentences=size, seed=size) for size in (100, 30, 10)]
+    assert texts(whole)["test"] == LINES
+    for size, part in zip((30, 10), parts, strict=True):
+        assert part.rows == {"train": 100, "validation": 100, "test": size}
+        assert part.fingerprint == whole.fingerprint
+        assert f"test is a random {size} of 100 sentences, the same in every run" in part.describe()
+        places = [LINES.index(text) for text in texts(part)["test"]]
+        assert places == sorted(set(places))
+        assert 30 < sum(places) / size < 70, "not the first rows, which may be of one kind"
+    assert set(texts(parts[1])["test"]) < set(texts(parts[0])["test"])
 
 
 def test_grammar_is_generated_from_its_seed() -> None:
@@ -418,8 +423,8 @@ def test_utf16_is_called_by_its_name(tmp_path: Path) -> None:
 
 def test_a_split_file_that_is_not_read_is_named(tmp_path: Path) -> None:
     write(tmp_path, train_txt=LINES, valid_txt=LINES)
-    (tmp_path / "test.csv").write_text("text\nx\n")
-    assert "test.csv is ignored: data files end in .txt, .jsonl" in load_text_dataset(str(tmp_path)).describe()
+    (tmp_path / "test.xlsx").write_bytes(b"PK")
+    assert "test.xlsx is ignored: data files end in .txt, .csv" in load_text_dataset(str(tmp_path)).describe()
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -464,8 +469,8 @@ def test_broken_file(tmp_path: Path, name: str) -> None:
 
 
 def test_unknown_ending(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="ending '.csv'; files must be one of .txt, .jsonl"):
-        load_text_dataset(str(write(tmp_path, x_csv=LINES) / "x.csv"))
+    with pytest.raises(UsageError, match="ending '.xlsx'; files must be one of .txt, .csv"):
+        load_text_dataset(str(write(tmp_path, x_xlsx=LINES) / "x.xlsx"))
 
 
 @pytest.mark.parametrize(
