@@ -97,7 +97,9 @@ class CorpusArguments:
     dataset_revision: str | None = option(None, "Revision of a dataset on the Hub.")
     train_split: str | None = option(None, "Split to train on, where it is not called train.")
     num_sentences: int | None = option(None, "Number of training sentences; none for all.")
-    num_test_sentences: int | None = option(None, "Number of test sentences; none for all.")
+    num_test_sentences: int | None = option(
+        None, "Number of test sentences, drawn at random and the same in every run; none for all."
+    )
     streaming: bool = option(
         False, "Read the rows in order, no more of them than num_sentences needs, and keep only their texts on disk."
     )

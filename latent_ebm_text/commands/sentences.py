@@ -92,7 +92,10 @@ class ScoreArguments:
 
     model: str = argument(_MODEL)
     sentences: list[str] | None = argument("Sentences; the lines of --file by default.", None)
-    file: str | None = option(None, "A text file with one sentence a line; - for standard input.")
+    file: str | None = option(
+        None, "A text file with one sentence a line, or any other file to train on; - for text on standard input."
+    )
+    text_column: str | None = option(None, "Column of the file that holds the sentences, where that is unclear.")
     by: ScoreName = option("nll_per_token", "The score that is printed; --json gives all of them.")
     marginal: Marginal = option("importance", "Estimate of -log p(x).")
     seed: int = option(0, "Seed of all draws.")
@@ -115,7 +118,7 @@ def score(argv: list[str]) -> None:
     from latent_ebm_text.latents.rng import derived_generator
     from latent_ebm_text.models.loading import load_text_model
 
-    sentences = _sentences(args.sentences, args.file)
+    sentences = _sentences(args)
     model, tokenizer = load_text_model(args.model, args.revision)
     _note_unknown_words(tokenizer, sentences)
     generator = derived_generator(args.seed, "scores", device=model.device)
@@ -158,10 +161,12 @@ def interpolate(argv: list[str]) -> None:
     (args,) = parsing.parse_arguments(
         (InterpolateArguments,), argv, description=parsing.description_of(interpolate), prog="latent-ebm interpolate"
     )
+    from latent_ebm_text.data.lines import check_unicode
     from latent_ebm_text.latents.rng import derived_generator
     from latent_ebm_text.models.loading import load_text_model
 
     ends = [args.start, args.end]
+    check_unicode(ends)
     model, tokenizer = load_text_model(args.model, args.revision)
     _note_unknown_words(tokenizer, ends)
     generator = derived_generator(args.seed, "posterior draws", device=model.device)
@@ -186,12 +191,12 @@ def _note_unknown_words(tokenizer: Any, texts: list[str]) -> None:
         print(f"note: words unknown to the model, read as <unk>: {', '.join(unknown[:5])}{more}", file=sys.stderr)
 
 
-def _sentences(given: list[str] | None, file: str | None) -> list[str]:
-    """The sentences of the command line, or the lines of a file that are not blank."""
-    if bool(given) == (file is not None):
-        raise UsageError("give sentences, or --file with one sentence a line, and not both")
-    if given:
-        return given
-    from latent_ebm_text.data.lines import read_sentences
+def _sentences(args: ScoreArguments) -> list[str]:
+    """The sentences of the command line, or those of a file."""
+    from latent_ebm_text.data.lines import check_unicode, read_sentences
 
-    return read_sentences(str(file))
+    given = args.sentences or []
+    if bool(given) == (args.file is not None) or (given and args.text_column is not None):
+        raise UsageError("give sentences, or --file with one sentence a line, and not both")
+    check_unicode(given)
+    return given or read_sentences(str(args.file), text_column=args.text_column)

@@ -33,6 +33,7 @@ from latent_ebm_text.commands.runs import (
     write_results,
 )
 from latent_ebm_text.data import BucketedBatches, TextCollator, load_text_dataset, tokenize_corpus
+from latent_ebm_text.data.batching import describe_unknown
 from latent_ebm_text.data.cleaning import column_array, iterate_texts
 from latent_ebm_text.data.text import TextCorpus
 from latent_ebm_text.data.tokenizers import make_tokenizer
@@ -182,6 +183,7 @@ def prepare(
     is_words = isinstance(tokenizer.backend_tokenizer.model, WordLevel)
     unit, rate = ("words", "") if is_words else ("tokens", f"; {num_tokens / num_words:.2f} tokens a word")
     lines = [corpus.describe(), f"vocabulary: {len(tokenizer)} {unit}, special ones included{rate}", *notes]
+    lines += describe_unknown(splits, tokenizer)
     if any(truncated.values()):
         lines.append(f"truncated to max_length={args.max_length} {unit}: {truncated}")
     collate = TextCollator(tokenizer.pad_token_id)

@@ -16,15 +16,16 @@ import torch
 
 from latent_ebm_text.data.cache import cached_path
 from latent_ebm_text.data.cleaning import column_array, processes
-from latent_ebm_text.data.tokenizers import tokenizer_identity
+from latent_ebm_text.data.tokenizers import UNK_TOKEN, tokenizer_identity
 from latent_ebm_text.errors import UsageError
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
     from transformers import PreTrainedTokenizerBase
 
 IGNORED_LABEL = -100  # ignored by the losses of Hugging Face
 _FORMAT = 1  # version of tokenized data on disk, raised whenever the same text would be stored differently
+_MANY_UNKNOWN = 0.2  # from this share of unknown tokens on, a run warns
 _CHUNK_BATCHES = 50  # sentences are sorted by length within this many batches: little padding, but well mixed
 
 
@@ -81,6 +82,44 @@ def tokenize_corpus(
         truncated[split] = int(column_array(encoded, "truncated").sum())
         tokenized[split] = encoded.remove_columns("truncated")
     return DatasetDict(tokenized), truncated
+
+
+def describe_unknown(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What a run prints about tokens that stand for whatever the tokenizer does not know, one sentence each.
+
+    Args:
+        splits: Splits that [`tokenize_corpus`] returned.
+        tokenizer: Their tokenizer.
+
+    Returns:
+        The share of unknown tokens in every split, bos and eos left out, and a warning if one is large; nothing if the
+        tokenizer has no unknown token.
+    """
+    backend = tokenizer.backend_tokenizer
+    token = getattr(backend.model, "unk_token", None) or UNK_TOKEN
+    unknown = backend.token_to_id(token)
+    if unknown in (None, tokenizer.bos_token_id, tokenizer.eos_token_id):
+        return []
+    shares = {split: _share(dataset, unknown) for split, dataset in splits.items()}
+    lines = [f"unknown tokens ({token}): {', '.join(f'{share:.1%} {split}' for split, share in shares.items())}"]
+    worst = max(shares, key=lambda split: shares[split])
+    if shares[worst] > _MANY_UNKNOWN:
+        lines.append(
+            f"WARNING: {shares[worst]:.0%} of the {worst} tokens are unknown, and a model has a good likelihood for "
+            f"predicting {token} without knowing the text; with --tokenizer bpe nothing is unknown, also where no "
+            "spaces separate words"
+        )
+    return lines
+
+
+def _share(dataset: Dataset, token: int) -> float:
+    """The share of a token among all tokens but bos and eos."""
+    import pyarrow.compute as pc
+
+    count = 0
+    for table in dataset.select_columns("input_ids").with_format("arrow").iter(10_000):
+        count += pc.sum(pc.equal(pc.list_flatten(table["input_ids"]), token)).as_py() or 0
+    return count / max(int((column_array(dataset, "length") - 1).sum()), 1)
 
 
 @contextmanager

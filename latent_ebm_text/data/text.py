@@ -89,8 +89,8 @@ def load_text_dataset(
         train_split: The split to train on, if it is not the one called train.
         num_sentences: Size of the train split. The grammar generates that many sentences (default 8,000); other
             sources use their first train rows.
-        num_test_sentences: Keeps this many test rows, drawn at random with a fixed seed, in their order. The fingerprint
-            is that of the whole split.
+        num_test_sentences: Keeps this many test rows, drawn at random with a fixed seed, in their order. The
+            fingerprint is that of the whole split.
         streaming: Whether to read row by row, only as many train rows as `num_sentences` needs, and to store nothing
             but their texts: for data sets that are too large to download. Refused for data sets that are built here.
         num_proc: Number of processes that prepare a large corpus.

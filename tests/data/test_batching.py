@@ -13,7 +13,13 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from latent_ebm_text.data import batching, cleaning
-from latent_ebm_text.data.batching import BucketedBatches, TextCollator, ordered_batches, tokenize_corpus
+from latent_ebm_text.data.batching import (
+    BucketedBatches,
+    TextCollator,
+    describe_unknown,
+    ordered_batches,
+    tokenize_corpus,
+)
 from latent_ebm_text.data.tokenizers import train_bpe_tokenizer, train_word_tokenizer
 from latent_ebm_text.errors import UsageError
 
@@ -44,6 +50,22 @@ def test_words_are_counted_whatever_the_tokens_and_only_those_that_are_kept() ->
     assert tokenized["train"]["words"][:] == [3, 4], "two words; 'ab', 'cd' and a part of 'ef'; an end each"
     assert truncated == {"train": 1}
     assert tokenizer.decode(tokenized["train"][1]["input_ids"], skip_special_tokens=True) == "ab cd e"
+
+
+def test_the_share_of_unknown_tokens_is_said() -> None:
+    splits = DatasetDict(
+        train=Dataset.from_dict({"text": ["a b c <unk>", "a b c d"]}), test=Dataset.from_dict({"text": ["a x y c"]})
+    )
+    for tokenizer, expected in (
+        (train_word_tokenizer(splits["train"]["text"]), "unknown tokens (<unk>): 12.5% train, 50.0% test"),
+        (train_bpe_tokenizer(splits["train"]["text"]), None),
+    ):
+        tokenized, _ = tokenize_corpus(splits, tokenizer, max_length=30)
+        lines = describe_unknown(tokenized, tokenizer)
+        assert lines[:1] == ([expected] if expected else [])
+        assert ["WARNING: 50% of the test tokens are unknown" in line for line in lines[1:]] == [True] * bool(expected)
+        del tokenized["test"]
+        assert len(describe_unknown(tokenized, tokenizer)) == bool(expected), "no warning where few are unknown"
 
 
 @pytest.fixture
