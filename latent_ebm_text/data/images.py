@@ -19,8 +19,10 @@ import numpy as np
 import torch
 
 from latent_ebm_text.data.cache import cached_path, file_versions
+from latent_ebm_text.data.files import first_line
+from latent_ebm_text.data.image_arrays import array_files, read_array_files
 from latent_ebm_text.data.splits import SPLITS, choose_splits, cut_missing_splits
-from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.errors import DataError, LatentEBMError, UsageError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -35,6 +37,8 @@ NAMED_SETS = {
     "celeba": ("flwrlabs/celeba", "img_align+identity+attr"),
 }
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_HDF5 = (".h5", ".hdf5")
+_FILES = "give a .parquet, .arrow, .npz, .npy or IDX file"
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def load_image_dataset(
     Args:
         name_or_path: `"digits"` (8 x 8 digits of scikit-learn, no download), `"mnist"`, `"svhn"`, `"cifar10"`,
             `"celeba"`, a local folder or file, or a Hub id. A folder holds parquet files or image files, in
-            sub-folders named after splits, classes, or both.
+            sub-folders named after splits, classes, or both; or files of arrays, see
+            [`~latent_ebm_text.data.image_arrays.read_array_files`].
         image_column: The column to read; by default the only one that holds images.
         label_column: The integer column that becomes `label`; by default `label`, if it exists.
         train_split: The split to train on, if it is not the one called train.
@@ -213,18 +218,23 @@ def _read(source: str, name: str, config: str | None) -> dict[str, Dataset]:
 
     try:
         path = Path(source)
+        files = [] if not path.exists() else list(path.rglob("*")) if path.is_dir() else [path]
+        if any(file.suffix.lower() in _HDF5 for file in files):
+            raise UsageError(f"{name} is HDF5, which is not read: write its arrays into a .npz file with numpy.savez")
+        if arrays := array_files(path):
+            return read_array_files(arrays, name)
         if path.is_file():
-            kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix)
+            kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix.lower())
             if kind is None:
-                raise UsageError(f"{name} has the ending {path.suffix!r}; give a .parquet file or a folder")
+                raise UsageError(f"{name} has the ending {path.suffix!r}; {_FILES}, or a folder")
             cache = cached_path("files", file_versions([path]))
             return dict(datasets.load_dataset(kind, data_files={"train": source}, cache_dir=str(cache)))
         if path.is_dir():
-            cache = cached_path("files", file_versions(file for file in path.rglob("*") if file.is_file()))
+            cache = cached_path("files", file_versions(file for file in files if file.is_file()))
             return dict(datasets.load_dataset(source, cache_dir=str(cache)))
         return dict(datasets.load_dataset(source, config))
     except datasets.exceptions.DataFilesNotFoundError as error:
-        raise DataError(f"{name} holds no images and no parquet files") from error
+        raise DataError(f"{name} holds no images: {_FILES}, or a folder of pictures") from error
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UsageError(f"{name!r} is neither a local folder nor found on the Hugging Face Hub") from error
     except ConnectionError as error:
@@ -232,14 +242,10 @@ def _read(source: str, name: str, config: str | None) -> dict[str, Dataset]:
             f"{name!r} is neither local nor cached, and the Hugging Face Hub cannot be reached: give the path of a "
             "local folder, or use --dataset_name digits, which needs no download"
         ) from error
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        if isinstance(error, UsageError):
-            raise
-        while error.__cause__ is not None:
-            error = error.__cause__
-        raise DataError(
-            f"{name} cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"
-        ) from error
+    except LatentEBMError:
+        raise
+    except Exception as error:  # readers raise errors of the libraries of many formats
+        raise DataError(f"{name} cannot be read: {first_line(error)}") from error
 
 
 # Columns and pixels

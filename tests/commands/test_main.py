@@ -86,6 +86,15 @@ def test_score(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert [float(line.split()[0]) for line in out.splitlines()] == pytest.approx(
         [row["reconstruction_per_token"] for row in rows], abs=1e-3
     )
+    (tmp_path / "table.csv").write_text("id,said,heard\n" + "".join(f"{s[:3]},{s},{s}\n" for s in sentences))
+    assert run("score", trained, "--file", tmp_path / "table.csv", "--text_column", "heard", *cheap)[1] == out
+    code, _, err = run("score", trained, "--file", tmp_path / "table.csv")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "cannot tell which column" in err
+    assert run("score", trained, "a", "--text_column", "heard")[0] == 2
+    for command in (["score", "caf\udce9"], ["interpolate", "a", "caf\udce9"], ["generate", "--prompt", "caf\udce9"]):
+        code, _, err = run(command[0], trained, *command[1:])
+        assert (code, err.count("\n"), "half of a surrogate pair" in err) == (2, 1, True)
     assert run("score", trained, "the zygote recovers", *cheap)[2].endswith("read as <unk>: zygote\n")
     assert "unknown" not in run("score", trained, "the <unk> recovers", *cheap)[2]
     assert run("score", trained)[0] == run("score", trained, "a", "--file", "b")[0] == 2

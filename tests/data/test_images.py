@@ -1,5 +1,6 @@
 """Images from every source, and those that cannot be used."""
 
+import gzip
 import os
 
 import datasets
@@ -124,5 +125,85 @@ def test_sources_that_are_not_there(tmp_path, monkeypatch):
     with pytest.raises((DataError, UsageError), match="empty"):
         load_image_dataset(str(tmp_path / "empty"))
     (tmp_path / "a.csv").write_text("1,2")
-    with pytest.raises(UsageError, match=r"ending '.csv'; give a .parquet file or a folder"):
+    with pytest.raises(UsageError, match=r"ending '.csv'; give a .parquet, .* or a folder"):
         load_image_dataset(str(tmp_path / "a.csv"))
+    (tmp_path / "tar").mkdir()
+    (tmp_path / "tar" / "train.tar").write_bytes(b"no archive")
+    with pytest.raises(DataError, match="tar cannot be read: "):
+        load_image_dataset(str(tmp_path / "tar"))
+
+
+# -------- arrays
+
+
+PIXELS = np.random.default_rng(0).integers(256, size=(60, 6, 6), dtype=np.uint8)
+LABELS = np.arange(60, dtype=np.uint8) % 7
+
+
+def idx(array):
+    return b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+def as_idx(folder):
+    for split, size in (("train", 60), ("t10k", 20)):
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(idx(PIXELS[:size]))
+        (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(LABELS[:size])))
+    return folder
+
+
+def as_npz(folder):
+    np.savez(folder / "a.npz", x_train=PIXELS, y_train=LABELS, x_test=PIXELS[:20], y_test=LABELS[:20], names=["a"])
+    return folder / "a.npz"
+
+
+def as_npz_per_split(folder):
+    for split, size in (("train", 60), ("test", 20)):
+        np.savez(folder / f"{split}.npz", images=PIXELS[:size, ..., None].astype(int), labels=LABELS[:size, None])
+    return folder
+
+
+@pytest.mark.parametrize("layout", [as_idx, as_npz, as_npz_per_split])
+def test_arrays_are_images_with_their_labels(tmp_path, layout):
+    corpus = load_image_dataset(str(layout(tmp_path)))
+    assert {split: len(rows) for split, rows in corpus.splits.items()} == {"train": 57, "validation": 3, "test": 20}
+    assert [np.frombuffer(row, np.uint8).tolist() for row in corpus.splits["test"]["pixels"]] == [
+        image.ravel().tolist() for image in PIXELS[:20]
+    ]
+    assert corpus.splits["test"]["label"][:] == LABELS[:20].tolist()
+
+
+def test_arrays_with_the_channels_first(tmp_path):
+    colours = np.stack([PIXELS, 255 - PIXELS, PIXELS // 2], axis=1)
+    np.save(tmp_path / "a.npy", colours)
+    corpus = load_image_dataset(str(tmp_path / "a.npy"))
+    assert (corpus.image_size, corpus.num_channels) == (6, 3)
+    found = {pixels for rows in corpus.splits.values() for pixels in rows["pixels"]}
+    assert found == {image.transpose(1, 2, 0).tobytes() for image in colours}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.npz", {"x": PIXELS / 255}, "a.npz, x holds 2,160 values of float64, where integers from 0 to 255"),
+        ("a.npz", {"x": PIXELS.astype(int) * 2}, "where integers from 0 to 255 are expected"),
+        ("a.npz", {"x": np.zeros((9, 2, 6, 6), np.uint8)}, "where images have 1 or 3 channels"),
+        ("a.npz", {"x": PIXELS, "y": LABELS[1:]}, "{'image': 60, 'label': 59} for train, where one image"),
+        ("a.npz", {"y": LABELS}, "where one image for each label"),
+        ("a.npz", {"x": PIXELS, "z": PIXELS}, "two arrays of train images, of which a.npz, z is the second"),
+        ("a.npz", {"x": LABELS[None] / 2}, "holds no images"),
+        ("a.npz", {"x": np.array([None])}, "a.npz is damaged, or holds Python objects"),
+        ("a.npz", b"junk", "a.npz is damaged, or holds Python objects"),
+        ("a-idx3-ubyte", idx(PIXELS)[:-1], "a-idx3-ubyte is no complete IDX file"),
+        ("a-idx3-ubyte", b"\0\0\x08", "is no complete IDX file"),
+        ("a-idx3-ubyte.gz", idx(PIXELS), "cannot be decompressed"),
+        ("a.h5", b"\x89HDF", "a.h5 is HDF5, which is not read: write its arrays into a .npz file"),
+    ],
+)
+def test_arrays_that_are_no_images(tmp_path, name, content, message):
+    if isinstance(content, dict):
+        np.savez(tmp_path / name, **content)
+    else:
+        (tmp_path / name).write_bytes(content)
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises((DataError, UsageError), match=message.replace("a.h5", path.name)):
+            load_image_dataset(str(path))
