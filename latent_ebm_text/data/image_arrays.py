@@ -23,15 +23,19 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 _NUMPY = (".npz", ".npy")
-_IDX_NAME = re.compile(r"idx[1-4]-ubyte")
 #: Words of names that tell a split; MNIST calls its test images t10k.
 _SPLIT_WORDS = SPLIT_ALIASES | {"t10k": "test"}
 
 
 def array_files(path: Path) -> list[Path]:
-    """The files of arrays at a path: the file itself, or those in a folder."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [file for file in files if file.suffix.lower() in _NUMPY or _IDX_NAME.search(file.name.lower())]
+    """The files of arrays of images at a path: the file itself, or those in a folder, where `.npy` may be anything."""
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix.lower() == ".npz" or _is_idx(file))
+    return [path] if path.suffix.lower() in _NUMPY or _is_idx(path) else []
+
+
+def _is_idx(file: Path) -> bool:
+    return re.search(r"idx[1-4]-ubyte", file.name.lower()) is not None
 
 
 def read_array_files(files: list[Path], name: str) -> dict[str, Dataset]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,8 +219,11 @@ def _read(source: str, name: str, config: str | None) -> dict[str, Dataset]:
 
     try:
         path = Path(source)
-        files = [] if not path.exists() else list(path.rglob("*")) if path.is_dir() else [path]
-        if any(file.suffix.lower() in _HDF5 for file in files):
+        files = [file for file in (path, *path.rglob("*")) if file.is_file()]
+        endings = Counter(file.suffix.lower() for file in files)
+        if (
+            max(endings, key=endings.__getitem__, default="") in _HDF5
+        ):  # most files decide, as for the reader of folders
             raise UsageError(f"{name} is HDF5, which is not read: write its arrays into a .npz file with numpy.savez")
         if arrays := array_files(path):
             return read_array_files(arrays, name)
@@ -230,7 +234,7 @@ def _read(source: str, name: str, config: str | None) -> dict[str, Dataset]:
             cache = cached_path("files", file_versions([path]))
             return dict(datasets.load_dataset(kind, data_files={"train": source}, cache_dir=str(cache)))
         if path.is_dir():
-            cache = cached_path("files", file_versions(file for file in files if file.is_file()))
+            cache = cached_path("files", file_versions(files))
             return dict(datasets.load_dataset(source, cache_dir=str(cache)))
         return dict(datasets.load_dataset(source, config))
     except datasets.exceptions.DataFilesNotFoundError as error:
