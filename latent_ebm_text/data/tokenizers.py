@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latent_ebm_text.data.inputs import each_sentence
 from latent_ebm_text.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def train_word_tokenizer(
     """
     if vocab_size is not None and vocab_size <= len(SPECIAL_TOKENS):
         raise UsageError(f"vocab_size is {vocab_size}, but {len(SPECIAL_TOKENS)} ids are special; make it larger.")
-    counts = Counter(word for text in texts for word in text.split())
+    counts = Counter(word for text in each_sentence(texts, "texts") for word in text.split())
     for token in SPECIAL_TOKENS:
         del counts[token]
     if len(counts) < 2:
@@ -342,7 +343,7 @@ def _alphabet() -> list[str]:
 
 def _counting(texts: Iterable[str], words: Counter[str]) -> Iterator[str]:
     """Yields the texts and counts their words, each but the first of a text with the space before it."""
-    for text in texts:
+    for text in each_sentence(texts, "texts"):
         first, *rest = text.split() or [""]
         words[first] += 1
         words.update([" " + word for word in rest])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from latent_ebm_text.data.inputs import each_sentence
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.estimates import Z_95, Estimate
 
 NGram = tuple[str, ...]
 
 
-def self_bleu(texts: Sequence[str], *, num_references: int = 99, seed: int = 0) -> Estimate:
+def self_bleu(texts: Iterable[str], *, num_references: int = 99, seed: int = 0) -> Estimate:
     """Self-BLEU (Zhu et al., 2018): how much each sentence resembles others of the same model; high is monotonous.
 
     The sentences are shuffled into groups of `num_references + 1`, and within its group each is scored against all
@@ -39,7 +40,7 @@ def self_bleu(texts: Sequence[str], *, num_references: int = 99, seed: int = 0) 
         UsageError: If sacrebleu is not installed (names the extra), all sentences are blank, or there are too few for
             two groups.
     """
-    _require_texts(texts)
+    texts = _checked(texts)
     size = num_references + 1
     if num_references < 1 or len(texts) < 2 * size:
         raise UsageError(
@@ -79,7 +80,7 @@ def bleu_scorer() -> Any:
     return BLEU(tokenize="none", effective_order=True)
 
 
-def sample_entropy(texts: Sequence[str], *, order: int = 1) -> Estimate:
+def sample_entropy(texts: Iterable[str], *, order: int = 1) -> Estimate:
     """Entropy in nats of the distribution of words (`order=1`) or of n-grams of words; low is monotonous.
 
     The plug-in entropy of the observed frequencies is too low, by about `(K - 1) / 2N` with `K` distinct n-grams among
@@ -97,7 +98,7 @@ def sample_entropy(texts: Sequence[str], *, order: int = 1) -> Estimate:
     Raises:
         UsageError: If there are fewer than two sentences, all are blank, or none has as many words as an n-gram.
     """
-    _require_texts(texts)
+    texts = _checked(texts)
     _require_order(order)
     ngrams = [_ngrams(text.split(), order) for text in texts]
     counts = Counter(ngram for sentence in ngrams for ngram in sentence)
@@ -120,7 +121,7 @@ def sample_entropy(texts: Sequence[str], *, order: int = 1) -> Estimate:
     )
 
 
-def unique_rate(texts: Sequence[str]) -> Estimate:
+def unique_rate(texts: Iterable[str]) -> Estimate:
     """The proportion of distinct sentences, which falls as more sentences are drawn.
 
     Args:
@@ -129,7 +130,7 @@ def unique_rate(texts: Sequence[str]) -> Estimate:
     Raises:
         UsageError: If there are fewer than two sentences, or all are blank.
     """
-    _require_texts(texts)
+    texts = _checked(texts)
     distinct = len({tuple(text.split()) for text in texts})
     return Estimate.of_proportion(distinct, len(texts), "distinct sentences over all sentences")
 
@@ -161,9 +162,9 @@ class TrainingOverlap:
 
 
 def training_overlap(
-    texts: Sequence[str],
-    training_texts: Sequence[str],
-    held_out_texts: Sequence[str],
+    texts: Iterable[str],
+    training_texts: Iterable[str],
+    held_out_texts: Iterable[str],
     *,
     order: int = 2,
     num_closest: int = 3,
@@ -185,8 +186,8 @@ def training_overlap(
     Raises:
         UsageError: If there are fewer than two sentences of a kind, or all of a kind are blank.
     """
-    for name, kind in (("texts", texts), ("training_texts", training_texts), ("held_out_texts", held_out_texts)):
-        _require_texts(kind, name)
+    texts, training_texts = _checked(texts), _checked(training_texts, "training_texts")
+    held_out_texts = _checked(held_out_texts, "held_out_texts")
     _require_order(order)
     index = _NGramIndex(training_texts, order)
     overlaps, nearest = index.nearest(texts)
@@ -278,11 +279,11 @@ def _require_order(order: int) -> None:
         raise UsageError(f"order of the n-grams must be at least 1, got {order}")
 
 
-def _require_texts(texts: Sequence[str], name: str = "texts") -> None:
+def _checked(texts: Iterable[str], name: str = "texts") -> list[str]:
     """Refuses what a broken generation or a wrong path gives, which would otherwise be measured all the same."""
-    if isinstance(texts, str):
-        raise UsageError(f"{name} is one string; give a list of sentences")
+    texts = list(each_sentence(texts, name))
     if len(texts) < 2:
         raise UsageError(f"{name} must hold at least 2 sentences, got {len(texts)}")
     if not any(text.split() for text in texts):
         raise UsageError(f"all {len(texts)} sentences of {name} are blank; look at how they were made")
+    return texts

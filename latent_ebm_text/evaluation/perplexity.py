@@ -17,7 +17,7 @@ tokenizer the two agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ import evaluate
 import numpy as np
 
 from latent_ebm_text.data.batching import count_words
+from latent_ebm_text.data.inputs import each_sentence
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.evaluator import (
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
 
 
 def forward_perplexity(
-    samples: Sequence[str],
+    samples: Iterable[str],
     lm: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    real_test: Sequence[str],
+    real_test: Iterable[str],
     progress: bool = False,
 ) -> dict[str, Any]:
     """FPPL: the perplexity of generated sentences under a language model of real training text.
@@ -72,6 +73,7 @@ def forward_perplexity(
         UsageError: If there are no samples, or all are blank or the same, there is no test text, or the tokenizer has
             another vocabulary than the evaluator.
     """
+    samples, real_test = list(each_sentence(samples, "samples")), list(each_sentence(real_test, "real_test"))
     _require_samples(samples)
     sample_ids = _encode(samples, "samples", lm, tokenizer)
     return {
@@ -84,11 +86,11 @@ def forward_perplexity(
 
 
 def reverse_perplexity(
-    samples: Sequence[str],
+    samples: Iterable[str],
     lm: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    real_test: Sequence[str],
+    real_test: Iterable[str],
     cache_dir: str | Path,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -117,6 +119,7 @@ def reverse_perplexity(
     if lm.record is None:
         raise UsageError("this language model has no training record; make it with train_language_model.")
     wanted = lm.record.train_sentences
+    samples, real_test = list(each_sentence(samples, "samples")), list(each_sentence(real_test, "real_test"))
     _require_samples(samples)
     samples = samples[:wanted]
     _require_samples(samples)
@@ -191,8 +194,6 @@ def _describe_evaluator(
 
 def _require_samples(samples: Sequence[str]) -> None:
     """Refuses what a broken generation gives, which would otherwise get a perplexity all the same."""
-    if isinstance(samples, str):
-        raise UsageError("samples is one string; give a list of sentences.")
     distinct = {" ".join(sample.split()) for sample in samples}
     if distinct <= {""}:
         problem = f"all {len(samples)} are blank" if distinct else "there are none"
@@ -205,7 +206,7 @@ def _require_samples(samples: Sequence[str]) -> None:
 
 def _encode(texts: Sequence[str], name: str, lm: LanguageModel, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Ids with bos and eos added, because only some tokenizers add them themselves."""
-    if isinstance(texts, str) or not len(texts):
+    if not texts:
         raise UsageError(f"{name} must be a list of at least one sentence.")
     if len(tokenizer) != lm.vocab_size:
         raise UsageError(

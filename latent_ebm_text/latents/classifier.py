@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ _HELD_OUT = 0.15
 def fit_classifier(
     attribute: str,
     latents: Tensor,
-    labels: Sequence[str],
+    labels: Iterable[str],
     *,
     hidden_size: int = 64,
     num_epochs: int = 40,
@@ -51,6 +51,7 @@ def fit_classifier(
         UsageError: If the shapes of latents and labels do not match, a latent is not finite, or a label is no string.
         DataError: If there are fewer than two classes, or a class has fewer than 10 examples.
     """
+    labels = list(labels)
     draws = latents[None] if latents.dim() == 2 else latents
     if draws.dim() != 3 or draws.shape[1] != len(labels):
         raise UsageError(
@@ -62,7 +63,7 @@ def fit_classifier(
     if strange := [label for label in labels if not isinstance(label, str)]:
         raise UsageError(f"labels of {attribute} must be strings, got {strange[0]!r}")
     classes = sorted(set(labels))
-    counts = {name: list(labels).count(name) for name in classes}
+    counts = {name: labels.count(name) for name in classes}
     if len(classes) < 2 or min(counts.values()) < 10:
         raise DataError(f"{attribute} needs two or more classes of at least 10 examples each, got {counts}")
 

@@ -189,6 +189,7 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
         Raises:
             UsageError: As `posterior_draws`, or if the numbers of examples and coefficients differ.
         """
+        coefficients = list(coefficients)  # of a Series, too, whose index may be anything
         means = self.posterior_draws(data, **options).mean(dim=0)
         if len(coefficients) != len(means):
             raise UsageError(f"{len(means)} examples need as many coefficients, got {len(coefficients)}")

@@ -177,6 +177,7 @@ def score_data(
     has_latent = model.config.latent_dim > 0
     if not has_latent:
         marginal, num_draws = "none", 1
+    data = model._read(data)
     if latents is None:
         draws = model.posterior_draws(
             data, num_draws=num_draws, batch_size=batch_size, sampler=sampler, generator=generator, progress=progress

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from latent_ebm_text.data.inputs import each_entry, each_sentence
 from latent_ebm_text.data.lines import check_unicode
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.samplers import Sampler
@@ -20,8 +22,9 @@ from latent_ebm_text.models.scoring import AnomalyScores, score_data
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Strings, which need a tokenizer; lists of token ids; or a tensor of token ids `(batch, length)`.
-Sentences = Sequence[str] | Sequence[Sequence[int]] | Tensor
+#: Strings, which need a tokenizer; lists of token ids; or a tensor of token ids `(batch, length)`. Strings and lists
+#: may come from anything with an order, see [`~latent_ebm_text.data.inputs.each_entry`].
+Sentences = Iterable[str] | Iterable[Sequence[int]] | Tensor
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class SentenceModel(LatentInferenceModel):
     `build_index`, `neighbours`, `combine`) takes sentences in three forms, as `input_ids`, `attention_mask` and
     `tokenizer`:
 
-    - a list of strings, with the model's `tokenizer`;
+    - a list of strings, with the model's `tokenizer`; also a generator, a column of a table (pandas, Arrow, datasets),
+      a table with one clear column of text, or an array `(n,)` or `(n, 1)`;
     - a list of lists of token ids, each from the beginning to the end token;
     - a tensor of token ids `(batch, length)`, with its `attention_mask`, which is 0 at padding on whichever side.
 
@@ -182,23 +186,20 @@ class SentenceModel(LatentInferenceModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> list[list[int]]:
         """The token ids of every sentence, from the beginning to the end token, checked."""
-        if isinstance(input_ids, str):
-            raise UsageError("sentences are a list of strings; put the one string into a list")
         if isinstance(input_ids, Tensor):
             self._check_ids(input_ids, attention_mask)
-        elif attention_mask is not None:
-            raise UsageError("an attention_mask belongs to input_ids as a tensor; leave it out for lists and strings")
-        if len(input_ids) == 0:
-            raise UsageError("no sentences were given")
-        if isinstance(input_ids, Tensor):
             masks = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
             rows = [row[mask.bool()].tolist() for row, mask in zip(input_ids, masks, strict=True)]
-        elif isinstance(input_ids[0], str):
-            rows = _tokenized(input_ids, tokenizer)
         else:
-            if strange := [type(ids) for ids in input_ids if not isinstance(ids, Sequence | np.ndarray | Tensor)]:
-                raise UsageError(f"sentences are strings or lists of token ids; got also {strange[0].__name__}")
-            rows = [list(map(int, ids)) for ids in input_ids]
+            if attention_mask is not None:
+                raise UsageError(
+                    "an attention_mask belongs to input_ids as a tensor; leave it out for other sentences"
+                )
+            entries = list(each_entry(input_ids))
+            is_text = bool(entries) and isinstance(entries[0], str)
+            rows = _tokenized(entries, tokenizer) if is_text else [_token_ids(entry) for entry in entries]
+        if not rows:
+            raise UsageError("no sentences were given")
         if min(map(len, rows)) < 2:
             raise UsageError("a sentence has at least two ids, its beginning and its end token")
         if not isinstance(input_ids, Tensor):
@@ -236,16 +237,28 @@ class SentenceModel(LatentInferenceModel):
         return self.generate(latents=latents, **{"do_sample": False, **options})
 
 
-def _tokenized(sentences: Sequence[Any], tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
+def _token_ids(entry: Any) -> list[int]:
+    """The ids of one sentence; raises a `UsageError` if it has none."""
+    values = entry.tolist() if isinstance(entry, Tensor | np.ndarray) else entry
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise UsageError(f"sentences are strings or lists of token ids; got also {type(entry).__name__}")
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError as error:
+        raise UsageError(
+            f"token ids are integers, and a sentence is {str(values)[:60]}; give strings, or ids"
+        ) from error
+
+
+def _tokenized(entries: list[Any], tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
     if tokenizer is None:
         raise UsageError("strings need the model's tokenizer: give tokenizer=..., or token ids in their place")
-    if strange := [type(sentence) for sentence in sentences if not isinstance(sentence, str)]:
-        raise UsageError(f"sentences must all be strings, got also {strange[0].__name__}")
+    sentences = list(each_sentence(entries))
     check_unicode(sentences)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is None or eos is None:
         raise UsageError("the tokenizer needs a bos_token and an eos_token")
-    tokens = tokenizer(list(sentences), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    tokens = tokenizer(sentences, add_special_tokens=False, return_attention_mask=False, verbose=False)
     return [[bos, *ids, eos] for ids in tokens["input_ids"]]
 
 

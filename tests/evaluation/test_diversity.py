@@ -232,7 +232,7 @@ def test_metrics_are_json() -> None:
         ([], "texts must hold at least 2 sentences, got 0"),
         (["a b"], "texts must hold at least 2 sentences, got 1"),
         (["", "  ", ""], "all 3 sentences of texts are blank"),
-        ("a b", "texts is one string; give a list of sentences"),
+        ("a b", "texts must be a list, not one string"),
     ],
 )
 @pytest.mark.parametrize("metric", [self_bleu, sample_entropy, unique_rate, training_overlap])
