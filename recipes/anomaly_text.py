@@ -4,8 +4,8 @@
     python recipes/anomaly_text.py --model runs/ptb/model --dataset_name path/to/ptb --language_model runs/lm/model
 
 Test sentences with their words shuffled against the same sentences intact; and, with `--documents` (a text file, one
-document a line), the beginnings of documents of another source against test sentences of the same length. Needs the
-extra `anomaly`.
+document a line, or a table with one a row), the beginnings of documents of another source against test sentences of
+the same length. Needs the extra `anomaly`.
 """
 
 import json
@@ -34,7 +34,9 @@ class AnomalyArguments:
 
     model: str = required("Folder or Hub id of a model of ordinary text and its tokenizer.")
     dataset_name: str = required("Ordinary text: a named set, Hub id, folder or file, with a test split.")
-    documents: str | None = option(None, "Text file of another source, one document a line.")
+    text_column: str | None = option(None, "Column of the ordinary text, where it is unclear.")
+    documents: str | None = option(None, "File of another source, one document a line or a row.")
+    documents_column: str | None = option(None, "Column of the documents, where it is unclear.")
     language_model: str | None = option(None, "A model without a latent (latent_dim 0), trained on the same text.")
     baseline: bool = option(True, "Whether to run the embed-then-detect baseline.")
     num_pairs: int = option(500, "Ordinary sentences of each task, and anomalies.")
@@ -55,12 +57,12 @@ def main() -> None:
         language_model, its_tokenizer = load_text_model(args.language_model)
         if language_model.config.latent_dim:
             raise UsageError(f"{args.language_model} has a latent; a language model is one with latent_dim 0")
-    corpus = load_text_dataset(args.dataset_name)
+    corpus = load_text_dataset(args.dataset_name, text_column=args.text_column)
     print(corpus.describe())
     test = corpus.splits["test"]["text"][:]
     tasks = [shuffled_words_task(test, args.num_pairs, seed=args.seed)]
     if args.documents is not None:
-        documents = read_sentences(args.documents)
+        documents = read_sentences(args.documents, text_column=args.documents_column)
         tasks.append(other_source_task(test, documents, args.num_pairs, seed=args.seed))
     texts = list(dict.fromkeys(text for task in tasks for text in task.texts))
 

@@ -72,11 +72,12 @@ def test_control_needs_a_model_of_the_corpus(run_recipe: RunRecipe, folders: dic
 
 
 def test_anomalies(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
-    documents = tmp_path / "documents.txt"
-    documents.write_text("\n".join(f"What is {i} , if not a {'very ' * 30} small number ?" for i in range(60)))
+    documents = tmp_path / "documents.tsv"
+    lines = (f"number\tWhat is {i} , if not a {'very ' * 30} small number ?\n" for i in range(60))
+    documents.write_text("".join(["topic\tquestion\n", *lines]))
     output, errors = run_recipe(
         "anomaly_text.py", "--model", folders["model"], "--dataset_name", "grammar", "--documents", documents,
-        "--language_model", folders["lm"], "--baseline", "false", "--num_pairs", 10, "--output_dir", tmp_path,
+        "--documents_column", "question", "--text_column", "text", "--language_model", folders["lm"], "--baseline", "false", "--num_pairs", 10, "--output_dir", tmp_path,
     )  # fmt: skip
     assert "## another source" in output, errors
     tasks = json.loads((tmp_path / "anomaly.json").read_text())["tasks"]
