@@ -61,9 +61,11 @@ def generate(argv: list[str]) -> None:
     (args,) = parsing.parse_arguments(
         (GenerateArguments,), argv, description=parsing.description_of(generate), prog="latent-ebm generate"
     )
+    from latent_ebm_text.data.lines import check_unicode
     from latent_ebm_text.latents.rng import derived_generator
     from latent_ebm_text.models.loading import load_text_model
 
+    check_unicode([args.prompt or ""])
     model, tokenizer = load_text_model(args.model, args.revision)
     options: dict[str, Any] = {"do_sample": not args.greedy}
     if not args.greedy:
@@ -73,9 +75,6 @@ def generate(argv: list[str]) -> None:
     if args.prompt is None:
         options["num_samples"] = args.num_samples
     else:
-        from latent_ebm_text.data.lines import check_unicode
-
-        check_unicode([args.prompt])
         _note_unknown_words(tokenizer, [args.prompt])
         options |= dict(tokenizer([args.prompt] * args.num_samples, return_tensors="pt").to(model.device))
     generator = derived_generator(args.seed, "samples", 0, device=model.device)

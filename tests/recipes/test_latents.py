@@ -77,7 +77,8 @@ def test_anomalies(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Pa
     documents.write_text("".join(["topic\tquestion\n", *lines]))
     output, errors = run_recipe(
         "anomaly_text.py", "--model", folders["model"], "--dataset_name", "grammar", "--documents", documents,
-        "--documents_column", "question", "--text_column", "text", "--language_model", folders["lm"], "--baseline", "false", "--num_pairs", 10, "--output_dir", tmp_path,
+        "--documents_column", "question", "--text_column", "text", "--language_model", folders["lm"],
+        "--baseline", "false", "--num_pairs", 10, "--output_dir", tmp_path,
     )  # fmt: skip
     assert "## another source" in output, errors
     tasks = json.loads((tmp_path / "anomaly.json").read_text())["tasks"]
