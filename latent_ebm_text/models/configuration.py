@@ -29,6 +29,15 @@ def _default_posterior_sampler() -> dict[str, Any]:
     return {"name": "langevin", "num_steps": 20, "step_size": 0.1, "temperature": 1.0}
 
 
+def refuse_quantization(quantization_config: Any) -> None:
+    """Raises a `UsageError` unless `quantization_config` is `None`."""
+    if quantization_config is not None:
+        raise UsageError(
+            "quantization_config is not supported, because scores in z are computed from the weights themselves: use "
+            "a model that is not quantised, with dtype='bfloat16' to save memory"
+        )
+
+
 @strict
 class LatentEBMConfig(PreTrainedConfig):
     r"""Settings of the latent, its energy-based prior and the two samplers, shared by every modality.
@@ -95,6 +104,7 @@ class LatentEBMConfig(PreTrainedConfig):
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         generation = GenerationConfig._get_default_generation_params()
         written_by = kwargs.pop("latent_ebm_text_version", __version__)
+        refuse_quantization(kwargs.get("quantization_config"))
         for key in kwargs:
             if key in _TRANSFORMERS_KEYS or key.startswith("_"):
                 continue
@@ -158,7 +168,7 @@ class LatentEBMTextConfig(LatentEBMConfig):
     """
 
     model_type = "latent_ebm_text"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["reconstruction_loss", "prior_loss", "penalty", "past_key_values", "latents"]
 
     vocab_size: int = 10_000
     decoder_type: Literal["lstm", "transformer", "causal_lm"] = "lstm"

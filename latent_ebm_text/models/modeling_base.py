@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import logging
 
 from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.hub.folders import check_model_folder
@@ -18,8 +19,10 @@ from latent_ebm_text.latents import Control, ControlledDensity
 from latent_ebm_text.latents.posterior import LatentPosterior
 from latent_ebm_text.latents.prior import EnergyPrior, GaussianPrior
 from latent_ebm_text.latents.samplers import Sampler, SamplerOutput, sampler_from_dict
-from latent_ebm_text.models.configuration import LatentEBMConfig
-from latent_ebm_text.networks.base import LatentDecoder, LatentEncoder
+from latent_ebm_text.models.configuration import LatentEBMConfig, refuse_quantization
+from latent_ebm_text.networks.base import LatentDecoder, LatentEncoder, is_exporting
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -61,6 +64,8 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
     """
 
     config_class = LatentEBMConfig
+    # The loss is a mean over examples: transformers.Trainer must itself divide it by the steps that it accumulates.
+    accepts_loss_kwargs = False
     prior: EnergyPrior | GaussianPrior
     decoder: LatentDecoder
     encoder: LatentEncoder | None
@@ -72,12 +77,14 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         With `output_loading_info=True` the caller is told what differs, as by transformers, and nothing is refused.
 
         Raises:
+            UsageError: If it asks for quantised weights.
             DataError: If the folder leads out of itself or its files are damaged, see
                 [`~latent_ebm_text.hub.folders.check_model_folder`]; or if weights are missing or unexpected.
             RuntimeError: If a weight has another shape than the configuration says, unless `ignore_mismatched_sizes`.
         """
         if pretrained_model_name_or_path is not None:
             check_model_folder(pretrained_model_name_or_path)
+        refuse_quantization(kwargs.get("quantization_config"))  # which the configuration would not see
         kwargs["use_safetensors"] = True  # or a pickle would be read where there is nothing else
         wants_info = kwargs.pop("output_loading_info", False)
         try:
@@ -273,7 +280,11 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
             prior_latents: `(samples, latent_dim)`, prior draws `z-`; drawn if not given.
             likelihood_weight: `w` in place of the model's own, for the draws that are made here.
             generator: Random number generator of these draws.
+
+        Raises:
+            UsageError: If latents do not fit, or peft has adapted layers whose weights the chains read.
         """
+        self._check_learning_weights()
         batch = len(next(iter(inputs.values())))
         is_variational = self.encoder is not None and latents is None
         if latents is None and not is_variational:
@@ -287,6 +298,24 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
             weight = self.config.likelihood_weight if likelihood_weight is None else likelihood_weight
             return self.variational_objective(inputs, weight, prior_latents)
         return self.objective(inputs, self.check_latents(latents, batch), prior_latents)
+
+    def _check_learning_weights(self) -> None:
+        """Refuses adapters that chains would not see, and says so where the prior does not learn at all."""
+        if not self.training:
+            return
+        for name, module in self.named_modules():
+            # Scores in z of the prior and of other decoders are computed from the weights of a layer, without a call.
+            if hasattr(module, "base_layer") and not name.startswith(("decoder.lm.", "encoder.")):
+                raise UsageError(
+                    f"the adapter of {name} would change the loss but not the chains: peft can adapt layers of "
+                    "decoder.lm, the language model of a transformer decoder, so give target_modules that lie there"
+                )
+        weights = list(self.prior.parameters())
+        if weights and not any(weight.requires_grad for weight in weights):
+            logger.warning_once(
+                "the prior does not learn, since none of its weights requires a gradient. peft freezes it: give "
+                "modules_to_save=['prior', 'injection'], or set decoder_training to 'lora' in place of peft"
+            )
 
     def objective(self, inputs: dict[str, Tensor], latents: Tensor, prior_latents: Tensor) -> LatentEBMLoss:
         """The loss whose gradient is the paper's learning gradient of both parts (section 2.3, eq. 6-7).
@@ -373,9 +402,11 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
         expected = self.config.latent_dim
         if not isinstance(latents, Tensor):
             raise UsageError(f"latents are a tensor (batch, {expected}), got {type(latents).__name__}")
-        if latents.dim() != 2 or latents.shape[1] != expected or (batch is not None and len(latents) != batch):
+        if latents.dim() != 2 or latents.shape[1] != expected or (batch is not None and latents.shape[0] != batch):
             wanted = f"({'batch' if batch is None else batch}, {expected})"
             raise UsageError(f"latents must have shape {wanted}, got {tuple(latents.shape)}")
+        if is_exporting():  # values are not known while a graph is recorded
+            return latents.to(self.device, self.decoder.latent_dtype)
         if not bool(torch.isfinite(latents).all()):
             raise UsageError("latents contain values that are not finite (nan or inf)")
         latents = latents.to(self.device, self.decoder.latent_dtype)

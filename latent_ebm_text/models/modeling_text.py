@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -12,22 +10,21 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
-from transformers.generation import GenerateDecoderOnlyOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.models.configuration import LatentEBMTextConfig
-from latent_ebm_text.models.plain_sampling import plain_options
-from latent_ebm_text.models.sentences import SentenceModel
+from latent_ebm_text.models.forward_arguments import check_extra_arguments
 from latent_ebm_text.models.text_decoders import build_text_decoder
-from latent_ebm_text.networks.base import TextDecoder, TokenCache
-from latent_ebm_text.networks.generation import TokenChoice
+from latent_ebm_text.models.text_generation import SentenceGenerationModel
+from latent_ebm_text.networks.base import TokenCache, is_exporting
+from latent_ebm_text.networks.causal_lm import CausalLMDecoder
 from latent_ebm_text.networks.injection import LatentInjection
-from latent_ebm_text.networks.lstm import LSTMEncoder
+from latent_ebm_text.networks.language_model import architecture
+from latent_ebm_text.networks.lstm import LSTMDecoder, LSTMEncoder
 from latent_ebm_text.networks.softmax import SoftmaxOutput
 
-#: Sentences that plain sampling generates at a time.
-GENERATION_BATCH_SIZE = 512
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -40,9 +37,14 @@ class LatentEBMTextOutput(ModelOutput):
         reconstruction_loss: Scalar, `-log p(x | z+)`.
         prior_loss: Scalar, `E(z+) - E(z-)`, the posterior-prior energy gap; `KL(q || N(0, I))` for a VAE.
         penalty: Scalar, the weighted squared tilt.
-        logits: `(batch, length, vocab_size)`, without `labels`: logits of the next token at every position.
+        logits: `(batch, length, vocab_size)`, without `labels` or in evaluation mode: logits of the next token at
+            every position.
         past_key_values: The decoder's state after the tokens so far, for generation.
         latents: `(batch, latent_dim)`, the latents that were used.
+        hidden_states: With `output_hidden_states`, the token embeddings that enter the decoder's first layer and the
+            output of every layer, each `(batch, length, width)`.
+        attentions: With `output_attentions`, the attention weights of every layer of a transformer, each `(batch,
+            heads, length, prefix + all tokens so far)`.
     """
 
     loss: Tensor | None = None
@@ -56,7 +58,7 @@ class LatentEBMTextOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class LatentEBMForTextGeneration(SentenceModel, GenerationMixin):
+class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
     """A text decoder p(x | z) under an energy-based prior p(z).
 
     ```python
@@ -71,14 +73,17 @@ class LatentEBMForTextGeneration(SentenceModel, GenerationMixin):
 
     config_class = LatentEBMTextConfig
     main_input_name = "input_ids"
-    # The decoder's state cannot be cropped, which rules out assisted generation; transformers then says so.
-    _is_stateful = True
-    decoder: TextDecoder
+    # Whether it does is for the language model of the decoder to say, which is asked when it is made.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
 
     def __init__(self, config: LatentEBMTextConfig, language_model: PreTrainedModel | None = None) -> None:
+        attn_implementation = config._attn_implementation  # as asked for; transformers puts its own choice there
         super().__init__(config)
         self.prior = self._build_prior()
-        self.decoder = build_text_decoder(config, language_model)
+        self.decoder = build_text_decoder(config, language_model, attn_implementation)
+        if isinstance(self.decoder, CausalLMDecoder):
+            config._attn_implementation = self.decoder.lm.config._attn_implementation
+            self.supports_gradient_checkpointing = self.decoder.lm.supports_gradient_checkpointing
         self.encoder = None
         if config.encoder_hidden_size is not None:
             self.encoder = LSTMEncoder(
@@ -157,13 +162,85 @@ class LatentEBMForTextGeneration(SentenceModel, GenerationMixin):
         """The precision of the decoder's weights, in which the model is saved and loaded."""
         return self.decoder.token_embedding.get_parameter("weight").dtype
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens in the vocabulary."""
+        return self.decoder.vocab_size
+
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
         return self.decoder.token_embedding
 
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the decoder's token embedding, and a tied output layer with it, by one of the same shape.
+
+        Raises:
+            UsageError: If the shape is another.
+        """
+        old, new = (embedding.get_parameter("weight").shape for embedding in (self.get_input_embeddings(), value))
+        if old != new:
+            raise UsageError(
+                f"set_input_embeddings takes an embedding of shape {tuple(old)}, got {tuple(new)}; the number of "
+                "tokens is changed by resize_token_embeddings"
+            )
+        self.decoder.set_token_embedding(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The output layer of a language model; `None` for an LSTM, whose output layer is no plain matrix."""
+        return self.decoder.lm.get_output_embeddings() if isinstance(self.decoder, CausalLMDecoder) else None
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Changes the number of tokens, in the embeddings of decoder and encoder, the output layer, and `config`.
+
+        Args:
+            new_num_tokens: The number of tokens; tokens are added or cut off at the end.
+            pad_to_multiple_of: A number that the number of tokens is rounded up to a multiple of.
+            mean_resizing: Whether new tokens start at the mean of the others, or at new random weights.
+
+        Returns:
+            The decoder's token embedding.
+
+        Raises:
+            UsageError: If a special token would be cut off.
+        """
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return self.get_input_embeddings()
+        ends = self.config.eos_token_id
+        special = {self.config.bos_token_id, self.config.pad_token_id, *(ends if isinstance(ends, list) else [ends])}
+        last = max(token for token in special if token is not None)
+        if new_num_tokens is not None and new_num_tokens <= last:
+            raise UsageError(f"new_num_tokens={new_num_tokens} would cut off the special token {last}: give more")
+        size = (new_num_tokens, pad_to_multiple_of, mean_resizing)
+        decoder = self.decoder
+        if isinstance(decoder, CausalLMDecoder):
+            decoder.lm.resize_token_embeddings(*size)
+            decoder.train(decoder.training)  # new weights of a decoder that does not learn must not learn either
+            if self.config.decoder_config is not None:
+                self.config.decoder_config = architecture(decoder.lm)
+        elif isinstance(decoder, LSTMDecoder):
+            self._resize(decoder.embedding, *size)
+            for name, weight in decoder.output.named_parameters(recurse=False):  # no weight if it is tied
+                setattr(decoder.output, name, self._resized(weight, *size))
+        if self.encoder is not None:
+            self._resize(self.encoder.embedding, *size)
+        self.config.vocab_size = self.vocab_size
+        return self.get_input_embeddings()
+
+    def _resize(self, embedding: Any, *size: Any) -> None:
+        embedding.weight = self._resized(embedding.weight, *size)
+        embedding.num_embeddings = len(embedding.weight)
+
+    def _resized(self, weight: Tensor, *size: Any) -> nn.Parameter:
+        """A weight with a row or a number per token, with the rows of new tokens as transformers makes them."""
+        rows = weight.detach().view(len(weight), -1)
+        rows = self._get_resized_embeddings(nn.Embedding.from_pretrained(rows), *size).weight.detach()
+        return nn.Parameter(rows.view(-1, *weight.shape[1:]), weight.requires_grad)
+
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         latents: Tensor | None = None,
@@ -174,8 +251,13 @@ class LatentEBMForTextGeneration(SentenceModel, GenerationMixin):
         logits_to_keep: int = 0,
         generator: torch.Generator | None = None,
         return_dict: bool | None = None,
+        output_hidden_states: bool | list[int] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> LatentEBMTextOutput | tuple[Any, ...]:
         """The learning objective with `labels`, and the logits of the next tokens without them.
+
+        In evaluation mode `labels` give both: the logits are then those of the latents that the objective used.
 
         Args:
             input_ids: `(batch, length)`, from the beginning-of-sentence token on.
@@ -189,12 +271,30 @@ class LatentEBMForTextGeneration(SentenceModel, GenerationMixin):
             use_cache: Whether to return that state.
             logits_to_keep: Number of last positions whose logits are returned; 0 for all.
             generator: Random number generator of the latents that are drawn here.
-            return_dict: Whether to return a [`LatentEBMTextOutput`] (the default) or a tuple.
+            return_dict: Whether to return a [`LatentEBMTextOutput`] or a tuple; by default `config.return_dict`.
+            output_hidden_states: Whether to return the hidden states behind the logits, or a list of layers.
+            output_attentions: Whether to return the attention weights behind the logits.
+            **kwargs: What transformers and peft give every model: `position_ids`, `token_type_ids` and
+                `cache_position` are accepted where they change nothing, and refused by name otherwise.
 
         Raises:
-            UsageError: If latents have the wrong shape or are not finite; or if there are neither labels nor latents
-                in training, since the logits of prior draws would train another model.
+            UsageError: If latents have the wrong shape or are not finite; if there are neither labels nor latents
+                in training, since the logits of prior draws would train another model; or if an argument cannot be
+                obeyed.
         """
+        if past_key_values is not None and (labels is not None or not isinstance(past_key_values, TokenCache)):
+            raise UsageError(
+                "past_key_values is the state that forward() itself returned with use_cache=True, and goes without "
+                "labels: leave it out. peft's prefix tuning is not possible; LoRA is"
+            )
+        num_past_tokens = 0 if past_key_values is None else past_key_values.get_seq_length()
+        check_extra_arguments(kwargs, input_ids, attention_mask, num_past_tokens)
+        assert input_ids is not None
+        if is_exporting() and (latents is None or labels is not None or attention_mask is not None):
+            raise UsageError(
+                "torch.export records the logits of whole sentences for given latents: give input_ids and latents, "
+                "and neither labels nor an attention_mask"
+            )
         if labels is None and latents is None and self.training and torch.is_grad_enabled():
             raise UsageError(
                 "in training, forward needs labels, from which it computes the whole objective, or the latents of "
@@ -202,16 +302,49 @@ class LatentEBMForTextGeneration(SentenceModel, GenerationMixin):
                 "compute_loss_func: leave these out"
             )
         if latents is not None and past_key_values is None:  # later steps of a generation bring the same latents
-            latents = self.check_latents(latents, len(input_ids))
+            latents = self.check_latents(latents, input_ids.shape[0])
+        states = self._wanted_states(output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        output = LatentEBMTextOutput()
         if labels is not None:
             output = self._loss(
                 input_ids, attention_mask, labels, latents, prior_latents, likelihood_weight, generator
             )
-        else:
-            output = self._logits(
-                input_ids, attention_mask, latents, past_key_values, use_cache, logits_to_keep, generator
+        if labels is None or not self.training:
+            latents = latents if output.latents is None else output.latents
+            if latents is None:
+                if self.config.latent_dim > 0:
+                    logger.warning_once(
+                        "forward() was given neither labels nor latents: its logits are those of latents drawn from "
+                        "the prior, not of these sentences, and no measure of their likelihood; model.score() gives it"
+                    )
+                latents = self.sample_prior(len(input_ids), generator=generator).latents
+            if past_key_values is None and use_cache:
+                past_key_values = self.decoder.make_cache()
+            output.logits = self.decoder.next_token_logits(
+                input_ids,
+                latents,
+                cache=past_key_values,
+                attention_mask=attention_mask,
+                logits_to_keep=logits_to_keep,
+                states=states,
             )
-        return output if return_dict is not False else output.to_tuple()
+            output.past_key_values, output.latents = past_key_values, latents
+            output.hidden_states, output.attentions = states.get("hidden_states"), states.get("attentions")
+        elif states:
+            raise UsageError(
+                f"output_{next(iter(states))} is for logits, which forward() does not compute in training with "
+                "labels: leave it out, or call model.eval()"
+            )
+        is_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if is_dict else output.to_tuple()
+
+    def _wanted_states(self, **wanted: bool | list[int] | None) -> dict[str, Any]:
+        """`hidden_states` and `attentions`, if the caller or else the configuration asks for them."""
+        return {
+            name.removeprefix("output_"): value
+            for name, given in wanted.items()
+            if (value := getattr(self.config, name) if given is None else given)
+        }
 
     def _loss(
         self,
@@ -224,6 +357,14 @@ class LatentEBMForTextGeneration(SentenceModel, GenerationMixin):
         generator: torch.Generator | None,
     ) -> LatentEBMTextOutput:
         counted = labels != -100
+        ends = self.config.eos_token_id if isinstance(self.config.eos_token_id, list) else [self.config.eos_token_id]
+        if self.config.pad_token_id in ends and attention_mask is not None:
+            is_end = (input_ids == self.config.pad_token_id) & attention_mask.bool()
+            if bool(is_end[:, 1:].any()) and not bool((is_end & counted)[:, 1:].any()):
+                raise UsageError(
+                    "labels leave out the end token of every sentence, as DataCollatorForLanguageModeling does where "
+                    f"padding has the same id, {self.config.pad_token_id}: give tokenizer and model another pad token"
+                )
         if attention_mask is None:  # everything after the last token that counts is padding
             attention_mask = counted.flip(1).cumsum(dim=1).flip(1) > 0
         mask = attention_mask.bool()
@@ -236,178 +377,10 @@ class LatentEBMForTextGeneration(SentenceModel, GenerationMixin):
         loss = self.learning_objective(inputs, latents, prior_latents, likelihood_weight, generator)
         return LatentEBMTextOutput(**vars(loss))
 
-    def _logits(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        latents: Tensor | None,
-        cache: TokenCache | None,
-        use_cache: bool | None,
-        logits_to_keep: int,
-        generator: torch.Generator | None,
-    ) -> LatentEBMTextOutput:
-        if latents is None:
-            latents = self.sample_prior(len(input_ids), generator=generator).latents
-        if cache is None and use_cache:
-            cache = self.decoder.make_cache()
-        logits = self.decoder.next_token_logits(
-            input_ids, latents, cache=cache, attention_mask=attention_mask, logits_to_keep=logits_to_keep
-        )
-        return LatentEBMTextOutput(logits=logits, past_key_values=cache, latents=latents)
-
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        """Gives generation the decoder's own cache in place of the one that transformers would make."""
-        cache = self.decoder.make_cache(generation_config.cache_implementation)
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = cache
-
-    @torch.no_grad()
-    def generate(
-        self,
-        inputs: Tensor | None = None,
-        *,
-        num_samples: int | None = None,
-        latents: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        **kwargs: Any,
-    ) -> Tensor | ModelOutput:
-        """Draws latents from the prior and decodes them; every option of `GenerationMixin.generate` works.
-
-        Plain sampling, the default, and greedy decoding have their own loop. It is several times as fast, and needs
-        the memory of a few hundred sentences however many are generated. Prompts, and options that
-        [`~latent_ebm_text.models.plain_sampling.plain_options`] does not know, take the loop of transformers, which
-        draws different tokens for the same seed.
-
-        Args:
-            inputs: `(batch, length)` beginnings of sentences to be continued; by default the beginning token alone.
-                An end token that the tokenizer put at the end of a row is replaced by padding on the left.
-            num_samples: Number of sentences, if neither `inputs` nor `latents` determine it.
-            latents: `(batch, latent_dim)` to decode, in place of draws from the prior.
-            generator: Random number generator of the prior's chains and of the tokens. With it, torch's global random
-                number generator keeps its state.
-            **kwargs: Options of [`~transformers.GenerationMixin.generate`], such as `max_new_tokens`, `do_sample`,
-                `temperature`, `top_p`, `num_beams`, `num_return_sequences`, `streamer`, `return_dict_in_generate`.
-
-        Returns:
-            Token ids of shape `(batch, length)`. With `return_dict_in_generate` the usual output of `generate`, which
-            then also holds `latents` of shape `(batch, latent_dim)` and their `energies` of shape `(batch,)` in nats
-            (one row per latent, not per returned sequence).
-
-        Raises:
-            UsageError: If the numbers of samples, latents and inputs contradict each other, or latents are not
-                finite or of the wrong shape.
-        """
-        if latents is not None:
-            latents = self.check_latents(latents)
-        inputs = kwargs.pop("input_ids", inputs)
-        if inputs is not None:
-            if isinstance(inputs, Tensor) and inputs.dim() == 1:
-                inputs = inputs.unsqueeze(0)
-                if kwargs.get("attention_mask") is not None:
-                    kwargs["attention_mask"] = kwargs["attention_mask"].reshape(1, -1)
-            self._check_ids(inputs, kwargs.get("attention_mask"))
-        sizes = {
-            name: size
-            for name, size in (
-                ("num_samples", num_samples),
-                ("latents", None if latents is None else len(latents)),
-                ("input_ids", None if inputs is None else len(inputs)),
-            )
-            if size is not None
-        }
-        if len(set(sizes.values())) > 1:
-            raise UsageError(f"generate() was given contradicting numbers of sentences: {sizes}")
-        batch = next(iter(sizes.values()), 1)
-        if batch < 1:
-            what = "num_samples" if num_samples is not None else f"the number of {next(iter(sizes))}"
-            raise UsageError(f"{what} must be a positive integer, got {batch}")
-        if kwargs.get("max_length") is not None and kwargs.get("max_new_tokens") is None:
-            # The model's own max_new_tokens would take precedence over max_length.
-            kwargs["max_new_tokens"] = kwargs.pop("max_length") - (1 if inputs is None else inputs.shape[1])
-        # The plain loop works on frozen weights, without dropout and autocast.
-        if inputs is None and not self.training and not torch.is_autocast_enabled(self.device.type):
-            options = plain_options({**self.generation_config.to_dict(), **kwargs})
-            if options is not None:
-                return self._generate_plainly(batch, latents, generator, **options)
-        if latents is None:
-            latents = self.sample_prior(batch, generator=generator).latents
-        if inputs is None:
-            inputs = torch.full((batch, 1), self.config.bos_token_id, device=self.device)
-        else:
-            inputs, kwargs["attention_mask"] = self._open_prompt(inputs, kwargs.get("attention_mask"))
-        with _global_generator(generator, self.device):
-            output = super().generate(inputs.to(self.device), latents=latents, **kwargs)
-        if isinstance(output, ModelOutput):
-            output["latents"], output["energies"] = latents, self.prior.energy(latents)
-        return output
-
-    def _generate_plainly(
-        self,
-        num_latents: int,
-        latents: Tensor | None,
-        generator: torch.Generator | None,
-        *,
-        eos_token_id: int | list[int] | None,
-        num_return_sequences: int,
-        return_dict_in_generate: bool,
-        **choice: Any,
-    ) -> Tensor | ModelOutput:
-        """`generate` by the decoder's own loop, one batch at a time: first the prior draws, then their tokens."""
-        ends = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
-        token_choice = TokenChoice(bos_token_id=self.config.bos_token_id, eos_token_ids=tuple(ends), **choice)
-        sentences = self.decoder.sentence_generator(token_choice, num_latents * num_return_sequences)
-        ids: list[Tensor] = []
-        used: list[Tensor] = []
-        for first in range(0, num_latents, GENERATION_BATCH_SIZE):
-            size = min(GENERATION_BATCH_SIZE, num_latents - first)
-            part = self.sample_prior(size, generator=generator).latents if latents is None else latents[first:][:size]
-            repeated = part.repeat_interleave(num_return_sequences, dim=0)
-            ids += [sentences.generate(rows, generator) for rows in repeated.split(GENERATION_BATCH_SIZE)]
-            used += [part] if return_dict_in_generate else []
-        longest = max(part.shape[1] for part in ids)
-        sequences = torch.cat(
-            [nn.functional.pad(part, (0, longest - part.shape[1]), value=token_choice.pad_token_id) for part in ids]
-        )
-        if not return_dict_in_generate:
-            return sequences
-        output = GenerateDecoderOnlyOutput(sequences=sequences)
-        output["latents"] = torch.cat(used)
-        output["energies"] = self.prior.energy(output["latents"])
-        return output
-
-    def _open_prompt(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Prompts padded on the left, without the end token that may close one.
-
-        Their length stays the same, because callers cut prompts off by it.
-        """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
-        order = mask.bool().int().argsort(dim=1, stable=True)  # padding first
-        input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
-        ends = torch.tensor([] if self.config.eos_token_id is None else self.config.eos_token_id)
-        closed = torch.isin(input_ids[:, -1], ends.to(input_ids)) & (mask.sum(dim=1) > 1)
-        opened = input_ids.roll(1, dims=1)
-        opened[:, 0] = self.config.pad_token_id or 0
-        input_ids = torch.where(closed[:, None], opened, input_ids)
-        mask = torch.where(closed[:, None], nn.functional.pad(mask, (1, -1)), mask)
-        return input_ids, mask if attention_mask is not None or bool(closed.any()) else None
-
 
 def _real_first(mask: Tensor) -> Tensor:
     """For every row, the order of positions in which padding, where the mask is 0, comes last; `(batch, length)`."""
     return mask.bool().logical_not().int().argsort(dim=1, stable=True)
-
-
-@contextmanager
-def _global_generator(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
-    """Seeds torch's global random number generator, which `GenerationMixin` draws tokens from, and restores it."""
-    if generator is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
-        yield
 
 
 AutoModelForCausalLM.register(LatentEBMTextConfig, LatentEBMForTextGeneration, exist_ok=True)

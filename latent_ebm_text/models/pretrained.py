@@ -24,14 +24,13 @@ from transformers.utils import cached_file
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.hub.folders import check_model_folder
+from latent_ebm_text.models.configuration import refuse_quantization
 from latent_ebm_text.networks.base import frozen
+from latent_ebm_text.networks.language_model import architecture
 
 logger = logging.getLogger(__name__)
 
 PAD_TOKEN, EOS_TOKEN = "<pad>", "<eos>"
-#: Entries of a language model's configuration that do not describe its architecture. Its precision is that of the
-#: whole model.
-_ORIGIN = ("_name_or_path", "transformers_version", "architectures", "quantization_config", "dtype")
 
 
 def load_language_model(name_or_path: str | PathLike[str], **options: Any) -> PreTrainedModel:
@@ -46,6 +45,7 @@ def load_language_model(name_or_path: str | PathLike[str], **options: Any) -> Pr
     """
     name = fspath(name_or_path)
     check_model_folder(name)
+    refuse_quantization(options.get("quantization_config"))
     # Neither code that comes with a model nor a pickle is run.
     options = {"trust_remote_code": False, **options}
     if "gguf_file" not in options:
@@ -62,6 +62,7 @@ def load_language_model(name_or_path: str | PathLike[str], **options: Any) -> Pr
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UsageError(f"{name} ({config.model_type}) is no causal language model: use one such as GPT-2 or Llama")
+    refuse_quantization(getattr(config, "quantization_config", None))
     try:
         lm = AutoModelForCausalLM.from_pretrained(name, **options, **_unpacked(options))
     except (OSError, SafetensorError) as error:
@@ -201,10 +202,9 @@ def decoder_settings(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
     first_eos = eos[0] if isinstance(eos, list) else eos
     if tokenizer is not None and max(tokenizer.get_vocab().values()) >= lm.get_input_embeddings().weight.shape[0]:
         lm.resize_token_embeddings(max(tokenizer.get_vocab().values()) + 1, mean_resizing=False)
-    config = {key: value for key, value in lm.config.to_dict().items() if key not in _ORIGIN}
     return {
         "decoder_type": "causal_lm",
-        "decoder_config": config,
+        "decoder_config": architecture(lm),
         "vocab_size": lm.get_input_embeddings().weight.shape[0],
         "hidden_size": lm.config.get_text_config().hidden_size,
         "tie_word_embeddings": False,  # the language model ties its own

@@ -48,13 +48,16 @@ def transformer_config(config: LatentEBMTextConfig) -> dict[str, Any]:
     }
 
 
-def build_text_decoder(config: LatentEBMTextConfig, language_model: PreTrainedModel | None = None) -> TextDecoder:
+def build_text_decoder(
+    config: LatentEBMTextConfig, language_model: PreTrainedModel | None = None, attn_implementation: str | None = None
+) -> TextDecoder:
     """The decoder that a configuration describes.
 
     Args:
         config: The configuration.
         language_model: The pretrained model of `decoder_type="causal_lm"`. By default one is built from
             `config.decoder_config`, for weights to be loaded into.
+        attn_implementation: The attention of the language model, as transformers names it; by default its own choice.
 
     Raises:
         UsageError: If the latent cannot enter the language model in the way that the configuration says.
@@ -79,8 +82,10 @@ def build_text_decoder(config: LatentEBMTextConfig, language_model: PreTrainedMo
     if language_model is None:
         is_transformer = config.decoder_type == "transformer"
         language_model = build_language_model(
-            transformer_config(config) if is_transformer else config.decoder_config or {}
+            transformer_config(config) if is_transformer else config.decoder_config or {}, attn_implementation
         )
+    elif attn_implementation is not None:
+        language_model.set_attn_implementation(attn_implementation)
     assert config.latent_injection is not None
     return CausalLMDecoder(
         language_model,

@@ -19,6 +19,8 @@ from latent_ebm_text.networks.softmax import CandidateTokens
 
 #: Logits computed at a time where those of every token are needed: 256 MiB of them.
 _MAX_LOGITS = 2**26
+#: Whether `torch.export` is recording a graph, in which values are not known; torch before 2.7 does not say.
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 class LatentDecoder(nn.Module):
@@ -78,12 +80,16 @@ class TextDecoder(LatentDecoder):
         """Draws the tokens that the softmax is taken over in training; `None` for all. Targets are `(rows,)`."""
         if not self.training or self.frequent_tokens == 0:
             return None
-        frequent = torch.arange(self.frequent_tokens, device=targets.device)
+        frequent = torch.arange(min(self.frequent_tokens, self.vocab_size), device=targets.device)
         return CandidateTokens.draw(targets, frequent, self.vocab_size, self.drawn_tokens, None)
 
     @property
     def token_embedding(self) -> nn.Module:
         """The embedding layer, which maps token ids to vectors."""
+        raise NotImplementedError
+
+    def set_token_embedding(self, embedding: nn.Embedding) -> None:
+        """Replaces the embedding layer."""
         raise NotImplementedError
 
     @property
@@ -110,6 +116,7 @@ class TextDecoder(LatentDecoder):
         cache: Any = None,
         attention_mask: Tensor | None = None,
         logits_to_keep: int = 0,
+        states: dict[str, Any] | None = None,
     ) -> Tensor:
         """Unnormalised log-probabilities of the next token at every position.
 
@@ -120,9 +127,14 @@ class TextDecoder(LatentDecoder):
             attention_mask: `(batch, length)` with the tokens of the cache included; 0 at the padding on the left that
                 prompts of different lengths have.
             logits_to_keep: Number of last positions to score; 0 for all.
+            states: A dictionary whose entries `hidden_states` and `attentions`, where it has them, are replaced by
+                tuples with a tensor per layer. `hidden_states` may be a list of layers; the others are `None`.
 
         Returns:
             `(batch, length or logits_to_keep, vocab_size)`.
+
+        Raises:
+            UsageError: If `states` asks for attentions that the decoder does not have.
         """
         raise NotImplementedError
 

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.networks.base import FrozenLikelihood, TextDecoder, TokenCache, frozen, predicted_mask
+from latent_ebm_text.networks.base import (
+    FrozenLikelihood,
+    TextDecoder,
+    TokenCache,
+    frozen,
+    is_exporting,
+    predicted_mask,
+)
 from latent_ebm_text.networks.dropout import drop_features, drop_tokens
 from latent_ebm_text.networks.generation import BLOCK_TOKENS, SentenceGenerator, TokenChoice, whole_blocks
 from latent_ebm_text.networks.injection import Injection, LatentInjection, added_to_inputs
@@ -112,6 +119,11 @@ class CausalLMDecoder(TextDecoder):
         embedding: nn.Module = self.lm.get_input_embeddings()
         return embedding
 
+    def set_token_embedding(self, embedding: nn.Embedding) -> None:
+        """Replaces the embedding layer, and the output layer if the two are tied."""
+        self.lm.set_input_embeddings(embedding)
+        self.lm.tie_weights()
+
     @property
     def latent_dtype(self) -> torch.dtype:
         """The precision of the latents: float32 even if the language model has a lower precision."""
@@ -151,6 +163,7 @@ class CausalLMDecoder(TextDecoder):
         *,
         cache: CausalLMCache | None = None,
         attention_mask: Tensor | None = None,
+        states: dict[str, Any] | None = None,
     ) -> Tensor:
         """Returns the last hidden states, or the logits if the output layer is more than a matrix product.
 
@@ -159,6 +172,7 @@ class CausalLMDecoder(TextDecoder):
             latents: `(batch, latent_dim)`.
             cache: The cache, which is advanced past these tokens.
             attention_mask: The mask of `next_token_logits`; `None` if no row is padded on the left.
+            states: That of `next_token_logits`.
 
         Returns:
             `(batch, length, hidden_size or vocab_size)`.
@@ -182,12 +196,14 @@ class CausalLMDecoder(TextDecoder):
             mask = nn.functional.pad(attention_mask, (prefix, 0), value=1)
             options["attention_mask"] = mask
             options["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -embedded.shape[1] :]
+        options.update({f"output_{name}": wanted for name, wanted in (states or {}).items()})
         with around:
-            if self.has_plain_head:
-                features = self.lm.base_model(inputs_embeds=embedded, **options).last_hidden_state
-            else:
-                features = self.lm(inputs_embeds=embedded, **options).logits
+            output = (self.lm.base_model if self.has_plain_head else self.lm)(inputs_embeds=embedded, **options)
+        features = output.last_hidden_state if self.has_plain_head else output.logits
         features = features[:, prefix:] if is_first else features
+        for name in states or {}:
+            assert states is not None
+            states[name] = _without_prefix(name, output[name], prefix if is_first else 0)
         if self.training and self.dropout > 0 and self.has_plain_head and self.decoder_training != "frozen":
             features = drop_features(features.transpose(0, 1), self.dropout).transpose(0, 1)
         return features
@@ -198,11 +214,13 @@ class CausalLMDecoder(TextDecoder):
 
         Some models scale or bound their logits, which no attribute reveals, so it is tested on two vectors.
         """
+        if self._has_plain_head is None and is_exporting():
+            return False  # which is right for any model
         if self._has_plain_head is None:
             with torch.inference_mode(False), torch.no_grad(), frozen(self):
                 embedded = self.token_embedding.get_parameter("weight")[None, :2].clone()
                 self._has_plain_head = has_plain_head(self.lm, embedded)
-        return self._has_plain_head
+        return self._has_plain_head and isinstance(self.lm.get_output_embeddings(), nn.Linear)  # no adapter since
 
     def output_layer(self) -> tuple[Tensor, Tensor]:
         """Matrix and bias of a plain output layer, `(vocab_size, hidden_size)` and `(vocab_size,)`."""
@@ -251,6 +269,7 @@ class CausalLMDecoder(TextDecoder):
         cache: Any = None,
         attention_mask: Tensor | None = None,
         logits_to_keep: int = 0,
+        states: dict[str, Any] | None = None,
     ) -> Tensor:
         """Unnormalised log-probabilities of the next token; `(batch, length)` to `(batch, length, vocab_size)`."""
         past = 0 if cache is None else cache.num_tokens
@@ -260,7 +279,11 @@ class CausalLMDecoder(TextDecoder):
         if cache is not None:
             cache.is_padded = is_padded
         features = self.features(
-            self.embed(input_ids), latents, cache=cache, attention_mask=attention_mask if is_padded else None
+            self.embed(input_ids),
+            latents,
+            cache=cache,
+            attention_mask=attention_mask if is_padded else None,
+            states=states,
         )
         return self.logits(features[:, -logits_to_keep:])
 
@@ -268,6 +291,18 @@ class CausalLMDecoder(TextDecoder):
         """Creates the fast loop of plain sampling, see [`CausalLMGenerator`]."""
 
         return CausalLMGenerator(self, choice)
+
+
+def _without_prefix(name: str, layers: tuple[Tensor | None, ...], length: int) -> tuple[Tensor | None, ...]:
+    """Hidden states or attentions of every layer, without those that the vectors of a prefix have themselves."""
+    if name == "attentions":
+        if not layers or layers[0] is None:
+            raise UsageError(
+                "only the attention of attn_implementation='eager' returns its weights: load the model with that, or "
+                "leave output_attentions out"
+            )
+        return tuple(layer if layer is None or length == 0 else layer[:, :, length:] for layer in layers)
+    return tuple(layer if layer is None or length == 0 else layer[:, length:] for layer in layers)
 
 
 class CausalLMCache(TokenCache):

@@ -10,11 +10,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from latent_ebm_text.errors import UsageError
 
+#: Entries of a language model's configuration that do not describe its architecture. Its precision is that of the
+#: whole model.
+_ORIGIN = ("_name_or_path", "transformers_version", "architectures", "quantization_config", "dtype")
 
-def build_language_model(config: dict[str, Any]) -> PreTrainedModel:
-    """Creates a causal language model of this configuration, with new weights."""
+
+def build_language_model(config: dict[str, Any], attn_implementation: str | None = None) -> PreTrainedModel:
+    """Creates a causal language model of this configuration, with new weights and the attention asked for, if any."""
     settings = dict(config)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    lm_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    return AutoModelForCausalLM.from_config(lm_config, attn_implementation=attn_implementation)
+
+
+def architecture(lm: PreTrainedModel) -> dict[str, Any]:
+    """The configuration from which `build_language_model` makes a model of the same architecture."""
+    return {key: value for key, value in lm.config.to_dict().items() if key not in _ORIGIN}
 
 
 def list_of_layers(lm: PreTrainedModel) -> nn.ModuleList:

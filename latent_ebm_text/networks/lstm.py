@@ -82,6 +82,10 @@ class LSTMDecoder(TextDecoder):
         """The embedding layer, which maps token ids to vectors."""
         return self.embedding
 
+    def set_token_embedding(self, embedding: nn.Embedding) -> None:
+        """Replaces the embedding layer."""
+        self.embedding = embedding
+
     def initial_state(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden and cell state before the first token; `(batch, latent_dim)` to twice `(1, batch, hidden_size)`."""
         return self.initial_hidden(latents).unsqueeze(0), self.initial_cell(latents).unsqueeze(0)
@@ -92,6 +96,7 @@ class LSTMDecoder(TextDecoder):
         latents: Tensor,
         state: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
+        states: dict[str, Any] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Runs the LSTM over `input_ids` of shape `(batch, length)`.
 
@@ -101,11 +106,15 @@ class LSTMDecoder(TextDecoder):
             state: Hidden and cell state to continue from; by default set by the latents.
             attention_mask: Needed only if rows are padded on the left (prompts of different lengths); padding then
                 leaves the state unchanged.
+            states: That of `next_token_logits`.
 
         Returns:
             Hidden states of shape `(length, batch, hidden_size)`, time first, and the state after the last token.
         """
         embedded = self._embed(input_ids.t())
+        batch_first = embedded.transpose(0, 1)
+        if states:  # what is returned must lie on the way to the logits, for whoever wants its gradient
+            embedded = batch_first.transpose(0, 1)
         repeated = latents.to(embedded.dtype).expand(len(embedded), *latents.shape)
         state = self.initial_state(latents) if state is None else state
         features = torch.cat([embedded, repeated], dim=-1)
@@ -115,6 +124,13 @@ class LSTMDecoder(TextDecoder):
             hidden, state = self._run_left_padded(features, state, attention_mask)
         if self.training and self.dropout > 0:
             hidden = drop_features(hidden, self.dropout)
+        if states:
+            wanted = states["hidden_states"]
+            both = (batch_first, hidden.transpose(0, 1))
+            states["hidden_states"] = tuple(
+                layer if wanted is True or number in wanted or number - 2 in wanted else None
+                for number, layer in enumerate(both)
+            )
         return hidden, state
 
     def _embed(self, input_ids: Tensor) -> Tensor:
@@ -175,14 +191,17 @@ class LSTMDecoder(TextDecoder):
         cache: Any = None,
         attention_mask: Tensor | None = None,
         logits_to_keep: int = 0,
+        states: dict[str, Any] | None = None,
     ) -> Tensor:
         """Unnormalised log-probabilities of the next token; `(batch, length)` to `(batch, length, vocab_size)`."""
+        if states is not None and "attentions" in states:
+            raise UsageError("output_attentions is for transformers; a recurrent decoder has no attention: drop it")
         state = None if cache is None else cache.state
         # Only a prompt can be padded on the left; the tokens after it come one at a time.
         mask = attention_mask if state is None and attention_mask is not None and input_ids.shape[1] > 1 else None
         if mask is not None and bool(mask[:, 0].all()):
             mask = None
-        hidden, state = self.hidden_states(input_ids, latents, state, mask)
+        hidden, state = self.hidden_states(input_ids, latents, state, mask, states)
         if cache is not None:
             cache.state, cache.num_tokens = state, cache.num_tokens + input_ids.shape[1]
         return self.logits(hidden[-logits_to_keep:].transpose(0, 1))

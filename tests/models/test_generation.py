@@ -21,7 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.models import modeling_text
+from latent_ebm_text.models import text_generation
 from latent_ebm_text.networks.lstm import LSTMGenerator
 from tests.helpers import BOS, EOS, LATENT_DIM, PAD, VOCAB_SIZE, seeded
 
@@ -290,7 +290,7 @@ PLAIN = [
 NOT_PLAIN = [
     {"top_k": 5}, {"top_k": None}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.5}, {"repetition_penalty": 2.0},
     {"num_beams": 2}, {"do_sample": False, "num_return_sequences": 2}, {"do_sample": False, "temperature": 0.7},
-    {"temperature": 0.0}, {"max_new_tokens": 0}, {"max_new_tokens": None}, {"max_length": 1},
+    {"temperature": 0.0}, {"max_new_tokens": 0}, {"max_new_tokens": None},
     {"min_new_tokens": 5, "max_new_tokens": 3}, {"min_length": 3}, {"pad_token_id": None}, {"output_logits": True},
     {"output_scores": True}, {"use_cache": False}, {"generation_config": GenerationConfig(do_sample=False)},
     {"inputs": torch.tensor([[BOS]])}, {"input_ids": torch.tensor([[BOS]])}, {"attention_mask": torch.ones(1, 1)},
@@ -352,7 +352,7 @@ def test_any_number_of_sentences_is_generated_in_small_batches(
 
     in_one_batch = LSTMGenerator.generate
     monkeypatch.setattr(LSTMGenerator, "generate", generate)
-    monkeypatch.setattr(modeling_text, "GENERATION_BATCH_SIZE", 3)
+    monkeypatch.setattr(text_generation, "GENERATION_BATCH_SIZE", 3)
     options = {"num_return_sequences": sequences, "temperature": 1e-4, "return_dict_in_generate": True}
     output = model.generate(num_samples=8, generator=seeded(), **options)
     assert max(sizes) <= 3

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.models import modeling_text
+from latent_ebm_text.models import text_generation
 from latent_ebm_text.networks import generation
 from latent_ebm_text.networks.causal_lm import CausalLMGenerator
 from latent_ebm_text.networks.generation import TokenChoice
@@ -135,7 +135,7 @@ def test_any_number_of_sentences_is_generated_in_small_batches(model: Model, mon
         return in_one_batch(self, latents, generator)
 
     monkeypatch.setattr(CausalLMGenerator, "generate", generate)
-    monkeypatch.setattr(modeling_text, "GENERATION_BATCH_SIZE", 3)
+    monkeypatch.setattr(text_generation, "GENERATION_BATCH_SIZE", 3)
     output = model.generate(num_samples=8, generator=seeded(), return_dict_in_generate=True, temperature=1e-5)
     assert sizes == [3, 3, 2]
     expected = greedy_by_hand(model, output.latents, torch.full((8, 1), BOS), 12)
