@@ -11,7 +11,7 @@ DEMO_VENV ?= .venv-demo
 DEMO_STAMP := $(DEMO_VENV)/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint types format bench audit docs figures demo test-demo clean
+.PHONY: help setup quickstart test test-slow lint types format bench audit docs figures demo test-demo test-peers clean
 
 help:  ## List the chores
 	@echo "usage: make CHORE [PYTHON=python3.11] [ARGS='options of the chore']"
@@ -80,6 +80,10 @@ demo: $(DEMO_STAMP)  ## Show a model in a browser (ARGS='--model FOLDER'; defaul
 
 test-demo: $(DEMO_STAMP)  ## Test the demo in headless Chromium, which must be installed
 	HF_HUB_OFFLINE=1 $(DEMO_VENV)/bin/python -m pytest -m 'slow or not slow' tests/test_demo.py $(ARGS)
+
+test-peers: setup  ## Run the common tests of transformers and pyod on our models and detectors (needs a package index)
+	@$(BIN)/python -c 'import parameterized, pyod' 2>/dev/null || $(PIP) install -c constraints.txt parameterized pyod
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/peers/run.py $(ARGS)
 
 clean:  ## Remove caches and build products; the environment and your runs stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -103,16 +104,42 @@ class LatentEBMDetector:
             raise DataError(f"the score of datum {int(np.flatnonzero(~np.isfinite(array))[0])} is not finite")
         return array
 
-    def predict(self, X: Any) -> NDArray[np.int64]:
-        """1 for anomalies and 0 for ordinary data, `(n,)`."""
+    def predict(self, X: Any, return_confidence: bool = False) -> Any:
+        """1 for anomalies and 0 for ordinary data, `(n,)`; with `return_confidence` also the confidence in it."""
         self._check_fitted()
-        return (self.decision_function(X) > self.threshold_).astype(np.int64)
+        scores = self.decision_function(X)
+        labels = (scores > self.threshold_).astype(np.int64)
+        return (labels, self._confidence(scores)) if return_confidence else labels
+
+    def predict_confidence(self, X: Any) -> Scores:
+        """How probably each datum would get its label again from other training data, `(n,)`, as pyod estimates it.
+
+        Args:
+            X: The data.
+
+        Raises:
+            UsageError: If the detector is not fitted, or scipy is not installed.
+        """
+        self._check_fitted()
+        return self._confidence(self.decision_function(X))
+
+    def _confidence(self, scores: Scores) -> Scores:
+        """The confidence of Perini, Vercruyssen and Davis (2020), who take labels for ranks among training data."""
+        try:
+            from scipy.stats import binom
+        except ImportError as error:
+            raise UsageError("confidences need scipy: pip install 'latent-ebm-text[anomaly]'") from error
+        num = len(self.decision_scores_)
+        num_below = np.searchsorted(np.sort(self.decision_scores_), scores, side="right")
+        anomalous = binom.sf(num - int(num * self.contamination), num, (1 + num_below) / (2 + num))
+        confidence: Scores = np.where(scores > self.threshold_, anomalous, 1 - anomalous)
+        return confidence
 
     def fit_predict(self, X: Any, y: Any = None) -> NDArray[np.int64]:
         """Fits, and returns the labels of the training data."""
         return self.fit(X, y).labels_
 
-    def predict_proba(self, X: Any, method: ProbabilityMethod = "linear") -> Scores:
+    def predict_proba(self, X: Any, method: ProbabilityMethod = "linear", return_confidence: bool = False) -> Any:
         """Probabilities of being ordinary and of being anomalous, `(n, 2)`, in the two ways of pyod.
 
         They rank data as the scores do; they are not calibrated.
@@ -121,6 +148,7 @@ class LatentEBMDetector:
             X: The data.
             method: `"linear"` is the position of the score between the smallest and the largest training score;
                 `"unify"` is the Gaussian distribution function of the standardised score (Kriegel et al., 2011).
+            return_confidence: Whether to return what `predict_confidence` gives, too.
 
         Raises:
             UsageError: If the method is unknown or the detector is not fitted.
@@ -136,7 +164,24 @@ class LatentEBMDetector:
             standardised = (scores - known.mean()) / max(known.std(), least)
             anomalous = torch.erf(torch.from_numpy(standardised / math.sqrt(2))).numpy()
         anomalous = anomalous.clip(0, 1)
-        return np.stack([1 - anomalous, anomalous], axis=1)
+        probabilities = np.stack([1 - anomalous, anomalous], axis=1)
+        return (probabilities, self._confidence(scores)) if return_confidence else probabilities
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments that the detector was made with, as `clone` of scikit-learn asks for them."""
+        return {name: getattr(self, name) for name in list(inspect.signature(type(self)).parameters)}
+
+    def set_params(self, **params: Any) -> LatentEBMDetector:
+        """Changes arguments that the detector was made with; it must then be fitted again.
+
+        Raises:
+            UsageError: If there is no such argument, or its value cannot be right.
+        """
+        known = self.get_params()
+        if unknown := sorted(params.keys() - known.keys()):
+            raise UsageError(f"{type(self).__name__} has no parameter {unknown[0]!r}: it has {', '.join(known)}")
+        self.__dict__ = type(self)(**{**known, **params}).__dict__
+        return self
 
     def settings(self) -> dict[str, Any]:
         """What a subclass needs to give the same scores again, as JSON-able values."""

@@ -1,6 +1,7 @@
 """The detector: pyod's interface and arithmetic, thresholds on disk, and text models behind it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,36 @@ def test_settings_of_a_text_detector(model: LatentEBMForTextGeneration) -> None:
         LatentEBMTextDetector(model, tiny_tokenizer(), score="squared_error")
     with pytest.raises(UsageError, match="score='nll' needs marginal='importance' or 'ais'"):
         LatentEBMTextDetector(model, tiny_tokenizer(), score="nll", marginal="none")
+
+
+def test_confidence_is_the_probability_of_the_same_label() -> None:
+    """Against the sum that defines it: that fewer than the share of anomalies would rank above the datum."""
+    detector = LatentEBMDetector(lambda data: data, contamination=0.2).fit(np.arange(10.0))
+    data = np.array([-1.0, 4.5, 8.5, 20.0])
+    labels, confidence = detector.predict(data, return_confidence=True)
+    assert labels.tolist() == [0, 0, 1, 1]
+    for datum, label, value in zip(data, labels, confidence, strict=True):
+        p = (1 + sum(number <= datum for number in range(10))) / 12
+        anomalous = sum(math.comb(10, i) * p**i * (1 - p) ** (10 - i) for i in range(9, 11))
+        assert value == pytest.approx(anomalous if label else 1 - anomalous)
+    assert np.array_equal(detector.predict_confidence(data), confidence)
+    probabilities, again = detector.predict_proba(data, return_confidence=True)
+    assert np.array_equal(again, confidence)
+    assert np.array_equal(probabilities, detector.predict_proba(data))
+
+
+def test_scikit_learn_can_clone_a_detector(model: LatentEBMForTextGeneration) -> None:
+    from sklearn.base import clone
+
+    detector = LatentEBMTextDetector(model, tiny_tokenizer(), 0.25, score="reconstruction", batch_size=5).fit(TEXTS)
+    copy = clone(detector)
+    assert not hasattr(copy, "decision_scores_")
+    assert np.array_equal(copy.fit(TEXTS).decision_scores_, detector.decision_scores_)
+    detector.set_params(score="prior_energy")
+    assert (detector.contamination, detector.batch_size) == (0.25, 5)
+    with pytest.raises(UsageError, match="no threshold yet"):  # that of another score would mean nothing
+        detector.predict(TEXTS)
+    with pytest.raises(UsageError, match="has no parameter 'scores': it has model, tokenizer"):
+        detector.set_params(scores="nll")
+    with pytest.raises(UsageError, match="contamination must be above 0"):
+        detector.set_params(contamination=0.9)
