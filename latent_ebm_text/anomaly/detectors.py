@@ -126,7 +126,7 @@ class LatentEBMDetector:
     def _confidence(self, scores: Scores) -> Scores:
         """The confidence of Perini, Vercruyssen and Davis (2020), who take labels for ranks among training data."""
         try:
-            from scipy.stats import binom
+            from scipy.stats import binom  # type: ignore[import-untyped]
         except ImportError as error:
             raise UsageError("confidences need scipy: pip install 'latent-ebm-text[anomaly]'") from error
         num = len(self.decision_scores_)
