@@ -34,6 +34,7 @@ from latent_ebm_text.data.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.data.images import ImageCollator
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.training.arguments import TrainingArguments, option
+from latent_ebm_text.training.files import replace_text, replaced_folder
 
 #: What each model changes in the settings of model and training.
 MODELS = {
@@ -120,8 +121,9 @@ def main() -> int:
 
                 # Scores of every image, and how well they separate anomalies.
                 if accelerator.is_main_process:
-                    model.save_pretrained(folder / "model")
-                    LatentEBMImageProcessor(corpus.image_size, corpus.num_channels).save_pretrained(folder / "model")
+                    with replaced_folder(folder / "model") as written:
+                        model.save_pretrained(written)
+                        LatentEBMImageProcessor(corpus.image_size, corpus.num_channels).save_pretrained(written)
                     scores = anomaly_scores(
                         model,
                         images.select(test),
@@ -141,7 +143,7 @@ def main() -> int:
                         figures[metric].setdefault(name, {}).setdefault(held_out, []).append(areas)
     if accelerator.is_main_process:
         report = {"command": " ".join(sys.argv), "data": corpus.describe(), "scores": SCORES, **figures}
-        (Path(args.output_dir) / "anomaly.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        replace_text(Path(args.output_dir) / "anomaly.json", json.dumps(report, indent=2) + "\n")
         for metric, (title, _) in METRICS.items():
             print(f"\n{table(figures[metric], title)}")
     return 0

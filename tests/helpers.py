@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,3 +62,18 @@ def tiny_batch() -> dict[str, Tensor]:
 def seeded(seed: int = 0) -> torch.Generator:
     """A generator at the start of its stream."""
     return torch.Generator().manual_seed(seed)
+
+
+def edit_manifest(checkpoint: Path, **changes: Any) -> None:
+    """Changes entries of the manifest of a checkpoint, by somebody who knows how to sign it."""
+    path = checkpoint / "manifest.json"
+    manifest = json.loads(path.read_text()) | changes
+    del manifest["sha256"]
+    path.write_text(json.dumps(manifest | {"sha256": hashlib.sha256(json.dumps(manifest).encode()).hexdigest()}))
+
+
+def sign_files(checkpoint: Path) -> None:
+    """Makes the manifest of a checkpoint that of its files as they are now."""
+    files = {path.name: path.read_bytes() for path in sorted(checkpoint.iterdir()) if path.name != "manifest.json"}
+    entries = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    edit_manifest(checkpoint, files=entries)

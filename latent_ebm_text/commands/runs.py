@@ -8,7 +8,6 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +21,9 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.latents import plain_numbers
 from latent_ebm_text.evaluation.plots import plot_training
 from latent_ebm_text.hub.card import build_card, is_edited
-from latent_ebm_text.hub.folders import read_json
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.files import replace_text
 from latent_ebm_text.training.reporting import find_problems
 from latent_ebm_text.training.trainer import TrainingResult
 
@@ -68,28 +67,6 @@ def describe_stop(result: TrainingResult) -> str:
 # -------- the results of a finished run
 
 
-#: Arguments of a training that do not change what it learns.
-_NOT_LEARNING = {
-    "output_dir", "eval_batch_size", "log_every", "eval_every", "save_every", "keep_checkpoints", "report_to",
-    "max_rollbacks", "usr1_exit_code", "num_eval_examples", "num_eval_samples", "matmul_precision",
-}  # fmt: skip
-
-
-def refuse_other_settings(args: TrainingArguments, step: int) -> None:
-    """Raises a `UsageError` if a run that was trained with other settings had ended in this folder at this step.
-
-    There was then nothing left to train, and `results.json` would claim settings that were not used.
-    """
-    results = read_json(Path(args.output_dir) / "results.json")
-    recorded = results.get("settings", {}) if results.get("step") == step else {}
-    for name, value in asdict(args).items():
-        if name not in _NOT_LEARNING and recorded.get(name, value) != value:
-            raise UsageError(
-                f"{args.output_dir} holds a finished run, trained with {name} {recorded[name]}, not {value}; nothing "
-                "was changed. Choose another output_dir"
-            )
-
-
 def run_record(result: TrainingResult, corpus: Corpus, *arguments: Any) -> dict[str, Any]:
     """The facts about a run that `results.json` and the model's card hold: how, on what and where it was trained.
 
@@ -103,6 +80,7 @@ def run_record(result: TrainingResult, corpus: Corpus, *arguments: Any) -> dict[
         "step": result.step,
         "training_seconds": round(result.seconds, 1),
         "warnings": result.warnings,
+        "settings_history": result.settings_history,
         "dataset": {"name": corpus.name, "fingerprint": corpus.fingerprint},
         "settings": flat_settings(*arguments),
         "environment": describe_environment(),
@@ -174,9 +152,9 @@ def write_results(
     card = folder / "model" / "README.md"
     paths |= {"results": folder / "results.json", "card": card}
     results["paths"] = {name: str(path) for name, path in paths.items()}
-    paths["results"].write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    replace_text(paths["results"], json.dumps(results, indent=2) + "\n")
     if not card.is_file() or not is_edited(card.read_text(encoding="utf-8")):
-        card.write_text(build_card(folder / "model", str(folder / "model"), run=folder), encoding="utf-8")
+        replace_text(card, build_card(folder / "model", str(folder / "model"), run=folder))
     return results
 
 

@@ -21,7 +21,6 @@ from latent_ebm_text.commands.runs import (
     describe_model,
     describe_splits,
     describe_stop,
-    refuse_other_settings,
     run_identity,
     run_record,
     show_results,
@@ -39,6 +38,8 @@ from latent_ebm_text.models.configuration import LatentEBMImageConfig
 from latent_ebm_text.models.modeling_image import LatentEBMForImageGeneration
 from latent_ebm_text.training import trainer
 from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.files import replaced_folder
+from latent_ebm_text.training.locking import only_run
 from latent_ebm_text.training.tracking import make_accelerator, start_tracking
 from latent_ebm_text.training.trainer import TrainingData, TrainingResult
 
@@ -68,17 +69,18 @@ def train_image_model(
     accelerator.print(corpus.describe())
     model = build(model_args, corpus, args.seed)
     accelerator.print(describe_model(model))
-    start_tracking(accelerator, args.output_dir, flat_settings(data_args, model_args, args))
-    result = train(model, corpus, args, accelerator, pusher)
-    if result.signal is not None:
-        accelerator.print(describe_stop(result))
-        return args.exit_code(result.signal)
-    if accelerator.is_main_process:
-        metrics = evaluate(model, corpus, args)
-        record = run_record(result, corpus, data_args, model_args, args)
-        results = write(model, corpus, args, {**record, **metrics})
-        show_results(results, describe_splits(results, SHOWN))
-        push(pusher)
+    with only_run(Path(args.output_dir), accelerator):
+        start_tracking(accelerator, args.output_dir, flat_settings(data_args, model_args, args))
+        result = train(model, corpus, args, accelerator, pusher)
+        if result.signal is not None:
+            accelerator.print(describe_stop(result))
+            return args.exit_code(result.signal)
+        if accelerator.is_main_process:
+            metrics = evaluate(model, corpus, args)
+            record = run_record(result, corpus, data_args, model_args, args)
+            results = write(model, corpus, args, {**record, **metrics})
+            show_results(results, describe_splits(results, SHOWN))
+            push(pusher)
     return 0
 
 
@@ -136,9 +138,10 @@ def train(
         pusher: Pushes the model with every checkpoint, where that is asked for.
 
     Raises:
-        UsageError: If the folder holds a finished run that was trained with other settings.
+        UsageError: If another run is going on in the folder, or its checkpoint was trained with other settings.
         DivergenceError: If going back to a checkpoint does not help against values that are not finite.
-        CheckpointError: If the newest checkpoint belongs to another model or library version.
+        CheckpointError: If the newest checkpoint belongs to another model or library version, or the model cannot be
+            written.
     """
     accelerator = accelerator or make_accelerator(args)
     processor = LatentEBMImageProcessor(corpus.image_size, corpus.num_channels)
@@ -154,11 +157,10 @@ def train(
         on_save=None if pusher is None else partial(pusher.push_so_far, processor=processor),
     )
     accelerator.end_training()
-    if result.signal is None:
-        refuse_other_settings(args, result.step)
-        if accelerator.is_main_process:
-            model.eval().save_pretrained(Path(args.output_dir) / "model")
-            processor.save_pretrained(Path(args.output_dir) / "model")
+    if result.signal is None and accelerator.is_main_process:
+        with replaced_folder(Path(args.output_dir) / "model") as written:
+            model.eval().save_pretrained(written)
+            processor.save_pretrained(written)
     return result
 
 

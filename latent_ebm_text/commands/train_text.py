@@ -25,7 +25,6 @@ from latent_ebm_text.commands.runs import (
     describe_model,
     describe_splits,
     describe_stop,
-    refuse_other_settings,
     run_identity,
     run_record,
     show_results,
@@ -47,6 +46,8 @@ from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
 from latent_ebm_text.models.pretrained import load_decoder_tokenizer, split_gguf
 from latent_ebm_text.training import trainer
 from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.files import replace_text, replaced_folder
+from latent_ebm_text.training.locking import only_run
 from latent_ebm_text.training.tracking import make_accelerator, start_tracking
 from latent_ebm_text.training.trainer import TrainingData, TrainingResult, minutes
 
@@ -81,17 +82,18 @@ def train_text_model(
     accelerator.print(text.description)
     model = build(model_args, text, args.seed)
     accelerator.print(describe_model(model))
-    start_tracking(accelerator, args.output_dir, flat_settings(data_args, model_args, args))
-    result = train(model, text, args, accelerator, pusher)
-    if result.signal is not None:
-        accelerator.print(describe_stop(result))
-        return args.exit_code(result.signal)
-    if accelerator.is_main_process:
-        metrics, samples = evaluate(model, text, args)
-        record = run_record(result, text.corpus, data_args, model_args, args)
-        results = write(args, text, {**record, **metrics}, samples)
-        show_results(results, describe(results, samples))
-        push(pusher)
+    with only_run(Path(args.output_dir), accelerator):
+        start_tracking(accelerator, args.output_dir, flat_settings(data_args, model_args, args))
+        result = train(model, text, args, accelerator, pusher)
+        if result.signal is not None:
+            accelerator.print(describe_stop(result))
+            return args.exit_code(result.signal)
+        if accelerator.is_main_process:
+            metrics, samples = evaluate(model, text, args)
+            record = run_record(result, text.corpus, data_args, model_args, args)
+            results = write(args, text, {**record, **metrics}, samples)
+            show_results(results, describe(results, samples))
+            push(pusher)
     return 0
 
 
@@ -249,9 +251,10 @@ def train(
         pusher: Pushes the model with every checkpoint, where that is asked for.
 
     Raises:
-        UsageError: If the folder holds a finished run that was trained with other settings.
+        UsageError: If another run is going on in the folder, or its checkpoint was trained with other settings.
         DivergenceError: If going back to a checkpoint does not help against values that are not finite.
-        CheckpointError: If the newest checkpoint belongs to another model or library version.
+        CheckpointError: If the newest checkpoint belongs to another model or library version, or the model cannot be
+            written.
     """
     accelerator = accelerator or make_accelerator(args)
     folder = Path(args.output_dir)
@@ -276,11 +279,10 @@ def train(
         on_save=None if pusher is None else partial(pusher.push_so_far, processor=text.tokenizer),
     )
     accelerator.end_training()
-    if result.signal is None:
-        refuse_other_settings(args, result.step)
-        if accelerator.is_main_process:
-            model.save_pretrained(folder / "model")
-            text.tokenizer.save_pretrained(folder / "model")
+    if result.signal is None and accelerator.is_main_process:
+        with replaced_folder(folder / "model") as written:
+            model.save_pretrained(written)
+            text.tokenizer.save_pretrained(written)
     return result
 
 
@@ -360,7 +362,7 @@ def write(args: TrainingArguments, text: PreparedText, results: dict[str, Any], 
         The content of `results.json`, with the paths of all files.
     """
     path = Path(args.output_dir) / "samples.txt"
-    path.write_text("\n".join(" ".join(sample.splitlines()) for sample in samples) + "\n", encoding="utf-8")
+    replace_text(path, "\n".join(" ".join(sample.splitlines()) for sample in samples) + "\n")
     results = {**results, "data": text.description.splitlines()}
     return write_results(Path(args.output_dir), results, {"samples": path})
 

@@ -1,9 +1,9 @@
 """Checkpoints that stay intact if the process is killed at any moment.
 
 A checkpoint is a folder `step-00000100/` with `<name>.safetensors` files, `state.json`, and `manifest.json` with the
-size and SHA-256 of the other files. It is written under a temporary name, flushed to disk, and then published by one
-rename, so a folder with the final name is always complete. Removal is a rename followed by the deletion. Only one
-process may write to a folder, on a POSIX file system.
+size and SHA-256 of the other files, and the SHA-256 of its own content. It is written under a temporary name, flushed
+to disk, and then published by one rename, so a folder with the final name is always complete. Removal is a rename
+followed by the deletion. Only one process may write to a folder, on a POSIX file system.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from latent_ebm_text import __version__
 from latent_ebm_text.errors import CheckpointError, UsageError
+from latent_ebm_text.training.files import flush
 
 FORMAT_VERSION = 1
 MAX_JSON_BYTES = 64 * 2**20
@@ -83,7 +84,7 @@ def save_checkpoint(
             raise UsageError(f"{name!r} cannot name a checkpoint file; use letters, digits, '_', '-' and '.'")
     state_json, identity_json = _to_json("state", state), _to_json("identity", identity)
 
-    published = folder / f"step-{step:08d}"
+    published = folder / _name_of(step)
     temporary = folder / f".tmp-{os.getpid()}-{published.name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ def save_checkpoint(
         temporary.mkdir()
         _write_files(temporary, step, tensors, state_json, json.loads(identity_json))
         os.rename(temporary, published)
-        _flush(folder)
+        flush(folder)
         # Checkpoints of later steps are corrupt ones that a resumed run skipped; they must not displace good ones.
         earlier = [path for path in find_checkpoints(folder) if _step_of(path) <= step]
         for path in earlier[keep_last:]:
@@ -128,10 +129,11 @@ def _write_files(
             path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())
         },
     }
+    manifest["sha256"] = _sha256_of_json(manifest)
     (folder / "manifest.json").write_text(_to_json("manifest", manifest), encoding="utf-8")
     for path in folder.iterdir():
-        _flush(path)
-    _flush(folder)
+        flush(path)
+    flush(folder)
 
 
 def _with_own_memory(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -154,15 +156,6 @@ def _to_json(what: str, value: dict[str, Any]) -> str:
     if len(text) > MAX_JSON_BYTES:  # json.dumps writes ASCII, so characters are bytes
         raise UsageError(f"the {what} of a checkpoint is {len(text)} bytes of JSON; store large arrays as tensors")
     return text
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file, or the entries of a folder, are on the disk and not only in a cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _move_to_trash(path: Path) -> None:
@@ -202,6 +195,10 @@ def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
+def _name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def load_checkpoint(path: Path, *, identity: dict[str, Any]) -> Checkpoint:
     """Verifies every byte of the checkpoint at `path`, then loads it on the CPU.
 
@@ -237,6 +234,11 @@ def load_latest_checkpoint(folder: Path, *, identity: dict[str, Any]) -> tuple[C
 def _verify(path: Path, identity: dict[str, Any]) -> tuple[int, list[str]]:
     """Checks that a checkpoint is complete, and then that it belongs to this run; returns step and file names."""
     manifest = _read_json(path / "manifest.json")
+    own = manifest.pop("sha256", None)
+    if own is not None and own != _sha256_of_json(manifest):
+        raise IncompleteCheckpointError(
+            f"{path} is corrupt: the SHA-256 of manifest.json is not the one that it holds"
+        )
     try:
         step, saved_version, saved_identity = manifest["step"], manifest["library_version"], manifest["identity"]
         format_version = manifest["format_version"]
@@ -248,6 +250,8 @@ def _verify(path: Path, identity: dict[str, Any]) -> tuple[int, list[str]]:
         raise IncompleteCheckpointError(f"{path} is corrupt: manifest.json lacks required entries")
     if format_version != FORMAT_VERSION:
         raise CheckpointError(f"{path} has format version {format_version}, this library reads {FORMAT_VERSION}")
+    if path.name != _name_of(step):
+        raise IncompleteCheckpointError(f"{path} is corrupt: manifest.json is that of step {step}")
 
     for name, (size, sha256) in files.items():
         if not _SAFE_FILE_NAME.fullmatch(name):
@@ -308,6 +312,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _sha256_of_json(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -342,21 +350,30 @@ def restore_optimizer_state(
     """Restores the state that `flatten_optimizer_state` returned, directly or from a checkpoint.
 
     Raises:
-        CheckpointError: If the state belongs to an optimizer with other parameters or parameter groups.
+        CheckpointError: If the state belongs to an optimizer with other parameters, groups or settings. The learning
+            rates may differ.
     """
-    sections = {
-        section: {
-            # JSON has no tuples; the only setting of an optimizer that is a list is `params`
-            int(index): {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in entry.items()}
-            for index, entry in rest[section].items()
-        }
-        for section in ("state", "param_groups")
-    }
-    for key, value in tensors.items():
-        section, index, name = key.split(".", 2)
-        sections[section][int(index)][name] = value.clone()  # or the next step would modify the caller's tensors
-    groups = [group for _, group in sorted(sections["param_groups"].items())]
+    own = [dict(group) for group in optimizer.param_groups]
     try:
+        sections = {
+            section: {
+                # JSON has no tuples; the only setting of an optimizer that is a list is `params`
+                int(index): {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in entry.items()}
+                for index, entry in rest[section].items()
+            }
+            for section in ("state", "param_groups")
+        }
+        for key, value in tensors.items():
+            section, index, name = key.split(".", 2)
+            sections[section][int(index)][name] = value.clone()  # or the next step would modify the caller's tensors
+        groups = [group for _, group in sorted(sections["param_groups"].items())]
         optimizer.load_state_dict({"state": sections["state"], "param_groups": groups})
-    except (KeyError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"this optimizer state belongs to another optimizer: {error}") from error
+    for group, before in zip(optimizer.param_groups, own, strict=True):
+        for name in before.keys() & group.keys() - {"params", "lr"}:
+            if group[name] != before[name]:
+                raise CheckpointError(
+                    f"this optimizer state belongs to another optimizer: {name} is {group[name]} there and "
+                    f"{before[name]} here"
+                )

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from latent_ebm_text.training.files import replace_text
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsFile:
@@ -28,9 +33,7 @@ class MetricsFile:
         if enabled:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = [record for record in read_metrics(path) if self._is_before(record, first_step)]
-            rewritten = path.with_suffix(".tmp")  # a kill leaves either the old lines or the new ones
-            rewritten.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-            rewritten.replace(path)
+            replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     @staticmethod
     def _is_before(record: dict[str, Any], first_step: int) -> bool:
@@ -47,13 +50,22 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a metrics file, without a last line that was cut short by a kill."""
+    """Returns the records of a metrics file.
+
+    A last line that was cut short by a kill is left out, and so is a damaged one, with a warning that names it.
+    """
+    content = path.read_bytes() if path.exists() else b""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for number, line in enumerate(content.split(b"\n"), start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
+            record = json.loads(line)
+            is_whole = isinstance(record["kind"], str) and isinstance(record["step"], int)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            is_whole = False
+        if is_whole:
+            records.append(record)
+        elif number <= content.count(b"\n"):
+            logger.warning("line %d of %s is damaged and left out", number, path)
     return records
 
 

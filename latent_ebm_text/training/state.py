@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel
 
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import CheckpointError, UsageError
 from latent_ebm_text.latents.samplers import ChainStore
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
@@ -23,6 +23,7 @@ from latent_ebm_text.training.checkpointing import (
     save_checkpoint,
 )
 from latent_ebm_text.training.reporting import MetricsFile, RunningMeans, find_problems
+from latent_ebm_text.training.resuming import changed_settings, check_state, check_tensors, run_settings
 
 
 class TrainingState:
@@ -37,10 +38,13 @@ class TrainingState:
         args: The settings.
         identity: What a checkpoint must have in common with this run.
         num_examples: Number of training examples, each with a chain if inference is persistent.
+        total: Number of steps of the whole training.
         accelerator: Devices and processes.
 
     Attributes:
         step: Number of optimizer steps done.
+        settings_history: The settings that a resumed run has changed, `{"step": ..., "changed": {name: [old, new]}}`.
+        averaging_from: The step from which on weights are averaged.
         rollbacks: How often the run has returned to a checkpoint because a number was not finite.
         averaged: The mean of the weights over the last part of the training, if averaging is enabled.
         chains: One chain per training example, if inference is persistent.
@@ -49,12 +53,13 @@ class TrainingState:
         warnings: What went wrong and was repaired, in words.
 
     Raises:
-        CheckpointError: If the newest complete checkpoint belongs to another model or library version.
-        UsageError: If the folder cannot be used.
+        CheckpointError: If the newest complete checkpoint belongs to another model or library version, or was edited.
+        UsageError: If a setting differs from that of the checkpoint and may not, or the chains cannot be kept.
     """
 
     step: int
     rollbacks: int = 0
+    settings_history: list[dict[str, Any]]
     metrics: MetricsFile
     means: RunningMeans
     warnings: list[str]
@@ -66,19 +71,32 @@ class TrainingState:
         args: TrainingArguments,
         identity: dict[str, Any],
         num_examples: int,
+        total: int,
         accelerator: Accelerator,
     ) -> None:
         self.model, self.optimizer, self.args, self.identity = model, optimizer, args, identity
         self.accelerator, self.folder = accelerator, Path(args.output_dir)
-        # Loaded before anything is written, so that the folder of another run is not modified.
-        checkpoint = self._newest_checkpoint()
+        self.num_examples = num_examples
+        self.settings = run_settings(args, accelerator)
+        self.settings_history = []
+        self.averaging_from = min(round(args.averaging_start * total), total - 1)
         self.averaged = AveragedModel(model, device=accelerator.device) if args.averaging_start < 1 else None
-        self.chains = self._open_chains(num_examples) if args.inference == "persistent" else None
+        # Loaded and compared before anything is written, so that the folder of another run is not modified.
+        checkpoint = self._newest_checkpoint()
+        if checkpoint is not None:
+            self.settings_history = list(checkpoint.state["settings_history"])
+            changed = changed_settings(checkpoint, self.settings, folder=self.folder, total=total)
+            self._check_tensors(checkpoint)
+        self.chains = self._open_chains() if args.inference == "persistent" else None
         self._take(checkpoint)
         if checkpoint is None:
             self.save()
-        else:
-            accelerator.print(f"resuming from {checkpoint.path}")
+            return
+        accelerator.print(f"resuming from {checkpoint.path}")
+        if changed:
+            self.settings_history.append({"step": self.step, "changed": changed})
+            values = ", ".join(f"{name} {new} (was {old})" for name, (old, new) in changed.items())
+            accelerator.print(f"note: from step {self.step} on with other settings: {values}")
 
     @property
     def seconds(self) -> float:
@@ -100,6 +118,8 @@ class TrainingState:
                 "rollbacks": self.rollbacks,
                 "means": self.means.state(),
                 "warnings": self.warnings,
+                "settings": self.settings,
+                "settings_history": self.settings_history,
                 "optimizer": optimizer_rest,
             }
             save_checkpoint(
@@ -119,9 +139,17 @@ class TrainingState:
             self.accelerator.print(f"step {self.step}: {problem}")
 
     def roll_back(self, reason: str) -> None:
-        """Returns to the newest checkpoint of this run, and counts the rollback."""
+        """Returns to the newest checkpoint of this run, and counts the rollback.
+
+        Raises:
+            CheckpointError: If there is none, or it was edited.
+        """
         rollbacks = self.rollbacks + 1
-        self._take(self._newest_checkpoint())
+        checkpoint = self._newest_checkpoint()
+        if checkpoint is None:
+            raise CheckpointError(f"{reason}, and {self.folder} holds no whole checkpoint to go back to")
+        self._check_tensors(checkpoint)
+        self._take(checkpoint)
         self.rollbacks = rollbacks
         note = (
             f"{reason}. Went back to step {self.step}; from there on with learning rates {2**rollbacks} times smaller "
@@ -132,17 +160,23 @@ class TrainingState:
         self.accelerator.print(note)
 
     def _newest_checkpoint(self) -> Checkpoint | None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"output_dir {self.folder} cannot be used: {error.strerror}") from error
         checkpoint, skipped = load_latest_checkpoint(self.folder / "checkpoints", identity=self.identity)
         for line in skipped:
             self.accelerator.print(f"skipped an incomplete checkpoint: {line}")
         self.accelerator.wait_for_everyone()  # or a process would find a checkpoint that another has published since
+        if checkpoint is not None:
+            check_state(checkpoint)
         return checkpoint
 
-    def _open_chains(self, num_chains: int) -> ChainStore:
+    def _check_tensors(self, checkpoint: Checkpoint) -> None:
+        tensors = {"model": self.model.state_dict()}
+        if self.averaged is not None:
+            tensors["averaged"] = self.averaged.state_dict()
+        if self.args.inference == "persistent":
+            tensors["chains"] = {"latents": torch.empty(self.num_examples, self.model.config.latent_dim)}
+        check_tensors(checkpoint, tensors, self.optimizer)
+
+    def _open_chains(self) -> ChainStore:
         """Opens the chains of all processes in one file; a process reads and writes the rows of its own examples."""
         path = self.folder / "chains.bin"
         world = self.accelerator.num_processes
@@ -154,7 +188,7 @@ class TrainingState:
             if self.accelerator.is_main_process:
                 # The file of an earlier run is ahead of its last checkpoint, which holds the chains to continue.
                 path.unlink(missing_ok=True)
-            return ChainStore(path, num_chains, self.model.config.latent_dim)
+            return ChainStore(path, self.num_examples, self.model.config.latent_dim)
 
     def _take(self, checkpoint: Checkpoint | None) -> None:
         """Takes the state of a checkpoint, or without one the state before the first step."""
@@ -168,8 +202,10 @@ class TrainingState:
         if checkpoint is not None:
             self.model.load_state_dict(checkpoint.tensors["model"])
             restore_optimizer_state(self.optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
-            if self.averaged is not None and "averaged" in checkpoint.tensors:
+            if self.averaged is not None:
                 self.averaged.load_state_dict(checkpoint.tensors["averaged"])
+                if self.step <= self.averaging_from:  # a run that was made longer: its end is later now
+                    self.averaged.n_averaged.zero_()
             if self.chains is not None and self.accelerator.is_main_process:
                 self.chains.restore(checkpoint.tensors["chains"]["latents"])
             self.accelerator.wait_for_everyone()

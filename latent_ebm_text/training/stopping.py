@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from latent_ebm_text.errors import DivergenceError
+from latent_ebm_text.errors import DivergenceError, LatentEBMError
 
 Result = TypeVar("Result")
 
@@ -75,16 +75,16 @@ class StopSignals:
 
 
 @contextmanager
-def failing_together(accelerator: Accelerator) -> Iterator[None]:
-    """Raises a `DivergenceError` of one process in all processes, with its message; every process must enter it."""
+def failing_together(accelerator: Accelerator, kind: type[LatentEBMError] = DivergenceError) -> Iterator[None]:
+    """Raises an error of this kind of one process in all, with its message; every process must enter it."""
     failure = None
     try:
         yield
-    except DivergenceError as error:
+    except kind as error:
         failure = error
     if _highest(accelerator, int(failure is not None)):
         messages = gather_object([str(failure)] if failure else []) if accelerator.num_processes > 1 else []
-        raise failure or DivergenceError(messages[0])
+        raise failure or kind(messages[0])
 
 
 def _highest(accelerator: Accelerator, number: int) -> int:

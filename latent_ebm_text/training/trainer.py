@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from latent_ebm_text.latents.rng import BatchGenerator, derived_seed
 from latent_ebm_text.latents.samplers import Sampler, sampler_from_dict
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.locking import only_run
 from latent_ebm_text.training.state import TrainingState
 from latent_ebm_text.training.stopping import StopSignals, failing_together
 
@@ -54,12 +56,15 @@ class TrainingResult:
         seconds: Time spent training, over all runs of this folder.
         signal: The signal that stopped it, if one did; the state was saved.
         warnings: What went wrong and was repaired, in words.
+        settings_history: Settings that were changed when the run was resumed, each time with the step, and under
+            `changed` the old and the new value of each.
     """
 
     step: int
     seconds: float
     signal: int | None = None
     warnings: list[str] = field(default_factory=list)
+    settings_history: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -112,17 +117,31 @@ def train(
     Raises:
         DivergenceError: If a chain, the loss or a gradient is not finite once more after `args.max_rollbacks`
             rollbacks; the weights are as before the bad step.
-        CheckpointError: If the newest complete checkpoint belongs to another model or library version.
-        UsageError: If `args.output_dir` cannot be a folder, or the precision is fp16.
+        CheckpointError: If the newest complete checkpoint belongs to another model or library version, or was edited.
+        UsageError: If `args.output_dir` cannot be a folder, another run is going on in it, a setting differs from
+            that of its checkpoint and may not, or the precision is fp16.
     """
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     require_no_loss_scale(accelerator.mixed_precision)
     args.check_encoder(model.encoder is not None)
+    with only_run(Path(args.output_dir), accelerator):
+        return _train(model, data, args, identity, evaluate, accelerator, on_save)
+
+
+def _train(
+    model: LatentEBMPreTrainedModel,
+    data: TrainingData,
+    args: TrainingArguments,
+    identity: dict[str, Any],
+    evaluate: Callable[[LatentEBMPreTrainedModel, int], dict[str, float]],
+    accelerator: Accelerator,
+    on_save: Callable[[LatentEBMPreTrainedModel, int], None] | None,
+) -> TrainingResult:
     optimizer = build_optimizer(model, args)
-    state = TrainingState(model, optimizer, args, identity, len(data.batches.lengths), accelerator)
+    total = max(1, math.ceil(args.num_epochs * len(data.batches)))
+    state = TrainingState(model, optimizer, args, identity, len(data.batches.lengths), total, accelerator)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
-    total = max(1, math.ceil(args.num_epochs * len(data.batches)))
     bar = tqdm(total=total, initial=min(state.step, total), desc="training", unit="step", dynamic_ncols=True)
     model.train()
     with bar, StopSignals() as stopped:
@@ -163,7 +182,7 @@ def train(
                 group["lr"] = rate / 2**state.rollbacks
             optimizer.step()
             optimizer.zero_grad()
-            if state.averaged is not None and step >= min(round(args.averaging_start * total), total - 1):
+            if state.averaged is not None and step >= state.averaging_from:
                 state.averaged.update_parameters(model)
             if state.chains is not None and share.part:
                 state.chains.write(share.indices, output.latents)
@@ -183,7 +202,7 @@ def train(
             state.save()
     if state.averaged is not None and state.step == total and state.averaged.n_averaged > 0:
         model.load_state_dict(state.averaged.module.state_dict())
-    return TrainingResult(state.step, state.seconds, stopped.received, state.warnings)
+    return TrainingResult(state.step, state.seconds, stopped.received, state.warnings, state.settings_history)
 
 
 def require_no_loss_scale(mixed_precision: str) -> None:
@@ -219,8 +238,8 @@ def _likelihood_parts(model: LatentEBMPreTrainedModel) -> nn.ModuleList:
 
 _ADVICE = (
     "Nothing was updated by that step, and going back did not help. Lower decoder_learning_rate or "
-    "prior_learning_rate, or the step size of the chains, and run again, which goes on from the last checkpoint; or "
-    "start anew with a higher energy_penalty"
+    "prior_learning_rate, or chain_step_size, and run again, which goes on from the last checkpoint; or start anew in "
+    "another output_dir with a smaller step_size of the samplers or a higher energy_penalty"
 )
 
 

@@ -1,12 +1,12 @@
 """The folder of an earlier run: what is refused, what is made again, and what stays as it was."""
 
-import json
 import shutil
 import sys
 
 import pytest
 
 from latent_ebm_text.training.checkpointing import find_checkpoints
+from tests.helpers import edit_manifest
 from tests.recipes.commands import assert_refused, contents
 
 
@@ -35,8 +35,7 @@ def test_the_folder_of_another_model_is_refused_and_stays(call, earlier, changes
 
 def test_a_checkpoint_of_another_library_version_is_refused_and_stays(call, earlier):
     for checkpoint in find_checkpoints(earlier / "checkpoints"):
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
-        (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "library_version": "99.0.0"}))
+        edit_manifest(checkpoint, library_version="99.0.0")
     written = contents(earlier)
     assert_refused(call(output_dir="run"), 1, "was written by latent_ebm_text 99.0.0")
     assert contents(earlier) == written

@@ -27,6 +27,7 @@ from latent_ebm_text.training.checkpointing import (
     load_latest_checkpoint,
     save_checkpoint,
 )
+from tests.helpers import edit_manifest
 
 IDENTITY = {"latent_dim": 32, "decoder": "lstm", "sizes": (200, 200)}
 
@@ -53,11 +54,6 @@ def assert_is_step(checkpoint: checkpointing.Checkpoint | None, step: int) -> No
 
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def edit_manifest(path: Path, **changes) -> None:
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | changes))
 
 
 # -------- round trip

@@ -73,7 +73,7 @@ def test_a_finished_run_keeps_the_record_of_how_it_was_trained(run: Path) -> Non
     record = (run / "results.json").read_text()
     for change in ({"decoder_learning_rate": 0.1}, {"num_epochs": 1}):
         with pytest.raises(
-            UsageError, match=f"holds a finished run, trained with {next(iter(change))} .*another output_dir"
+            UsageError, match=f"holds a finished run .*, trained with {next(iter(change))} .*another output_dir"
         ):
             train(run, {"report_to": "tensorboard", "eval_every": 7, **change})
         assert (run / "results.json").read_text() == record
