@@ -201,7 +201,10 @@ class TrainingState:
         self.warnings = list(state["warnings"])
         if checkpoint is not None:
             self.model.load_state_dict(checkpoint.tensors["model"])
-            restore_optimizer_state(self.optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
+            try:
+                restore_optimizer_state(self.optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
+            except CheckpointError as error:
+                raise CheckpointError(f"{checkpoint.path} was edited: {error}") from error
             if self.averaged is not None:
                 self.averaged.load_state_dict(checkpoint.tensors["averaged"])
                 if self.step <= self.averaging_from:  # a run that was made longer: its end is later now
