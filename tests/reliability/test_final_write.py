@@ -54,6 +54,7 @@ def whose(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("every", [17, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("start")  # whose server has imported everything
 def test_a_kill_leaves_the_old_model_or_the_new_one(tmp_path, every):
     context = multiprocessing.get_context("forkserver")
     write_model(tmp_path / "template", 1)
@@ -71,7 +72,7 @@ def test_a_kill_leaves_the_old_model_or_the_new_one(tmp_path, every):
     assert code == 0
     assert found == sorted(found)
     assert set(found) == {1, 2}
-    assert len(found) > 80 // every
+    assert every * len(found) > 30
 
 
 def test_a_system_that_cannot_exchange_folders_renames_them(tmp_path, monkeypatch):
@@ -83,15 +84,15 @@ def test_a_system_that_cannot_exchange_folders_renames_them(tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_write_that_fails_changes_nothing(tmp_path):
+def test_a_write_that_fails_changes_nothing(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError("No space left on device")
+
     write_model(tmp_path / "model", 1)
     before = load_file(tmp_path / "model" / "model.safetensors")
-    with (
-        pytest.raises(CheckpointError, match="cannot write .*model: .*what was there is unchanged"),
-        replaced_folder(tmp_path / "model") as written,
-    ):
-        tiny_model(2).save_pretrained(written)
-        (written / "missing").read_text()
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CheckpointError, match="cannot write .*model: No space left.*; what was there is unchanged"):
+        write_model(tmp_path / "model", 2)
     after = load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
