@@ -202,7 +202,9 @@ def _latent(folder: Path, results: dict[str, Any], records: list[dict[str, Any]]
         settings, last = results["settings"], plain_numbers(results["splits"]["validation"])
     elif evaluated and checkpoints:
         identity = read_json(checkpoints[0] / "manifest.json")["identity"]
-        settings, last = {name.removeprefix("config."): value for name, value in identity.items()}, evaluated[-1]
+        model_settings = {name.removeprefix("config."): value for name, value in identity.items()}
+        settings = {**model_settings, **read_json(checkpoints[0] / "state.json")["settings"]}
+        last = evaluated[-1]
     else:
         yield Finding("note", "latent", "no evaluation yet; one takes place every eval_every steps, and at the end")
         return

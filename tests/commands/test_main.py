@@ -178,7 +178,7 @@ def test_doctor(run: Run, trained: Path, tmp_path: Path) -> None:
 
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
-    record = {"kind": "validation", "step": 12, "latent_gain": 0.2, "energy_gap": 0.0, "std_mismatch": 0.0}
+    record = {"kind": "validation", "step": 12, "latent_gain": 0.2, "energy_gap": 80.0, "std_mismatch": 0.0}
     lines = (trained / "metrics.jsonl").read_text() + json.dumps(record) + "\n"
     (unfinished / "metrics.jsonl").write_text(lines)
     shutil.copytree(trained / "checkpoints", unfinished / "checkpoints")
@@ -186,6 +186,8 @@ def test_doctor(run: Run, trained: Path, tmp_path: Path) -> None:
     assert code == 1
     assert "training: not finished (step 12): run the same command again" in out
     assert "Raise likelihood_weight (now 1)" in out
+    rate = json.loads((trained / "results.json").read_text())["settings"]["prior_learning_rate"]
+    assert f"Lower prior_learning_rate (now {rate:g})" in out, "the setting of the run, not the default"
     assert run("doctor", tmp_path / "nothing", "--offline")[0] == 2
 
 
