@@ -92,6 +92,14 @@ def test_the_map_is_centred_and_holds_what_was_typed(text: Any) -> None:
     assert drawn["x"].std() >= drawn["y"].std()  # the first direction is that of the largest variance
 
 
+def test_a_map_of_a_whole_file_is_refused_before_anything_is_inferred(text: Any) -> None:
+    started = time.monotonic()
+    with pytest.raises(UsageError, match="at most 100 sentences here, these are 20000: shorten it"):
+        text.map(50, "\n".join([SENTENCE] * 20_000), 0)
+    assert time.monotonic() - started < 5
+    assert len(text.map(10, "\n".join([SENTENCE] * 100), 0)) == 110
+
+
 def test_anomaly_scores_agree_with_the_model(text: Any) -> None:
     verdict, table = text.anomaly(SENTENCE, 0)
     generator = derived_generator(0, "demo: score")
@@ -117,6 +125,8 @@ def test_what_cannot_be_is_said(text: Any, quickstart_folder: Path, tmp_path: Pa
         text.path(" ", SENTENCE, 5, "linear", 0)
     with pytest.raises(UsageError, match="at most 200 words here, this one has 201"):
         text.anomaly("the " * 201, 0)
+    with pytest.raises(UsageError, match="at most 2000 characters here, this one has 2001"):
+        text.chain("a" * 2001, 3, 0)
     with pytest.raises(UsageError, match="there is no folder"):
         load_views().TextViews(str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="is not an image model"):

@@ -33,15 +33,19 @@ def main() -> None:
         images = ImageViews(options.image_model) if options.image_model else None
     except LatentEBMError as error:
         parser.error(str(error))
-    # Without a server name gradio listens on 127.0.0.1; a Space sets GRADIO_SERVER_NAME.
-    page.build(text, images).launch(
-        server_port=options.port,
-        theme=page.SYSTEM_FONTS,
-        css=page.CSS,
-        footer_links=[],
-        ssr_mode=False,
-        show_error=False,
-    )
+    built = page.build(text, images)
+    try:
+        # Without a server name gradio listens on 127.0.0.1; a Space sets GRADIO_SERVER_NAME.
+        built.launch(
+            server_port=options.port,
+            theme=page.SYSTEM_FONTS,
+            css=page.CSS,
+            footer_links=[],
+            ssr_mode=False,
+            show_error=False,
+        )
+    except OSError as error:  # the port is taken
+        parser.error(" ".join(str(error).split()))
 
 
 if __name__ == "__main__":

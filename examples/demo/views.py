@@ -21,7 +21,9 @@ from latent_ebm_text.models.loading import load_text_model
 from latent_ebm_text.models.scoring import AnomalyScores, estimate_log_partition
 
 #: The longest sentence that may be typed: posterior chains on longer ones are slow.
-MAX_WORDS = 200
+MAX_WORDS, MAX_CHARACTERS = 200, 2000
+#: The most sentences on one map, which are inferred while the others who use the demo wait.
+MAX_LINES = 100
 #: Number of the model's own samples that a typed sentence is compared with.
 NUM_COMPARED = 50
 
@@ -84,12 +86,16 @@ class TextViews:
 
     def map(self, num_samples: int, sentences: str, seed: int) -> pd.DataFrame:
         """Prior draws and typed sentences (one per line) on the first two principal components of the prior draws."""
+        typed = split_sentences(sentences)
+        if len(typed) > MAX_LINES:
+            raise UsageError(
+                f"a map may have at most {MAX_LINES} sentences here, these are {len(typed)}: leave some out"
+            )
+        for sentence in typed:
+            self._inputs(sentence)  # raises an error that names what is wrong with the sentence
         generator = self._generator(seed, "map")
         drawn = self.model.sample_prior(int(num_samples), generator=generator).latents
         decoded = self._text(self.model.generate(latents=drawn, generator=generator))
-        typed = split_sentences(sentences)
-        for sentence in typed:
-            self._inputs(sentence)  # raises an error that names what is wrong with the sentence
         latents = drawn
         if typed:
             means = self.model.posterior_draws(typed, tokenizer=self.tokenizer, generator=generator).mean(dim=0)
@@ -138,6 +144,8 @@ class TextViews:
             raise UsageError("type a sentence first")
         if (length := len(sentence.split())) > MAX_WORDS:
             raise UsageError(f"a sentence may have at most {MAX_WORDS} words here, this one has {length}: shorten it")
+        if (length := len(sentence)) > MAX_CHARACTERS:  # one long word may be many tokens
+            raise UsageError(f"a sentence may have at most {MAX_CHARACTERS} characters here, this one has {length}")
         batch = self.tokenizer([sentence], return_tensors="pt")
         return {name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
 
