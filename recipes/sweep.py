@@ -50,7 +50,7 @@ def main() -> None:
     path = Path(args.sweep)
     try:
         sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(sweep, dict) or not {"config"} < set(sweep) <= {"config", "set", "vary", "evaluate"}:
         raise UsageError(f"{path} must hold `config` and `vary` or `evaluate`, and may hold `set`")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from latent_ebm_text.errors import reading
 from latent_ebm_text.evaluation.plots import new_plot, save_plot
+from latent_ebm_text.hub.folders import read_json
 
 _COLUMNS = (
     "reconstruction NLL",
@@ -34,7 +35,7 @@ def describe_sweep(evaluations: Mapping[str, Path], varied: Sequence[str]) -> st
     lines = [f"| {', '.join(varied)} | {' | '.join(columns)} | training |", "|---" * (len(columns) + 2) + "|"]
     for name, report in reports.items():
         cells = [_cell(report.get(column)) for column in columns]
-        results = json.loads((evaluations[name].parent / "results.json").read_text(encoding="utf-8"))
+        results = read_json(evaluations[name].parent / "results.json")
         lines.append(f"| {name} | {' | '.join(cells)} | {results['training_seconds'] / 60:.1f} min |")
     return "\n".join(lines) + "\n"
 
@@ -78,7 +79,8 @@ def plot_frontier(evaluations: Mapping[str, Path], path: Path) -> Path:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["metrics"]
+    with reading(folder):
+        metrics: dict[str, Any] = read_json(folder / "evaluation.json")["metrics"]
     return metrics
 
 

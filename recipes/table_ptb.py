@@ -8,7 +8,6 @@ Every row is a configuration of recipes/train_ptb.py, evaluated by recipes/evalu
 same evaluators. Finished steps are not repeated, and an interrupted training is resumed.
 """
 
-import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import Any, Literal
 
 from latent_ebm_text.commands.compare import compare_evaluations
 from latent_ebm_text.commands.parsing import parse_arguments, run_command
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import UsageError, reading
+from latent_ebm_text.hub.folders import read_json
 from latent_ebm_text.training.arguments import option
 
 RECIPES = Path(__file__).parent
@@ -94,10 +94,11 @@ def make_table(folder: Path, name: str) -> str:
     for row in ROWS:
         path, results = folder / row / f"evaluation-{name}" / "evaluation.json", folder / row / "results.json"
         if path.exists():
-            reports[row] = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+            with reading(path):
+                reports[row] = read_json(path)["metrics"]
         if results.exists():
-            seconds = json.loads(results.read_text(encoding="utf-8"))["training_seconds"]
-            minutes[row] = f"{seconds / 60:.0f} min"
+            with reading(results):
+                minutes[row] = f"{read_json(results)['training_seconds'] / 60:.0f} min"
     evaluators = {
         column: metrics[column]["evaluator"]
         for metrics in reports.values()

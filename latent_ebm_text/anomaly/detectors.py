@@ -231,7 +231,9 @@ class LatentEBMDetector:
             self.contamination, threshold = float(saved["contamination"]), float(saved["threshold"])
             if not (0 < self.contamination <= 0.5 and math.isfinite(threshold)):
                 raise ValueError(f"contamination {self.contamination}, threshold {threshold}")
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            if self.decision_scores_.ndim != 1 or not np.isfinite(self.decision_scores_).all():
+                raise ValueError(f"decision_scores must be finite numbers (n,), got {self.decision_scores_.shape}")
+        except (OSError, KeyError, TypeError, ValueError, OverflowError, SafetensorError) as error:
             raise DataError(f"{folder} cannot be read as a detector: {error}") from error
         if len(self.decision_scores_) != saved.get("num_training_data"):
             raise DataError(f"{folder} is damaged: {_SETTINGS} and {_SCORES} differ in the number of training data")
@@ -349,12 +351,9 @@ class LatentEBMTextDetector(LatentEBMDetector):
         Raises:
             DataError: If the files are missing, damaged, or those of another kind of detector.
         """
-        from transformers import AutoTokenizer
+        from latent_ebm_text.models.loading import read_text_model
 
-        from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
-
-        model = LatentEBMForTextGeneration.from_pretrained(folder).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, tokenizer = read_text_model(folder)  # which refuses a folder that leads out of itself
         saved = _read_saved(folder, cls.__name__)
         try:
             settings = dict(saved["settings"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -10,8 +9,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.errors import DataError, UsageError, reading
 from latent_ebm_text.evaluation.bootstrap import Comparison, paired_bootstrap, unpaired_bootstrap
+from latent_ebm_text.hub.folders import read_json
 
 
 def compare_evaluations(first: Path, second: Path, *, num_resamples: int = 1000) -> dict[str, Comparison]:
@@ -30,7 +30,14 @@ def compare_evaluations(first: Path, second: Path, *, num_resamples: int = 1000)
         DataError: If a file is damaged.
     """
     one, two = (_load(Path(folder)) for folder in (first, second))
-    _require_same_conditions(Path(first), Path(second))
+    with reading(f"{first} or {second}"):
+        _require_same_conditions(Path(first), Path(second))
+        return _compare(first, second, one, two, num_resamples)
+
+
+def _compare(
+    first: Path, second: Path, one: dict[str, NDArray[Any]], two: dict[str, NDArray[Any]], num_resamples: int
+) -> dict[str, Comparison]:
     found = {}
     if "index" in one and "index" in two:
         if not np.array_equal(one["index"], two["index"]):
@@ -53,8 +60,7 @@ def compare_evaluations(first: Path, second: Path, *, num_resamples: int = 1000)
 
 def _require_same_conditions(first: Path, second: Path) -> None:
     """Raises a `UsageError` if the reports name different data or different evaluators."""
-    reports = [json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-               for path in (first / "evaluation.json", second / "evaluation.json")]  # fmt: skip
+    reports = [read_json(folder / "evaluation.json") for folder in (first, second)]
     settings = [report.get("settings") or {} for report in reports]
     compared = {
         "data": [(report.get("facts") or {}).get("fingerprint") for report in reports],

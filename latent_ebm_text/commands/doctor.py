@@ -15,7 +15,7 @@ from latent_ebm_text import __version__
 from latent_ebm_text.commands import parsing
 from latent_ebm_text.commands.output import show
 from latent_ebm_text.commands.parsing import argument
-from latent_ebm_text.errors import LatentEBMError, UsageError
+from latent_ebm_text.errors import LatentEBMError, UsageError, reading
 from latent_ebm_text.training.arguments import option
 
 #: Every extra, with a module that it brings.
@@ -102,13 +102,14 @@ def examine_run(name: str) -> list[Finding]:
     if not metrics and not results:
         raise UsageError(f"{name} is not the folder of a run: there is no metrics.jsonl and no results.json")
     findings = []
-    if results:
-        minutes = results["training_seconds"] / 60
-        findings.append(Finding("ok", "training", f"{results['step']:,} steps in {minutes:.1f} minutes, finished"))
-    else:
-        message = f"not finished (step {metrics[-1]['step']:,}): run the same command again to resume"
-        findings.append(Finding("problem", "training", message))
-    findings += _latent(folder, results, metrics)
+    with reading(name):
+        if results:
+            minutes = results["training_seconds"] / 60
+            findings.append(Finding("ok", "training", f"{results['step']:,} steps in {minutes:.1f} minutes, finished"))
+        else:
+            message = f"not finished (step {metrics[-1]['step']:,}): run the same command again to resume"
+            findings.append(Finding("problem", "training", message))
+        findings += _latent(folder, results, metrics)
     if (folder / "model" / "config.json").is_file():
         findings += _chains(folder / "model")
     return findings

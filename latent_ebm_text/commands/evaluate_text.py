@@ -19,7 +19,7 @@ from latent_ebm_text.commands import parsing
 from latent_ebm_text.commands.arguments import CorpusArguments, DataArguments, flat_settings
 from latent_ebm_text.commands.output import print_json_file
 from latent_ebm_text.commands.train_text import PreparedText, prepare
-from latent_ebm_text.errors import UsageError, require_in_interval, require_positive
+from latent_ebm_text.errors import UsageError, require_in_interval, require_temperature
 from latent_ebm_text.evaluation import text_metrics
 from latent_ebm_text.evaluation.chains import ChainReport
 from latent_ebm_text.evaluation.convergence import array_stats
@@ -82,7 +82,7 @@ class TextEvaluationArguments:
             value = getattr(self, name)
             if value is not None and value < number:
                 raise UsageError(f"{name} must be at least {number}, got {value}")
-        require_positive("token_temperature", self.token_temperature)
+        require_temperature("token_temperature", self.token_temperature)
         if self.prior_temperature is not None:
             require_in_interval("prior_temperature", self.prior_temperature, 0, sys.float_info.max)
         if self.num_likelihood_sentences < 0 or self.num_likelihood_sentences == 1:

@@ -12,6 +12,7 @@ import inspect
 import os
 import re
 import reprlib
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +22,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 import yaml
 
-from latent_ebm_text.errors import LatentEBMError, UsageError
+from latent_ebm_text.errors import LatentEBMError, UsageError, in_one_line
 
 _COMMAND_LINE = "the command line"
 _KIND_NAMES: dict[Any, str] = {
@@ -121,21 +122,38 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Runs `main` and leaves the process with its exit code; an error raised on purpose becomes one line on stderr."""
     try:
         exit_code = main()
+        sys.stdout.flush()
     except LatentEBMError as error:
         print(f"error: {error}", file=sys.stderr)
         exit_code = error.exit_code
-    except PermissionError as error:
-        print(f"error: {error.filename or error} may not be read or written: {error.strerror}", file=sys.stderr)
-        exit_code = 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        exit_code = 128 + signal.SIGPIPE
+    except Exception as error:
+        line = _describe_circumstance(error)
+        if line is None:  # a mistake of this library, whose traceback helps to find it
             raise
-        print(f"error: {error}; make room and run again", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         exit_code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         exit_code = 130  # what shells report for a process ended by SIGINT
     sys.exit(exit_code)
+
+
+def _describe_circumstance(error: Exception) -> str | None:
+    """What the machine has refused and what to do, or `None` if it is not the machine's doing."""
+    name = type(error).__name__  # by its name, because to import torch or safetensors takes long
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+        said = f"{in_one_line(error)}; " if str(error) else ""
+        return f"{said}the memory is too small: choose smaller sizes, of the model or of the batches"
+    if "No space left" in str(error) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return f"{in_one_line(error)}; make room and run again"
+    if isinstance(error, OSError) and error.filename is not None:
+        refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        return f"{error.filename} {'may not be read or written' if refused else 'cannot be used'}: {error.strerror}"
+    is_machine = isinstance(error, OSError | ImportError) or name == "SafetensorError"
+    return in_one_line(error) if is_machine else None
 
 
 def argument(help: str, default: Any = MISSING) -> Any:
@@ -389,6 +407,8 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
+    except RecursionError as error:
+        raise UsageError(f"{file} is nested too deeply for a map of option names to values") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise UsageError(f"{file} is not valid YAML: {error.problem} (line {line})") from error
@@ -400,15 +420,18 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
     return dict(values)
 
 
-def _refuse_duplicates(node: yaml.MappingNode, file: Path) -> None:
+def _refuse_duplicates(root: yaml.MappingNode, file: Path) -> None:
     """Of two equal keys PyYAML takes the last without a word."""
-    seen: set[str] = set()
-    for key, value in node.value:
-        if key.value in seen:
-            raise UsageError(f"duplicate key {key.value!r} in {file} (line {key.start_mark.line + 1})")
-        seen.add(key.value)
-        if isinstance(value, yaml.MappingNode):
-            _refuse_duplicates(value, file)
+    mappings, visited = [root], {id(root)}
+    for node in mappings:
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise UsageError(f"duplicate key {key.value!r} in {file} (line {key.start_mark.line + 1})")
+            seen.add(key.value)
+            if isinstance(value, yaml.MappingNode) and id(value) not in visited:  # an alias comes back to its node
+                mappings.append(value)
+                visited.add(id(value))
 
 
 # -------- values
@@ -432,13 +455,31 @@ def _convert(name: str, hint: Any, value: Any, source: str) -> Any:
     kind, is_optional = _split_optional(hint)
     if is_optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
         return None
+    if kind is str and isinstance(value, str):
+        _check_text(name, value, source)
     try:
         return _read_as(kind, value)
-    except (KeyError, TypeError, ValueError, OverflowError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         expected = _KIND_NAMES.get(kind) or "one of " + ", ".join(map(repr, get_args(kind)))
         expected += " or none" if is_optional else ""
         advice = "; put it in quotes" if kind is str else ""
         raise UsageError(f"{name} must be {expected}, got {reprlib.repr(value)} (from {source}){advice}") from error
+
+
+def _check_text(name: str, value: str, source: str) -> None:
+    """Refuses what can be no name, path or prompt.
+
+    An empty path, as of a variable of the shell that is not set, would be the working directory. A path that is not
+    UTF-8 could not be printed at the end of a run.
+    """
+    if not value.strip() or "\0" in value:
+        raise UsageError(f"{name} must not be empty or hold a NUL character, got {value!r} (from {source})")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{name} holds half of a surrogate pair, as of bytes that are not UTF-8: {value!r} (from {source})"
+        ) from error
 
 
 def _read_as(kind: Any, value: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -21,6 +23,7 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.latents import plain_numbers
 from latent_ebm_text.evaluation.plots import plot_training
 from latent_ebm_text.hub.card import build_card, is_edited
+from latent_ebm_text.models.configuration import LatentEBMConfig
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.files import replace_text
@@ -52,6 +55,23 @@ def run_identity(model: LatentEBMPreTrainedModel, args: TrainingArguments, **dat
         "inference": args.inference,
         **{f"config.{key}": value for key, value in sorted(config.items())},
     }
+
+
+def check_memory(model_class: type[LatentEBMPreTrainedModel], config: LatentEBMConfig) -> None:
+    """Raises a `UsageError` if the weights of a new model would not fit into the memory of this machine.
+
+    A system that promises more memory than it has ends a process that then uses it, without a word.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        size = model_class(copy.deepcopy(config)).num_parameters()
+    gib, present = 4 * size / 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if gib > present:
+        raise UsageError(
+            f"a model of these sizes has {size:,} parameters, {gib:,.0f} GiB, and this machine has {present:,.0f}: "
+            "choose smaller sizes, such as hidden_size"
+        )
 
 
 def describe_model(model: LatentEBMPreTrainedModel) -> str:

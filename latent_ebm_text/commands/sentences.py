@@ -9,7 +9,7 @@ from typing import Any, Literal
 from latent_ebm_text.commands import parsing
 from latent_ebm_text.commands.output import show
 from latent_ebm_text.commands.parsing import argument
-from latent_ebm_text.errors import UsageError, require_positive
+from latent_ebm_text.errors import UsageError, require_in_interval, require_positive, require_temperature
 from latent_ebm_text.training.arguments import option
 
 # The choices of models/scoring.py and latents/interpolation.py, written again so that --help does not import torch.
@@ -42,9 +42,10 @@ class GenerateArguments:
     json: bool = option(False, _JSON)
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "temperature", "max_new_tokens"):
+        for name in ("num_samples", "max_new_tokens"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
+        require_temperature("temperature", self.temperature)
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p must be in (0, 1], got {self.top_p}")
 
@@ -145,8 +146,8 @@ class InterpolateArguments:
     json: bool = option(False, _JSON)
 
     def __post_init__(self) -> None:
-        if self.num_points < 2:
-            raise UsageError(f"num_points must be at least 2, got {self.num_points}")
+        require_in_interval("num_points", self.num_points, 2, 10_000)
+        require_in_interval("num_draws", self.num_draws, 1, 10_000)
 
 
 def interpolate(argv: list[str]) -> None:

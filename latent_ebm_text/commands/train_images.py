@@ -18,6 +18,7 @@ from accelerate.utils import tqdm
 from latent_ebm_text.commands.arguments import HubArguments, ImageDataArguments, ImageModelArguments, flat_settings
 from latent_ebm_text.commands.push_while_training import TrainingPusher, make_pusher, push
 from latent_ebm_text.commands.runs import (
+    check_memory,
     describe_model,
     describe_splits,
     describe_stop,
@@ -118,7 +119,9 @@ def build(model_args: ImageModelArguments, corpus: ImageCorpus, seed: int = 0) -
     """
     torch.manual_seed(derived_seed(seed, "initial weights"))
     sizes = {"image_size": corpus.image_size, "num_channels": corpus.num_channels}
-    return LatentEBMForImageGeneration(LatentEBMImageConfig(**sizes, **model_args.settings))
+    config = LatentEBMImageConfig(**sizes, **model_args.settings)
+    check_memory(LatentEBMForImageGeneration, config)
+    return LatentEBMForImageGeneration(config)
 
 
 def train(

@@ -22,6 +22,7 @@ from tokenizers.models import WordLevel
 from latent_ebm_text.commands.arguments import DataArguments, HubArguments, TextModelArguments, flat_settings
 from latent_ebm_text.commands.push_while_training import TrainingPusher, make_pusher, push
 from latent_ebm_text.commands.runs import (
+    check_memory,
     describe_model,
     describe_splits,
     describe_stop,
@@ -206,7 +207,7 @@ def build(model_args: TextModelArguments, text: PreparedText, seed: int = 0) -> 
         seed: Seed of the initial weights.
 
     Raises:
-        UsageError: If a setting cannot be right, or there is no such pretrained decoder.
+        UsageError: If a setting cannot be right, there is no such pretrained decoder, or the memory is too small.
     """
     tokenizer, settings = text.tokenizer, dict(model_args.settings)
     torch.manual_seed(derived_seed(seed, "initial weights"))
@@ -224,9 +225,9 @@ def build(model_args: TextModelArguments, text: PreparedText, seed: int = 0) -> 
     if vocab_size <= settings["frequent_tokens"] + settings["drawn_tokens"]:
         settings |= {"frequent_tokens": 0, "drawn_tokens": 0}
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    return LatentEBMForTextGeneration(
-        LatentEBMTextConfig(vocab_size=vocab_size, max_sequence_length=text.max_length, **ids, **settings)
-    )
+    config = LatentEBMTextConfig(vocab_size=vocab_size, max_sequence_length=text.max_length, **ids, **settings)
+    check_memory(LatentEBMForTextGeneration, config)
+    return LatentEBMForTextGeneration(config)
 
 
 # -------- train

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from latent_ebm_text.commands import parsing
@@ -14,7 +15,7 @@ from latent_ebm_text.commands.evaluate_text import TextEvaluationArguments, eval
 from latent_ebm_text.commands.output import show
 from latent_ebm_text.commands.parsing import argument
 from latent_ebm_text.commands.train_text import PreparedText, prepare
-from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.errors import DataError, UsageError, in_one_line, reading
 from latent_ebm_text.evaluation.text_metrics import evaluate_likelihoods
 from latent_ebm_text.hub.folders import find_model, read_json, run_of
 from latent_ebm_text.hub.metrics import run_metrics
@@ -125,12 +126,14 @@ def verify_text_model(
     card = _card_results(folder)
     run = run_of(folder)
     record = read_json(run / "results.json") if run else {}
-    settings = dict(read_json(folder / "evaluation.json").get("settings") or {})
+    with reading(folder):
+        settings = dict(read_json(folder / "evaluation.json").get("settings") or {})
+        record["settings"] = dict(record.get("settings") or {})
     for place in ("cache_dir", "output_dir"):  # they belong to whoever made the card, not to this machine
         settings.pop(place, None)
-    if not settings and not record.get("settings"):
+    if not settings and not record["settings"]:
         raise UsageError(f"{name} does not say how its metrics were measured (results.json or evaluation.json)")
-    data_args = _fill(DataArguments, record.get("settings", {}) | settings)
+    data_args = _fill(DataArguments, record["settings"] | settings)
     if dataset_name is not None:
         data_args.dataset_name = dataset_name
     elif not Path(name).expanduser().is_dir() and Path(data_args.dataset_name).exists():
@@ -139,7 +142,7 @@ def verify_text_model(
             "read"
         )
     model, tokenizer = load_text_model(folder)
-    text = prepare(data_args, record.get("settings", settings).get("seed", 0), tokenizer=tokenizer)
+    text = prepare(data_args, (record["settings"] or settings).get("seed", 0), tokenizer=tokenizer)
     for expected in {(result.dataset_args or {}).get("fingerprint") for result in card} - {None}:
         if text.corpus.fingerprint != expected:
             raise DataError(
@@ -147,7 +150,7 @@ def verify_text_model(
                 f"that of the card {expected}; name the right data with --dataset_name"
             )
     measured: dict[tuple[Any, Any], float] = {}
-    if record.get("settings"):
+    if record["settings"]:
         training_args = _fill(TrainingArguments, record["settings"])
         wanted = {result.dataset_split for result in card} - ({"test"} if settings else set())
         measured |= _measure_as_run(model, text, training_args, wanted)
@@ -169,8 +172,16 @@ def verify_text_model(
 
 def _card_results(folder: Path) -> list[EvalResult]:
     path = folder / "README.md"
-    results = ModelCard.load(path).data.eval_results if path.is_file() else None
-    results = [result for result in results or [] if "interval_95" in (result.metric_args or {})]
+    results: list[EvalResult] = []
+    with reading(path):
+        try:
+            loaded = ModelCard.load(path).data.eval_results if path.is_file() else None
+        except yaml.YAMLError as error:
+            raise DataError(f"the metadata of {path} is not valid YAML: {in_one_line(error)}") from error
+        results = [result for result in loaded or [] if "interval_95" in (result.metric_args or {})]
+        for result in results:
+            result.metric_value = float(result.metric_value)
+            _interval(result)
     if not results:
         raise UsageError(f"{folder} has no card with metrics to verify")
     return results
@@ -178,7 +189,7 @@ def _card_results(folder: Path) -> list[EvalResult]:
 
 def _interval(result: EvalResult) -> tuple[float, float]:
     low, high = (result.metric_args or {})["interval_95"]
-    return low, high
+    return float(low), float(high)
 
 
 def _measure_as_run(
@@ -207,4 +218,5 @@ def _measure_as_evaluation(
 def _fill(arguments: type[Any], values: dict[str, Any]) -> Any:
     """An instance of a dataclass of arguments, from the values that it has fields for."""
     names = {field.name for field in fields(arguments)}
-    return arguments(**{name: value for name, value in values.items() if name in names})
+    with reading("results.json or evaluation.json"):
+        return arguments(**{name: value for name, value in values.items() if name in names})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_ebm_text.errors import DataError, UsageError
-from latent_ebm_text.hub.access import hub_errors
+from latent_ebm_text.hub.access import TRANSPORT_ERROR, hub_errors
 
 #: Kinds of model, as their configurations name them.
 TEXT, IMAGE = "latent_ebm_text", "latent_ebm_image"
@@ -16,7 +16,8 @@ TEXT, IMAGE = "latent_ebm_text", "latent_ebm_image"
 MAX_JSON_BYTES = 16 * 2**20
 #: The files of a repository that are downloaded with its model; pickles are not.
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.md", "*.npz"]
-_INDEX = "model.safetensors.index.json"
+#: Where transformers looks for further chat templates.
+_TEMPLATES = "additional_chat_templates"
 
 
 # -------- finding
@@ -35,7 +36,9 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
             has not ended.
         HubError: If the Hub cannot be reached and the model is not in the cache, or the disk is full.
     """
-    path = Path(name).expanduser()
+    if not str(name).strip():
+        raise UsageError("the name of a model must not be empty: give its folder, or an id of the Hub")
+    path = Path(os.path.expanduser(name))  # a path of a user who does not exist stays as it is
     if path.is_dir():
         if revision is not None:
             raise UsageError(f"revision {revision!r} is for models on the Hub, and {name} is a folder; leave it out")
@@ -114,6 +117,29 @@ def _load(path: Path) -> dict[str, Any]:
 # -------- checking
 
 
+def check_model(name: str | os.PathLike[str], subfolder: str = "", **options: Any) -> None:
+    """[`check_model_folder`] for what transformers takes as the name of a model, a folder or an id on the Hub.
+
+    Of a repository on the Hub the JSON files are downloaded, which a model needs anyway. Where that is not possible
+    nothing is checked: transformers then says why the model cannot be loaded.
+
+    Args:
+        name: Folder or Hub id.
+        subfolder: The folder within it that holds the model.
+        **options: Options of `from_pretrained`, of which those are used that say where on the Hub the model is.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = Path(name)
+    if not os.path.exists(name):
+        where = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
+        try:
+            folder = Path(snapshot_download(str(name), allow_patterns="*.json", **where))
+        except (OSError, ValueError, RuntimeError, TRANSPORT_ERROR):
+            return
+    check_model_folder(folder / subfolder)
+
+
 def check_model_folder(folder: str | os.PathLike[str]) -> None:
     """Refuses a folder whose files lead out of it or cannot be what they claim to be.
 
@@ -121,29 +147,52 @@ def check_model_folder(folder: str | os.PathLike[str]) -> None:
     a folder is run. Links may lead to where a folder of the Hub's cache keeps its files.
 
     Raises:
-        DataError: If a file is a link out of the folder, a JSON file is far too large or too deep, the index of the
-            weight files names one that lies elsewhere or is not safetensors, or the folder holds an adapter, whose
-            configuration names the folder of its model.
+        DataError: If a file is a link out of the folder, a JSON file is far too large or too deep, weights are named
+            that lie elsewhere or are not safetensors, the tokenizer's settings name a file elsewhere, or the folder
+            holds an adapter, whose configuration names the folder of its model.
     """
     root = Path(folder)
     if not root.is_dir():
         return
     snapshots = [parent for parent in root.resolve().parents if parent.name == "snapshots"]
     roots = [root.resolve(), *(parent.parent / "blobs" for parent in snapshots)]
-    for path in sorted(root.iterdir()):
-        target = path.resolve()
-        if path.is_symlink() and not any(target.is_relative_to(allowed) for allowed in roots):
-            raise DataError(f"{root} is refused: {path.name} is a link out of the folder, to {target}")
-    for name in ("config.json", "generation_config.json"):
-        read_json(root / name)
+    for path in sorted([*root.iterdir(), *root.glob(f"{_TEMPLATES}/*")]):
+        if path.is_symlink() and not _is_within(path, roots):
+            raise DataError(f"{root} is refused: {path.name} is a link out of the folder, to {path.resolve()}")
     if (root / "adapter_config.json").exists():
         raise DataError(
             f"{root} is refused: adapter_config.json leads to the model of an adapter elsewhere; load that model, and "
             "then the adapter with peft.PeftModel.from_pretrained"
         )
-    files = read_json(root / _INDEX).get("weight_map", {})
-    for file in files.values() if isinstance(files, dict) else ("",):
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+    read_json(root / "generation_config.json")
+    _check_names_of_weights(root)
+    for key, value in read_json(root / "tokenizer_config.json").items():
+        # Paths of the machine that a tokenizer was trained on are common. They do no harm where they do not exist.
+        leads_out = key.endswith("_file") and isinstance(value, str) and os.path.exists(value)
+        names = value if key == "fast_tokenizer_files" and isinstance(value, list) else []
+        if (leads_out and not _is_within(Path(value), roots)) or any(not _is_plain(name) for name in names):
+            raise DataError(f"{root} is refused: {key} of tokenizer_config.json leads out of the folder, to {value}")
+
+
+def _check_names_of_weights(root: Path) -> None:
+    """Refuses weights that are named by a configuration or an index and are not safetensors in the folder."""
+    named = []
+    if (explicit := read_json(root / "config.json").get("transformers_weights")) is not None:
+        named.append(("config.json", str(explicit).removesuffix(".index.json")))
+    for index in sorted(root.glob("*.index.json")):
+        files = read_json(index).get("weight_map", {})
+        named += [(index.name, file) for file in (files.values() if isinstance(files, dict) else [files])]
+    for source, file in named:
+        if not _is_plain(file) or not file.endswith(".safetensors"):
             raise DataError(
-                f"{root} is refused: {_INDEX} names {file!r}, which is not a safetensors file in the folder"
+                f"{root} is refused: {source} names {file!r}, which is not a safetensors file in the folder"
             )
+
+
+def _is_plain(name: Any) -> bool:
+    """Whether this is the name of a file, without a folder."""
+    return isinstance(name, str) and Path(name).name == name
+
+
+def _is_within(path: Path, roots: list[Path]) -> bool:
+    return any(path.resolve().is_relative_to(root) for root in roots)

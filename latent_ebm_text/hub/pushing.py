@@ -11,10 +11,10 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import UsageError, reading
 from latent_ebm_text.hub.access import hub_errors
 from latent_ebm_text.hub.card import PLOTS, build_card, is_edited
-from latent_ebm_text.hub.folders import IMAGE, TEXT, find_model, model_kind, run_of
+from latent_ebm_text.hub.folders import IMAGE, TEXT, find_model, model_kind, read_json, run_of
 
 #: Files of a run and of its evaluation that are pushed with the model.
 _RUN_FILES = ("results.json", "metrics.jsonl", "samples.txt")
@@ -88,7 +88,7 @@ def _refuse_what_is_not_ours(api: HfApi, repo_id: str) -> None:
         return
     kind = None
     if "config.json" in files:
-        config = json.loads(Path(api.hf_hub_download(repo_id, "config.json")).read_text(encoding="utf-8"))
+        config = read_json(Path(api.hf_hub_download(repo_id, "config.json")))
         kind = config.get("model_type")
     if kind not in _CLASSES:
         what = f"a model of type {kind!r}" if kind else f"other files ({', '.join(sorted(files - _HARMLESS)[:3])})"
@@ -129,7 +129,8 @@ def push_run(
     evaluation = _evaluation_folder(evaluation, name)
     default_name = (run or model_folder).resolve().name
     full = open_repository(repo_id, default_name=default_name, private=private, revision=revision)
-    card = build_card(model_folder, full, run=run, evaluation=evaluation, remote_code=remote_code)
+    with reading(run or model_folder):
+        card = build_card(model_folder, full, run=run, evaluation=evaluation, remote_code=remote_code)
     local = model_folder / "README.md"
     with hub_errors(f"pushing to {full}"), TemporaryDirectory() as scratch:
         kept_card = not overwrite_card and _remote_card_is_edited(full, revision, Path(scratch))
@@ -164,7 +165,8 @@ def push_first_card(model: Any, repo_id: str, *, private: bool | None = None, to
     origin = Path(model.name_or_path or "/nowhere")
     with TemporaryDirectory() as scratch:
         if (origin / "config.json").is_file():
-            card = build_card(origin, full, run=run_of(origin))
+            with reading(origin):
+                card = build_card(origin, full, run=run_of(origin))
         else:
             model.config.save_pretrained(scratch)
             card = build_card(Path(scratch), full)
@@ -183,13 +185,9 @@ def preview_card(
     """The card that [`push_run`] with the same arguments would generate; the Hub is not asked."""
     model_folder = find_model(name)
     run = run_of(model_folder)
-    return build_card(
-        model_folder,
-        repo_id or (run or model_folder).resolve().name,
-        run=run,
-        evaluation=_evaluation_folder(evaluation, name),
-        remote_code=remote_code,
-    )
+    title, evaluated = repo_id or (run or model_folder).resolve().name, _evaluation_folder(evaluation, name)
+    with reading(run or model_folder):
+        return build_card(model_folder, title, run=run, evaluation=evaluated, remote_code=remote_code)
 
 
 def _evaluation_folder(evaluation: str | Path | None, name: str | Path) -> Path | None:
@@ -209,7 +207,7 @@ def commit_files(repo_id: str, files: dict[str, Path | bytes], *, message: str, 
 def remote_code_files(model_folder: Path) -> dict[str, Path | bytes]:
     """The files by which the Auto classes load a model as remote code: one module, named in the configuration."""
     config_class, model_class, auto_class = _CLASSES[model_kind(model_folder)]
-    config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(model_folder / "config.json")
     stem = REMOTE_CODE.removesuffix(".py")
     config["auto_map"] = {"AutoConfig": f"{stem}.{config_class}", auto_class: f"{stem}.{model_class}"}
     code = (

@@ -135,11 +135,11 @@ class LatentClassifier(nn.Module):
             sizes = settings["latent_dim"], settings["hidden_size"]
             classifier = cls(settings["attribute"], settings["classes"], *sizes)
             classifier.load_state_dict(load_file(str(Path(folder) / _WEIGHTS)))
+            classifier.report = dict(settings["report"])
         except DataError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise DataError(f"{folder} cannot be read as a classifier of latents: {error}") from error
-        classifier.report = settings["report"]
         return classifier.eval()
 
 

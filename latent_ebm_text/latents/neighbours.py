@@ -129,7 +129,7 @@ class LatentIndex:
                 index = cls(file.get_tensor("mean"), file.get_tensor("std"), json.loads(metadata["source"]))
         except DataError:
             raise
-        except (OSError, KeyError, ValueError, RecursionError, SafetensorError) as error:
+        except (OSError, KeyError, ValueError, RecursionError, RuntimeError, SafetensorError) as error:
             raise DataError(f"{path} cannot be read as an index of latents: {error}") from error
         if source is not None and index.source != source:
             raise DataError(f"{path} is an index of {index.source!r}, not of {source!r}: rebuild it")

@@ -9,16 +9,21 @@ from packaging.version import Version
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from latent_ebm_text import __version__
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import UsageError, require_positive
 from latent_ebm_text.latents.samplers import sampler_from_dict
 
 #: Keys that transformers itself may hand to a configuration.
 _TRANSFORMERS_KEYS = {
     "architectures", "auto_map", "attn_implementation", "experts_implementation", "dtype", "torch_dtype",
-    "name_or_path", "num_labels", "output_attentions", "tokenizer_class", "transformers_version", "trust_remote_code",
+    "name_or_path", "output_attentions", "tokenizer_class", "transformers_version", "trust_remote_code",
     "use_cache", "_commit_hash", "_name_or_path", "per_layer_config", "quantization_config", "model_type",
     "latent_ebm_text_version",
 }  # fmt: skip
+#: Precisions of weights.
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+#: Far more than any model has. Without limits a typing error, or a configuration made by somebody with bad intentions,
+#: would take all memory.
+_MAX_SIZE, _MAX_LAYERS = 10_000_000, 1000
 
 
 def _default_prior_sampler() -> dict[str, Any]:
@@ -84,16 +89,21 @@ class LatentEBMConfig(PreTrainedConfig):
             self.posterior_sampler = _default_posterior_sampler()
         self.posterior_sampler = dict(self.posterior_sampler)
         self._refuse_unknown(kwargs)
+        for dtype in (self.dtype, kwargs.get("torch_dtype")):
+            self._check_dtype(dtype)
         super().__post_init__(**kwargs)
         for name in ("prior_sampler", "posterior_sampler"):
             try:
                 sampler_from_dict(getattr(self, name))
             except UsageError as error:
                 raise UsageError(f"{name}: {error}") from error
-        self._require_positive("prior_hidden_size", "prior_num_hidden_layers", "likelihood_weight")
+        self._check_sizes("prior_hidden_size", prior_num_hidden_layers=_MAX_LAYERS)
+        require_positive("likelihood_weight", self.likelihood_weight)
         for name in ("latent_dim", "energy_penalty", "free_bits"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be zero or positive, got {getattr(self, name)}")
+        if self.latent_dim:
+            self._check_sizes("latent_dim")
         if self.latent_dim == 0 and self.prior_type != "gaussian":
             raise UsageError("latent_dim must be positive for an energy prior; with 0 set prior_type to 'gaussian'")
 
@@ -121,11 +131,18 @@ class LatentEBMConfig(PreTrainedConfig):
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise UsageError(f"{type(self).__name__} has no setting {key!r}{hint}")
 
-    def _require_positive(self, *names: str) -> None:
-        for name in names:
+    def _check_dtype(self, dtype: Any) -> None:
+        if dtype is not None and str(dtype).removeprefix("torch.") not in _DTYPES:
+            raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+
+    def _check_sizes(self, *names: str, **limits: int) -> None:
+        """Refuses sizes that are not positive or cannot be meant; `limits` holds fields with a limit of their own."""
+        for name, limit in {**dict.fromkeys(names, _MAX_SIZE), **limits}.items():
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UsageError(f"{name} must be positive, got {value}")
+            if value is not None and value > limit:
+                raise UsageError(f"{name} must be at most {limit:,}, got {value}")
 
 
 @strict
@@ -197,9 +214,10 @@ class LatentEBMTextConfig(LatentEBMConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self._require_positive("vocab_size", "hidden_size", "embedding_size", "output_rank", "max_sequence_length")
-        self._require_positive("encoder_hidden_size", "num_hidden_layers", "num_attention_heads", "prefix_length")
-        self._require_positive("lora_rank")
+        self._check_sizes("vocab_size", "hidden_size", "embedding_size", "output_rank", "max_sequence_length")
+        self._check_sizes("encoder_hidden_size", "num_attention_heads", "prefix_length", "lora_rank")
+        self._check_sizes(num_hidden_layers=_MAX_LAYERS)
+        self._check_special_tokens()
         self._check_decoder()
         if self.frequent_tokens < 0 or self.drawn_tokens < 0 or (self.frequent_tokens > 0) != (self.drawn_tokens > 0):
             raise UsageError(
@@ -216,6 +234,17 @@ class LatentEBMTextConfig(LatentEBMConfig):
                 "output_rank applies to an untied output layer; with tie_word_embeddings the rank is embedding_size "
                 f"({self.embedding_size}): drop one of the two"
             )
+
+    def _check_special_tokens(self) -> None:
+        if self.bos_token_id is None:
+            raise UsageError("bos_token_id must be given: every sentence begins with it")
+        ends = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        for name, ids in (("pad", [self.pad_token_id]), ("bos", [self.bos_token_id]), ("eos", ends)):
+            if any(each is not None and not 0 <= each < self.vocab_size for each in ids):
+                raise UsageError(
+                    f"{name}_token_id must lie in [0, {self.vocab_size}), the ids of the vocabulary, got "
+                    f"{getattr(self, f'{name}_token_id')}"
+                )
 
     def _check_decoder(self) -> None:
         is_pretrained = self.decoder_type == "causal_lm"
@@ -276,11 +305,13 @@ class LatentEBMImageConfig(LatentEBMConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.decoder_channels = [512, 256, 128] if self.decoder_channels is None else list(self.decoder_channels)
         super().__post_init__(**kwargs)
-        self._require_positive("latent_dim", "image_size", "decoder_first_size", "pixel_std", "encoder_hidden_size")
+        self._check_sizes("latent_dim", "image_size", "decoder_first_size", "encoder_hidden_size")
+        require_positive("pixel_std", self.pixel_std)
         if self.num_channels not in (1, 3):
             raise UsageError(f"num_channels must be 1 (grey) or 3 (colour), got {self.num_channels}")
-        if not self.decoder_channels or min(self.decoder_channels) < 1:
-            raise UsageError(f"decoder_channels must be positive integers, one a layer, got {self.decoder_channels}")
+        channels = self.decoder_channels
+        if not channels or min(channels) < 1 or max(channels) > _MAX_SIZE or len(channels) > _MAX_LAYERS:
+            raise UsageError(f"decoder_channels must be positive integers, one a layer, got {channels}")
 
 
 for _config in (LatentEBMTextConfig, LatentEBMImageConfig):

@@ -7,19 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
-from latent_ebm_text.errors import DataError, UsageError
-from latent_ebm_text.hub.folders import check_model_folder
+from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents import Control, ControlledDensity
 from latent_ebm_text.latents.posterior import LatentPosterior
 from latent_ebm_text.latents.prior import EnergyPrior, GaussianPrior
 from latent_ebm_text.latents.samplers import Sampler, SamplerOutput, sampler_from_dict
-from latent_ebm_text.models.configuration import LatentEBMConfig, refuse_quantization
+from latent_ebm_text.models.configuration import LatentEBMConfig
+from latent_ebm_text.models.safe_loading import SafetensorsModel
 from latent_ebm_text.networks.base import LatentDecoder, LatentEncoder, is_exporting
 
 logger = logging.get_logger(__name__)
@@ -46,7 +44,7 @@ class LatentEBMLoss:
     latents: Tensor
 
 
-class LatentEBMPreTrainedModel(PreTrainedModel):
+class LatentEBMPreTrainedModel(SafetensorsModel):
     """A latent energy-based model of any modality: everything that does not depend on what the data are.
 
     Methods with arguments `*data, **named_data` take data as users have them, and every model says what that is: see
@@ -69,40 +67,6 @@ class LatentEBMPreTrainedModel(PreTrainedModel):
     prior: EnergyPrior | GaussianPrior
     decoder: LatentDecoder
     encoder: LatentEncoder | None
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """Loads a model as transformers does, but from safetensors files only, and only if they hold all its weights.
-
-        With `output_loading_info=True` the caller is told what differs, as by transformers, and nothing is refused.
-
-        Raises:
-            UsageError: If it asks for quantised weights.
-            DataError: If the folder leads out of itself or its files are damaged, see
-                [`~latent_ebm_text.hub.folders.check_model_folder`]; or if weights are missing or unexpected.
-            RuntimeError: If a weight has another shape than the configuration says, unless `ignore_mismatched_sizes`.
-        """
-        if pretrained_model_name_or_path is not None:
-            check_model_folder(pretrained_model_name_or_path)
-        refuse_quantization(kwargs.get("quantization_config"))  # which the configuration would not see
-        kwargs["use_safetensors"] = True  # or a pickle would be read where there is nothing else
-        wants_info = kwargs.pop("output_loading_info", False)
-        try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-            )
-        except SafetensorError as error:
-            raise DataError(
-                f"the safetensors weights of {pretrained_model_name_or_path} cannot be read: {error}"
-            ) from error
-        if wants_info:
-            return model, info
-        for key, problem in (("missing_keys", "lack"), ("unexpected_keys", "have, against its configuration,")):
-            if info[key]:
-                names = sorted(info[key])
-                shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-                raise DataError(f"the weights of {pretrained_model_name_or_path} {problem} {shown}")
-        return model
 
     def _build_prior(self) -> EnergyPrior | GaussianPrior:
         config = self.config

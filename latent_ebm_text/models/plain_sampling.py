@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from latent_ebm_text.errors import UsageError, require_temperature
+
+#: The largest numbers that can be meant; larger ones would take all memory or all day before they fail.
+MOST = {"num_samples": 10_000_000, "num_return_sequences": 10_000_000, "num_beams": 1000}
 #: Options that plain sampling obeys, with their defaults.
 OBEYED: dict[str, Any] = {
     "do_sample": False, "temperature": 1.0, "max_new_tokens": None, "min_new_tokens": 0, "eos_token_id": None,
@@ -16,6 +20,16 @@ IDLE: dict[str, Any] = {
 }  # fmt: skip
 #: Entries of a generation configuration that do not affect a call: every sentence begins with the model's own token.
 IGNORED = frozenset({"bos_token_id", "transformers_version", "_from_model_config"})
+
+
+def check_numbers(options: dict[str, Any]) -> None:
+    """Raises a `UsageError` if an option of `generate` is a number that cannot be meant, or not be computed with."""
+    for name, most in MOST.items():
+        if isinstance(options.get(name), int) and options[name] > most:
+            raise UsageError(f"{name} must be at most {most:,}, got {options[name]}")
+    temperature = options.get("temperature")
+    if isinstance(temperature, float | int) and temperature > 0:  # transformers says what is wrong with others
+        require_temperature("temperature", temperature)
 
 
 def plain_options(options: dict[str, Any]) -> dict[str, Any] | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,8 +21,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import cached_file
 
-from latent_ebm_text.errors import UsageError
-from latent_ebm_text.hub.folders import check_model_folder
+from latent_ebm_text.errors import UsageError, in_one_line, some_of
+from latent_ebm_text.hub.folders import check_model
 from latent_ebm_text.models.configuration import refuse_quantization
 from latent_ebm_text.networks.base import frozen
 from latent_ebm_text.networks.language_model import architecture
@@ -44,7 +43,7 @@ def load_language_model(name_or_path: str | PathLike[str], **options: Any) -> Pr
         UsageError: If there is no such model, or it cannot be a decoder (see `check_language_model`).
     """
     name = fspath(name_or_path)
-    check_model_folder(name)
+    check_model(name, **options)
     refuse_quantization(options.get("quantization_config"))
     # Neither code that comes with a model nor a pickle is run.
     options = {"trust_remote_code": False, **options}
@@ -53,7 +52,7 @@ def load_language_model(name_or_path: str | PathLike[str], **options: Any) -> Pr
     where = {key: value for key, value in options.items() if key not in ("dtype", "use_safetensors")}
     try:
         config = AutoConfig.from_pretrained(name, **where)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what transformers and gguf stumble over in damaged files has no limits
         raise _not_found(name, error) from error
     if config.is_encoder_decoder:
         raise UsageError(
@@ -64,10 +63,14 @@ def load_language_model(name_or_path: str | PathLike[str], **options: Any) -> Pr
         raise UsageError(f"{name} ({config.model_type}) is no causal language model: use one such as GPT-2 or Llama")
     refuse_quantization(getattr(config, "quantization_config", None))
     try:
-        lm = AutoModelForCausalLM.from_pretrained(name, **options, **_unpacked(options))
-    except (OSError, SafetensorError) as error:
+        lm, info = AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, **options, **_unpacked(options)
+        )
+    except Exception as error:
         raise _not_found(name, error) from error
     check_language_model(lm)
+    if info["missing_keys"]:  # transformers would draw them at random
+        raise UsageError(f"the weights of the language model {name} lack {some_of(sorted(info['missing_keys']))}")
     return lm
 
 
@@ -87,7 +90,7 @@ def split_gguf(name_or_path: str | PathLike[str]) -> tuple[str, dict[str, str]]:
 
 
 def _not_found(name: str, error: Exception) -> UsageError:
-    reason = str(error).strip().splitlines()[0]
+    reason = in_one_line(error)
     if Path(name).is_dir():
         return UsageError(f"the folder {name} holds no language model that transformers can load: {reason}")
     return UsageError(
@@ -132,8 +135,8 @@ def load_decoder_tokenizer(name_or_path: str | PathLike[str], **options: Any) ->
         raise UsageError(f"there is no tokenizer beside the decoder {name!r}: save one there, or give tokenizer=...")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **options})
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no tokenizer for the decoder {name!r}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # tokenizers raise errors of whatever library they need
+        raise UsageError(f"no tokenizer for the decoder {name!r}: {in_one_line(error)}") from error
     added = {}
     if tokenizer.eos_token is None:
         added["eos_token"] = EOS_TOKEN

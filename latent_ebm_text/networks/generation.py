@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.networks.frozen import FrozenLinear
 from latent_ebm_text.networks.softmax import SIZE_MULTIPLE
 
@@ -54,13 +54,13 @@ class SentenceGenerator:
         vocab_size: Number of tokens in the vocabulary.
 
     Raises:
-        UsageError: If a weight of the decoder is nan.
+        UsageError: If a weight of the decoder is nan or infinite.
     """
 
     def __init__(self, decoder: nn.Module, choice: TokenChoice, vocab_size: int) -> None:
-        broken = [name for name, weight in decoder.named_parameters() if bool(weight.isnan().any())]
+        broken = [name for name, weight in decoder.named_parameters() if not bool(weight.isfinite().all())]
         if broken:
-            raise UsageError(f"the decoder's weights hold nan, first in {broken[0]}: its training has failed")
+            raise UsageError(f"the decoder's weights hold nan or inf, first in {broken[0]}: its training has failed")
         self._choice = choice
         ends = [token for token in choice.eos_token_ids if 0 <= token < vocab_size]
         self._ends = torch.tensor(ends, dtype=torch.long, device=next(decoder.parameters()).device)
@@ -95,6 +95,9 @@ class SentenceGenerator:
         Returns:
             Token ids of shape `(batch, length)`, from the beginning token to the end token, then padding up to the
             length of the longest sentence.
+
+        Raises:
+            DivergenceError: If the first logits are not finite.
         """
         choice, batch, device = self._choice, len(latents), latents.device
         steps_per_check = STEPS_PER_CHECK["cpu" if device.type == "cpu" else "other"]
@@ -109,6 +112,11 @@ class SentenceGenerator:
             uniforms = None
             if choice.do_sample:
                 uniforms = torch.rand(batch, 2, generator=generator, device=device, dtype=torch.float32)[rows]
+            if step == 0 and not bool(self.logits(features[:CHUNK_ROWS]).amax().isfinite()):
+                raise DivergenceError(
+                    "the decoder's logits are not finite: its weights are too large, or a number of its configuration "
+                    "cannot be right"
+                )
             tokens = self._choose(features, uniforms, may_end=step >= choice.min_new_tokens)
             columns.append(torch.full_like(columns[0], choice.pad_token_id).index_copy_(0, rows, tokens))
             ended |= torch.isin(tokens, self._ends)

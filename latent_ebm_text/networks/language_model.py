@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import UsageError, in_one_line
 
+#: Far more layers than any language model has; to build them would take minutes.
+_MAX_LAYERS = 1000
+#: Entries that say what a language model returns, which its decoder decides, or how many labels it would tell apart.
+_NOT_ARCHITECTURE = ("return_dict", "output_hidden_states", "output_attentions", "num_labels")
 #: Entries of a language model's configuration that do not describe its architecture. Its precision is that of the
 #: whole model.
 _ORIGIN = ("_name_or_path", "transformers_version", "architectures", "quantization_config", "dtype")
 
 
 def build_language_model(config: dict[str, Any], attn_implementation: str | None = None) -> PreTrainedModel:
-    """Creates a causal language model of this configuration, with new weights and the attention asked for, if any."""
-    settings = dict(config)
-    lm_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    return AutoModelForCausalLM.from_config(lm_config, attn_implementation=attn_implementation)
+    """Creates a causal language model of this configuration, with new weights and the attention asked for, if any.
+
+    Raises:
+        UsageError: If transformers cannot make a causal language model of it.
+    """
+    settings = {key: value for key, value in config.items() if key not in _NOT_ARCHITECTURE}
+    try:
+        for key, value in settings.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key} must be finite, got {value}")
+        lm_config = AutoConfig.for_model(settings.pop("model_type", None), **settings)
+        text = lm_config.get_text_config()
+        if not (0 < text.num_hidden_layers <= _MAX_LAYERS and text.num_attention_heads > 0):
+            raise ValueError(
+                f"num_hidden_layers must lie between 1 and {_MAX_LAYERS:,} and num_attention_heads be positive, got "
+                f"{text.num_hidden_layers} and {text.num_attention_heads}"
+            )
+        return AutoModelForCausalLM.from_config(lm_config, attn_implementation=attn_implementation)
+    except Exception as error:  # whatever transformers stumbles over in settings that cannot be right
+        raise UsageError(f"decoder_config cannot be built: {in_one_line(error)}") from error
 
 
 def architecture(lm: PreTrainedModel) -> dict[str, Any]:

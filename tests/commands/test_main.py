@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -163,6 +164,19 @@ def test_a_training_too_short_for_an_evaluation_is_judged_at_its_end(trained: Pa
     assert ["the latent is hardly used" in warning for warning in results["warnings"]] == [True]
 
 
+def test_a_card_that_was_damaged_by_hand_is_one_line(run: Run, trained: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(trained, tmp_path / "run")) / "model" / "README.md"
+    card = path.read_text()
+    for damaged, message in (
+        (re.sub(r"(?m)^( *)value: .*$", r"\1value: many", card), "README.md does not hold what this library writes"),
+        (card.replace("---\n", "---\n: [", 1), "the metadata of .*README.md is not valid YAML"),
+    ):
+        path.write_text(damaged)
+        code, _, err = run("verify", tmp_path / "run")
+        assert code == 1
+        assert re.search(f"^error: .*{message}", err.splitlines()[-1]), err
+
+
 def test_doctor(run: Run, trained: Path, tmp_path: Path) -> None:
     code, out, _ = run("doctor", "--offline", "--json")
     findings = {finding["subject"]: finding for finding in json.loads(out)}
@@ -189,6 +203,31 @@ def test_doctor(run: Run, trained: Path, tmp_path: Path) -> None:
     rate = json.loads((trained / "results.json").read_text())["settings"]["prior_learning_rate"]
     assert f"Lower prior_learning_rate (now {rate:g})" in out, "the setting of the run, not the default"
     assert run("doctor", tmp_path / "nothing", "--offline")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "commands"),
+    [
+        ("results.json", {"training_seconds": "many"}, ["doctor"]),
+        ("results.json", {"step": None}, ["doctor"]),
+        ("results.json", {"splits": []}, ["push"]),
+        ("results.json", {"dataset": "grammar"}, ["push"]),
+        ("results.json", {"settings": 3}, ["verify"]),
+        ("results.json", {"settings": {"num_sentences": "many"}}, ["verify"]),
+        ("results.json", {"settings": "{{{"}, ["verify"]),
+    ],
+)
+def test_a_record_that_was_changed_by_hand_is_one_line(
+    run: Run, trained: Path, tmp_path: Path, file: str, changes: dict[str, object], commands: list[str]
+) -> None:
+    path = Path(shutil.copytree(trained, tmp_path / "run")) / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    for command in commands:
+        options = {"doctor": ["--offline"], "push": ["--dry_run"], "verify": []}[command]
+        code, _, err = run(command, tmp_path / "run", *options)
+        assert code == 1
+        assert err.splitlines()[-1].startswith("error: ")
+        assert "does not hold what this library writes there (" in err
 
 
 @pytest.mark.parametrize(

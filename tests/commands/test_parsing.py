@@ -1,6 +1,7 @@
 """Recipe arguments: precedence, every type, every message, and the exit codes of a recipe."""
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from latent_ebm_text import LatentEBMImageConfig, LatentEBMTextConfig
 from latent_ebm_text.commands import parsing
@@ -211,6 +214,15 @@ def test_mistakes_on_the_command_line(argv, message, capsys):
         ("output_dir: 010\n", r"^output_dir must be a string, got 8 \(from x.yaml\); put it in quotes$"),
         ("data_file: no\n", r"^data_file must be a string or none, got False \(from x.yaml\); put it in quotes$"),
         ("num_epochs: 1\nseed: 2\nnum_epochs: 3\n", r"^duplicate key 'num_epochs' in x.yaml \(line 3\)$"),
+        ("output_dir: ''\n", r"^output_dir must not be empty or hold a NUL character, got '' \(from x.yaml\)$"),
+        ('output_dir: "a\\0b"\n', r"^output_dir must not be empty or hold a NUL character, got 'a\\x00b'"),
+        ("{a: " * 50_000 + "}" * 50_000, "^x.yaml is nested too deeply for a map of option names to values$"),
+        ("num_epochs: " + "[" * 50_000 + "]" * 50_000, "^x.yaml is nested too deeply"),
+        ("&a {b: *a}", "^unknown key 'b' in x.yaml"),
+        (
+            "l0: &l0 {x: 1}\n" + "".join(f"l{n}: &l{n} {{x: *l{n - 1}, y: *l{n - 1}}}\n" for n in range(1, 40)),
+            "^unknown key 'l0' in x.yaml",
+        ),
         ("", "^x.yaml must map option names to values"),
         ("- num_epochs\n", "^x.yaml must map option names to values"),
         ("num_epochs\n", "^x.yaml must map option names to values"),
@@ -413,6 +425,32 @@ def raise_(error: BaseException) -> None:
             1,
             "error: x.txt may not be read or written: Permission denied\n",
         ),
+        (
+            lambda: raise_(OSError(errno.EROFS, "Read-only file system", "run/results.json")),
+            1,
+            "error: run/results.json may not be read or written: Read-only file system\n",
+        ),
+        (
+            lambda: raise_(FileNotFoundError(2, "No such file or directory", "run/metrics.jsonl")),
+            1,
+            "error: run/metrics.jsonl cannot be used: No such file or directory\n",
+        ),
+        (lambda: raise_(OSError("Stale\n file handle")), 1, "error: Stale file handle\n"),
+        (
+            lambda: raise_(MemoryError()),
+            1,
+            "error: the memory is too small: choose smaller sizes, of the model or of the batches\n",
+        ),
+        (
+            lambda: raise_(SafetensorError("I/O error: Read-only file system (os error 30)")),
+            1,
+            "error: I/O error: Read-only file system (os error 30)\n",
+        ),
+        (
+            lambda: raise_(SafetensorError("I/O error: No space left on device (os error 28)")),
+            1,
+            "error: I/O error: No space left on device (os error 28); make room and run again\n",
+        ),
         (lambda: raise_(SystemExit(7)), 7, ""),
         (lambda: raise_(KeyboardInterrupt()), 130, "interrupted\n"),
     ],
@@ -422,6 +460,32 @@ def test_run_command_exits_with_one_line_and_the_code_of_the_error(main, exit_co
         run_command(main)
     assert caught.value.code == exit_code
     assert capsys.readouterr() == ("", line)
+
+
+def test_more_memory_than_there_is_is_one_line(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: torch.empty(2**60))
+    assert caught.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.endswith("the memory is too small: choose smaller sizes, of the model or of the batches\n")
+    assert err.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word():
+    script = (
+        "from latent_ebm_text.commands.parsing import run_command\n"
+        "run_command(lambda: print('\\n'.join(map(str, range(100_000)))))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(parsing.__file__).parents[2])}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_run_command_lets_unexpected_errors_keep_their_traceback():

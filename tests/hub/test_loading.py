@@ -61,10 +61,10 @@ def test_a_run_that_has_not_ended_has_no_model_yet(trained: Path, tmp_path: Path
 def test_damaged_files_are_named(model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(DataError, match=f"the model in {model} is incomplete or damaged"):
+    with pytest.raises(DataError, match=f"the safetensors weights of {model} cannot be read"):
         load_text_model(model)
     weights.unlink()
-    with pytest.raises(DataError, match="is incomplete or damaged"):
+    with pytest.raises(DataError, match=f"the model in {model} is incomplete: .*model.safetensors"):
         load_text_model(model)
     (model / "config.json").write_text("{")
     with pytest.raises(DataError, match=r"config.json is not valid JSON"):
@@ -83,6 +83,10 @@ def test_a_tokenizer_of_another_model_is_refused(model: Path, num_words: int) ->
     [
         (lambda weights: weights.pop("prior.out.weight"), "lack prior.out.weight"),
         (lambda weights: weights.update(extra=torch.zeros(1)), "have, against its configuration, extra"),
+        (
+            lambda weights: weights.update({"prior.out.weight": torch.zeros(1, 3)}),
+            r"the shapes prior.out.weight \(1, 3\) in place of \(1, 8\)$",
+        ),
     ],
 )
 def test_weights_that_are_not_the_models_are_refused(
@@ -117,9 +121,9 @@ def test_a_model_of_a_newer_version(model: Path) -> None:
     message = (
         r"was written by latent_ebm_text 99.0, and .* does not know its setting 'wormholes': pip install --upgrade"
     )
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(DataError, match=message):
         load_text_model(model)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(DataError, match=message):
         LatentEBMForTextGeneration.from_pretrained(model)
 
 

@@ -149,7 +149,7 @@ def test_what_generation_cannot_do_is_refused(model: Model) -> None:
     kept = weight.detach().clone()
     with torch.no_grad():
         weight[0] = float("nan")
-    with pytest.raises(UsageError, match=r"the decoder's weights hold nan, first in injection\.bias"):
+    with pytest.raises(UsageError, match=r"the decoder's weights hold nan or inf, first in injection\.bias"):
         model.generate(latents=draws(1))
     with torch.no_grad():
         weight.copy_(kept)

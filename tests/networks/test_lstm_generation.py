@@ -154,7 +154,7 @@ def test_sentences_end_together_and_the_batch_with_the_longest(model: Model) -> 
 def test_weights_that_are_nan_are_refused(model: Model) -> None:
     with torch.no_grad():
         model.decoder.output.bias[5] = float("nan")
-    with pytest.raises(UsageError, match=r"the decoder's weights hold nan, first in output\.bias"):
+    with pytest.raises(UsageError, match=r"the decoder's weights hold nan or inf, first in output\.bias"):
         generator_of(model)
 
 

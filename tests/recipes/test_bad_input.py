@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from latent_ebm_text.training.arguments import TrainingArguments
-from tests.recipes.commands import SENTENCES, assert_refused, write_corpus, write_decoder
+from tests.recipes.commands import SENTENCES, assert_refused, contents, write_corpus, write_decoder
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,8 @@ from tests.recipes.commands import SENTENCES, assert_refused, write_corpus, writ
         ({"latent_dim": 0}, ["latent_dim must be positive for an energy prior"]),
         ({"hidden_size": -8}, ["hidden_size must be positive, got -8"]),
         ({"embedding_size": 0}, ["embedding_size must be positive"]),
+        ({"prior_num_hidden_layers": 10**9}, ["prior_num_hidden_layers must be at most 1,000, got 1000000000"]),
+        ({"hidden_size": 10**9}, ["hidden_size must be at most 10,000,000, got 1000000000"]),
         ({"output_rank": 0}, ["output_rank must be positive"]),
         ({"prior_hidden_size": 0}, ["prior_hidden_size must be positive"]),
         (
@@ -87,6 +89,18 @@ def test_wrong_usage_is_one_line_and_exit_code_2(call, corpus, changes, words):
 def test_a_wrong_config_file_is_one_line_and_exit_code_2(call, corpus, tmp_path, config, words):
     (tmp_path / "my.yaml").write_text(config)
     assert_refused(call("--config", "my.yaml"), 2, *words)
+
+
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(call, corpus, tmp_path):
+    outcome = call(hidden_size=1_000_000, output_dir="run")
+    assert_refused(outcome, 2, "a model of these sizes has 4,", "GiB, and this machine has", "choose smaller sizes")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_output_dir_is_not_the_working_directory(call, corpus, tmp_path):
+    before = contents(tmp_path)
+    assert_refused(call(output_dir=""), 2, "output_dir must not be empty or hold a NUL character, got ''")
+    assert contents(tmp_path) == before
 
 
 def test_a_folder_without_train_split_is_refused(call, corpus):

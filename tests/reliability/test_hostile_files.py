@@ -6,12 +6,13 @@ import pickle
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from latent_ebm_text import LatentEBMForTextGeneration
-from latent_ebm_text.anomaly.detectors import LatentEBMTextDetector
+from latent_ebm_text.anomaly.detectors import LatentEBMDetector, LatentEBMTextDetector
 from latent_ebm_text.commands.compare import compare_evaluations
 from latent_ebm_text.errors import CheckpointError, DataError, UsageError
 from latent_ebm_text.latents.control import LatentClassifier
@@ -19,7 +20,8 @@ from latent_ebm_text.latents.neighbours import LatentIndex
 from latent_ebm_text.latents.samplers import ChainStore
 from latent_ebm_text.models.pretrained import load_language_model
 from latent_ebm_text.training.checkpointing import load_latest_checkpoint, save_checkpoint
-from tests.helpers import tiny_model
+from tests.helpers import tiny_model, tiny_tokenizer
+from tests.language_models import tiny_language_model
 
 REFUSALS = (DataError, UsageError, CheckpointError, OSError)  # OSError: transformers tells so that a file is missing
 
@@ -141,6 +143,125 @@ def test_an_index_whose_paths_climb_out(folder, name):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(DataError, match="which is not a safetensors file in the folder"):
         load(folder)
+
+
+def test_weights_of_a_language_model_under_a_name_of_their_own(tmp_path, mark):
+    tiny_language_model("gpt2").save_pretrained(tmp_path / "lm")
+    torch.save(Bomb(mark), tmp_path / "lm" / "pickled.bin")
+    index = {"metadata": {}, "weight_map": {"transformer.wte.weight": "pickled.bin"}}
+    (tmp_path / "lm" / "other.safetensors.index.json").write_text(json.dumps(index))
+    config = json.loads((tmp_path / "lm" / "config.json").read_text())
+    for named, message in (
+        ("other.safetensors.index.json", "other.safetensors.index.json names 'pickled.bin'"),
+        ("../elsewhere.safetensors", "config.json names '../elsewhere.safetensors'"),
+        ("adapter_model.bin", "config.json names 'adapter_model.bin'"),
+    ):
+        (tmp_path / "lm" / "config.json").write_text(json.dumps({**config, "transformers_weights": named}))
+        with pytest.raises(DataError, match=f"{message}, which is not a safetensors file in the folder"):
+            load_language_model(tmp_path / "lm")
+        (tmp_path / "lm" / "other.safetensors.index.json").unlink(missing_ok=True)
+    assert not mark.exists()
+
+
+def test_a_language_model_that_lacks_weights(tmp_path):
+    tiny_language_model("gpt2").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["transformer.h.1.attn.c_attn.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"lack transformer.h.1.attn.c_attn.weight$"):
+        load_language_model(tmp_path)
+
+
+def test_a_gguf_file_that_is_none(tmp_path):
+    for content in (b"", b"GGUF", b"GGUF" + bytes(64), b"GGUF" + b"\xff" * 200, os.urandom(4000)):
+        (tmp_path / "model.gguf").write_bytes(content)
+        with pytest.raises(UsageError, match=f"{tmp_path} holds no language model|no tokenizer for the decoder"):
+            load_language_model(tmp_path, gguf_file="model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"fast_tokenizer_files": ["../tokenizer.1.0.json"]},
+            "fast_tokenizer_files of tokenizer_config.json leads out",
+        ),
+        (
+            {"merges_file": __file__},
+            "merges_file of tokenizer_config.json leads out of the folder, to .*hostile_files",
+        ),
+    ],
+)
+def test_settings_of_a_tokenizer_that_lead_out(folder, settings, message):
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder.parent)
+    (folder.parent / "tokenizer.json").rename(folder.parent / "tokenizer.1.0.json")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(DataError, match=message):
+        load(folder)
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"fast_tokenizer_files": [], "merges_file": "/not/here"})
+    )
+    assert load(folder), "a path of another machine does no harm"
+
+
+def test_a_subfolder_is_checked_too(folder):
+    (folder / "config.json").rename(folder.parent / "elsewhere")
+    (folder / "config.json").symlink_to(folder.parent / "elsewhere")
+    with pytest.raises(DataError, match="config.json is a link out of the folder"):
+        LatentEBMForTextGeneration.from_pretrained(folder.parent, subfolder="model")
+
+
+def test_chat_templates_that_are_links(folder, mark):
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "a.jinja").symlink_to("/etc/hosts")
+    with pytest.raises(DataError, match="a.jinja is a link out of the folder, to /etc/hosts"):
+        load(folder)
+
+
+def test_a_model_on_the_hub_is_checked_as_a_folder_is(hub, folder, mark):
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.add("models", "me/sound", files)
+    assert load("me/sound").config.latent_dim == 4
+    weights = load_file(folder / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "pickled.bin")}
+    torch.save(Bomb(mark), folder / "pickled.bin")
+    hostile = {**files, "pickled.bin": (folder / "pickled.bin").read_bytes()}
+    hostile["model.safetensors.index.json"] = json.dumps(index).encode()
+    del hostile["model.safetensors"]
+    hub.add("models", "me/pickled", hostile)
+    hub.add("models", "me/adapter", {**files, "adapter_config.json": b'{"base_model_name_or_path": "me/sound"}'})
+    with pytest.raises(DataError, match="names 'pickled.bin', which is not a safetensors file"):
+        load("me/pickled")
+    with pytest.raises(DataError, match="adapter_config.json leads to the model of an adapter elsewhere"):
+        load("me/adapter")
+    assert not mark.exists()
+
+
+def test_a_detector_that_is_damaged(tmp_path):
+    detector = LatentEBMDetector(lambda data: np.asarray(data, dtype=float)).fit([1.0, 2.0, 3.0])
+    detector.save_pretrained(tmp_path / "detector")
+    settings = json.loads((tmp_path / "detector" / "detector.json").read_text())
+    scores = tmp_path / "detector" / "detector.safetensors"
+    for shape in ((3, 1), ()):
+        save_file({"decision_scores": torch.zeros(shape)}, scores)
+        with pytest.raises(DataError, match="cannot be read as a detector: decision_scores must be finite numbers"):
+            LatentEBMDetector.from_pretrained(tmp_path / "detector", len)
+    for wrong in ({"threshold": "many"}, {"contamination": None}, {"threshold": 10**400}, {"contamination": 2}):
+        (tmp_path / "detector" / "detector.json").write_text(json.dumps(settings | wrong))
+        with pytest.raises(DataError, match="cannot be read as a detector"):
+            LatentEBMDetector.from_pretrained(tmp_path / "detector", len)
+
+
+def test_a_detector_whose_files_are_links(folder, tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    (tmp_path / "elsewhere").write_text("{}")
+    (folder / "detector.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="detector.json is a link out of the folder"):
+        LatentEBMTextDetector.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

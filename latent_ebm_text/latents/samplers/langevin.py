@@ -13,7 +13,7 @@ from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.latents.density import LogDensity, score_function, value_and_score_function
 from latent_ebm_text.latents.rng import normal_
 from latent_ebm_text.latents.samplers.base import SamplerOutput, TraceRecorder
-from latent_ebm_text.latents.samplers.schedules import Schedule, schedule_values
+from latent_ebm_text.latents.samplers.schedules import Schedule, number, schedule_values
 
 Integrator = Literal["euler", "leimkuhler_matthews"]
 
@@ -65,8 +65,10 @@ class LangevinSampler:
     def __post_init__(self) -> None:
         if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int) or self.num_steps < 1:
             raise UsageError(f"num_steps of a Langevin sampler must be a positive integer, got {self.num_steps!r}")
-        if self.max_score_norm is not None and not self.max_score_norm > 0:
-            raise UsageError(f"max_score_norm of a Langevin sampler must be positive, got {self.max_score_norm}")
+        if self.max_score_norm is not None and not 0 < number(self.max_score_norm, "max_score_norm") < math.inf:
+            raise UsageError(
+                f"max_score_norm of a Langevin sampler must be positive and finite, got {self.max_score_norm}"
+            )
         if self.integrator not in get_args(Integrator):
             known = " or ".join(get_args(Integrator))
             raise UsageError(f"integrator of a Langevin sampler must be {known}, got {self.integrator!r}")

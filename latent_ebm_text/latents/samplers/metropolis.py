@@ -13,7 +13,10 @@ from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.latents.density import LogDensity, value_and_score_function
 from latent_ebm_text.latents.rng import normal_, uniform_
 from latent_ebm_text.latents.samplers.base import SamplerOutput, TraceRecorder
-from latent_ebm_text.latents.samplers.schedules import Schedule, schedule_values
+from latent_ebm_text.latents.samplers.schedules import MAX_STEPS, Schedule, number, schedule_values
+
+#: Far more temperatures than parallel tempering can use.
+_MAX_TEMPERATURES = 1000
 
 ValueAndScore = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -146,14 +149,17 @@ def check_adaptive_settings(sampler: Any, kind: str, **least: int) -> None:
         value = getattr(sampler, setting)
         if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
             raise UsageError(f"{setting} of {kind} must be an integer of at least {lowest}, got {value!r}")
+        most = MAX_STEPS if setting.endswith("_steps") else _MAX_TEMPERATURES
+        if value > most:
+            raise UsageError(f"{setting} of {kind} must be at most {most:,}, got {value}")
     if sampler.num_adaptation_steps >= sampler.num_steps:
         raise UsageError(
             f"num_adaptation_steps ({sampler.num_adaptation_steps}) must be below num_steps ({sampler.num_steps}): "
             "draws of a chain that still adapts its step size do not follow the target"
         )
-    if not 0 < sampler.target_acceptance < 1:
+    if not 0 < number(sampler.target_acceptance, "target_acceptance") < 1:
         raise UsageError(f"target_acceptance must be between 0 and 1, got {sampler.target_acceptance}")
-    schedule_values(sampler.step_size, 1, name="step_size")
+    schedule_values(number(sampler.step_size, "step_size"), 1, name="step_size")
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,14 @@ def _ramp(schedule: Mapping[str, float | str], num_steps: int, name: str) -> lis
 
 
 def _number(value: object, name: str) -> float:
+    return number(value, name, "a number, a list of numbers or a start/end mapping")
+
+
+def number(value: object, name: str, kind: str = "a number") -> float:
+    """The value as a float, infinite if it is too large; a `UsageError` that names the setting if it is no number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UsageError(f"{name} must be a number, a list of numbers or a start/end mapping, got {value!r}")
-    return float(value)
+        raise UsageError(f"{name} must be {kind}, got {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

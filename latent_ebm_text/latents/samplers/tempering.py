@@ -13,6 +13,7 @@ from latent_ebm_text.latents.density import LogDensity, value_and_score_function
 from latent_ebm_text.latents.rng import uniform_
 from latent_ebm_text.latents.samplers.base import SamplerOutput, TraceRecorder
 from latent_ebm_text.latents.samplers.metropolis import ChainState, DualAveraging, check_adaptive_settings, hmc_step
+from latent_ebm_text.latents.samplers.schedules import number
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class ParallelTemperingSampler:
         check_adaptive_settings(
             self, "a parallel tempering sampler", num_steps=1, num_temperatures=2, num_adaptation_steps=0
         )
-        if not 1 < self.max_temperature < float("inf"):
+        if not 1 < number(self.max_temperature, "max_temperature") < float("inf"):
             raise UsageError(f"max_temperature must be above 1 and finite, got {self.max_temperature}")
 
     @property
