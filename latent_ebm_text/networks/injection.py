@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -46,15 +47,21 @@ def added_to_inputs(layers: nn.ModuleList, vectors: Tensor) -> Iterator[None]:
 
     It uses hooks that last for one pass, so nothing stays in the model that a copy or a saved file would have to keep.
     """
-    handles = [
-        layer.register_forward_pre_hook(_adding(vectors[:, None, index]), with_kwargs=True)
-        for index, layer in enumerate(layers)
-    ]
-    try:
+    with ExitStack() as stack:
+        for index, layer in enumerate(layers):
+            vector = vectors[:, None, index]
+            if getattr(layer, "gradient_checkpointing", False) and layer.training:
+                # The backward pass computes this layer again, when a hook is gone; the sum is made before it.
+                checkpoint = layer._gradient_checkpointing_func
+                stack.callback(setattr, layer, "_gradient_checkpointing_func", checkpoint)
+                layer._gradient_checkpointing_func = partial(_checkpointed, checkpoint, vector)
+            else:
+                stack.callback(layer.register_forward_pre_hook(_adding(vector), with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _checkpointed(checkpoint: Any, vector: Tensor, forward: Any, hidden: Tensor, *args: Any) -> Any:
+    return checkpoint(forward, hidden + vector.to(hidden.dtype), *args)
 
 
 def _adding(vector: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:

@@ -303,7 +303,9 @@ def test_a_model_is_made_of_a_configuration_and_weights_alone(model: Model, batc
 
 
 @pytest.mark.parametrize("injection", ["prefix", "embedding", "layers"])
-@pytest.mark.parametrize("options", [{}, {"activation_checkpointing_kwargs": {"use_reentrant": True}}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"every_n_layers": 2}, {"activation_checkpointing_kwargs": {"use_reentrant": True}}], ids=str
+)
 def test_checkpointed_activations_give_the_same_gradients(
     injection: str, options: dict[str, Any], batch: dict[str, Tensor], tmp_path: Path
 ) -> None:
