@@ -72,6 +72,9 @@ class LatentEBMConfig(PreTrainedConfig):
         StrictDataclassFieldValidationError: If a value has the wrong type (names the field and the type).
     """
 
+    # Outputs that are no predictions: transformers.Trainer leaves them out of what it evaluates.
+    keys_to_ignore_at_inference = ["reconstruction_loss", "prior_loss", "penalty", "latents"]
+
     latent_dim: int = 32
     prior_type: Literal["energy", "gaussian"] = "energy"
     prior_hidden_size: int = 200
@@ -185,7 +188,7 @@ class LatentEBMTextConfig(LatentEBMConfig):
     """
 
     model_type = "latent_ebm_text"
-    keys_to_ignore_at_inference = ["reconstruction_loss", "prior_loss", "penalty", "past_key_values", "latents"]
+    keys_to_ignore_at_inference = [*LatentEBMConfig.keys_to_ignore_at_inference, "past_key_values"]
 
     vocab_size: int = 10_000
     decoder_type: Literal["lstm", "transformer", "causal_lm"] = "lstm"

@@ -94,6 +94,7 @@ class LatentEBMForImageGeneration(LatentInferenceModel):
         likelihood_weight: float | None = None,
         generator: torch.Generator | None = None,
         return_dict: bool | None = None,
+        return_loss: bool = True,
     ) -> LatentEBMImageOutput | tuple[Any, ...]:
         """The learning objective.
 
@@ -104,12 +105,20 @@ class LatentEBMForImageGeneration(LatentInferenceModel):
             prior_latents: `(samples, latent_dim)`, prior draws `z-`; drawn if not given.
             likelihood_weight: `w` in place of the model's own, for the draws that are made here.
             generator: Random number generator of these draws.
-            return_dict: Whether to return a [`LatentEBMImageOutput`] (the default) or a tuple.
+            return_dict: Whether to return a [`LatentEBMImageOutput`] or a tuple; by default `config.return_dict`.
+            return_loss: Always true. `transformers.Trainer` evaluates the loss of a model without labels only if
+                `forward` has an argument of this name.
+
+        Raises:
+            UsageError: If images or latents do not fit, or `return_loss` is false.
         """
+        if not return_loss:
+            raise UsageError("the loss is all that forward() computes of images: leave return_loss at True")
         inputs = {"pixel_values": self._read(pixel_values)}
         loss = self.learning_objective(inputs, latents, prior_latents, likelihood_weight, generator)
         output = LatentEBMImageOutput(**vars(loss))
-        return output if return_dict is not False else output.to_tuple()
+        is_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if is_dict else output.to_tuple()
 
     @torch.no_grad()
     def generate(

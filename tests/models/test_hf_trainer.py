@@ -8,7 +8,12 @@ import torch
 from datasets import Dataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
+from latent_ebm_text import (
+    LatentEBMForImageGeneration,
+    LatentEBMForTextGeneration,
+    LatentEBMImageConfig,
+    LatentEBMTextConfig,
+)
 from latent_ebm_text.errors import UsageError
 from tests.helpers import tiny_batch, tiny_model
 
@@ -90,6 +95,21 @@ def test_the_trainer_measures_what_is_asked_of_logits(model: LatentEBMForTextGen
     after = trainer.evaluate(DATA)
     assert after["eval_loss"] < before["eval_loss"]
     assert after["eval_accuracy"] == 1.0
+
+
+def test_images_are_evaluated_without_labels(tmp_path: Path) -> None:
+    short = {"name": "langevin", "num_steps": 2, "step_size": 0.1}
+    sizes = {"image_size": 8, "num_channels": 1, "decoder_channels": [8, 4], "latent_dim": 3, "prior_hidden_size": 6}
+    model = LatentEBMForImageGeneration(LatentEBMImageConfig(**sizes, prior_sampler=short, posterior_sampler=short))
+    images = Dataset.from_dict({"pixel_values": torch.zeros(8, 1, 8, 8).tolist()}).with_format("torch")
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", save_strategy="no")
+    trainer = Trainer(model, arguments, train_dataset=images)
+    trainer.train()
+    measured = trainer.evaluate(images)["eval_loss"]
+    with torch.no_grad():
+        assert measured == pytest.approx(float(model(torch.zeros(8, 1, 8, 8)).loss), rel=0.2)
+    with pytest.raises(UsageError, match="leave return_loss at True"):
+        model(torch.zeros(1, 1, 8, 8), return_loss=False)
 
 
 def test_labels_without_any_end_are_refused() -> None:
