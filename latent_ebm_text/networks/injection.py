@@ -48,6 +48,7 @@ def added_to_inputs(layers: nn.ModuleList, vectors: Tensor) -> Iterator[None]:
     It uses hooks that last for one pass, so nothing stays in the model that a copy or a saved file would have to keep.
     """
     with ExitStack() as stack:
+        layer: Any
         for index, layer in enumerate(layers):
             vector = vectors[:, None, index]
             if getattr(layer, "gradient_checkpointing", False) and layer.training:
