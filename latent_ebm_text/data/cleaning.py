@@ -28,6 +28,8 @@ _ROWS_PER_PROCESS = 10_000  # fewer rows take less time than starting a process
 
 def is_blank(text: str) -> bool:
     """Whether there is nothing to see in a text: only white space, control and format characters."""
+    if text[:1].isalnum():  # as most texts begin
+        return False
     return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
 
 

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO
 
+import numpy as np
+
 from latent_ebm_text.data.cleaning import TEXT_COLUMNS
 from latent_ebm_text.errors import DataError, UsageError
 
@@ -49,7 +51,8 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_JSON_STRING = re.compile(rb'"[^"\\\n]*(?:\\.[^"\\\n]*)*"')  # none goes over the end of a line
+_CHUNK = 1 << 20  # bytes in memory at a time
 #: How names of columns look, in contrast to the sentences in the first row of a table without names: three words at
 #: most, or nothing, as above the row numbers that pandas writes.
 _COLUMN_NAME = re.compile(r"|[^\W\d][\w/#-]*([ .:_-]+[\w/#-]+){0,2}")
@@ -238,18 +241,21 @@ def _open_text(path: Path) -> Iterator[TextIO]:
 # JSON
 
 
-def _check_json_depth(lines: Iterable[bytes], origin: str) -> None:
+def _check_json_depth(stream: BinaryIO, origin: str) -> None:
     """Raises a `DataError` for JSON that is nested too deep for its readers."""
-    depth = 0
-    for number, line in enumerate(lines, start=1):
-        brackets = re.findall(rb"[][{}]", _JSON_STRING.sub(b"", line))  # no string of JSON goes over the end of a line
-        for bracket in brackets:
-            depth += 1 if bracket in b"[{" else -1
-            if depth > MAX_JSON_DEPTH:
-                raise DataError(
-                    f"{origin}, line {number}, nests JSON more than {MAX_JSON_DEPTH} levels deep; give rows with a "
-                    "column of text."
-                )
+    depth, number = 0, 1
+    while lines := stream.readlines(_CHUNK):
+        codes = np.frombuffer(_JSON_STRING.sub(b"", b"".join(lines)), np.uint8)
+        steps = np.isin(codes, np.frombuffer(b"[{", np.uint8)).astype(np.int64)
+        steps -= np.isin(codes, np.frombuffer(b"]}", np.uint8))
+        depths = depth + steps.cumsum()
+        if (too_deep := np.flatnonzero(depths > MAX_JSON_DEPTH)).size:
+            number += codes[: too_deep[0]].tobytes().count(b"\n")
+            raise DataError(
+                f"{origin}, line {number}, nests JSON more than {MAX_JSON_DEPTH} levels deep; give rows with a column "
+                "of text."
+            )
+        depth, number = depth + int(steps.sum()), number + len(lines)
 
 
 def _json_field(path: Path) -> str | None:
