@@ -23,6 +23,7 @@ from latent_ebm_text.commands.parsing import parse_arguments, run_command
 from latent_ebm_text.commands.runs import describe_splits
 from latent_ebm_text.commands.train_images import SHOWN, prepare
 from latent_ebm_text.data.images import ImageCollator
+from latent_ebm_text.data.splits import random_rows
 from latent_ebm_text.errors import UsageError, require_in_interval
 from latent_ebm_text.evaluation.image_features import (
     accuracy,
@@ -51,13 +52,15 @@ class EvaluationArguments:
     )
     cache_dir: str = option("runs/evaluators", "Folder where classifiers are kept.")
     num_samples: int = option(50_000, "Generated and real images for the distances.")
-    max_images: int | None = option(None, "Test images for MSE and NLL; all by default.")
+    max_images: int | None = option(None, "Random test images for MSE and NLL; all by default.")
     long_run_steps: int = option(2500, "Steps of the long run of the prior's chains.")
     batch_size: int = option(256, "Images a batch.")
     seed: int = option(0, "Seed of all random draws.")
 
     def __post_init__(self) -> None:
         require_in_interval("num_samples", self.num_samples, 2, float("inf"))
+        if self.max_images is not None:
+            require_in_interval("max_images", self.max_images, 2, float("inf"))
 
 
 def main() -> None:
@@ -78,12 +81,12 @@ def main() -> None:
         notes.append(f"{name} classifies {accuracy(classifier, corpus):.1%} of the test images correctly")
         extractor = classifier.features
         print(notes[-1])
+    test = corpus.splits["test"]
     metrics = evaluate_images(
         model,
-        corpus.splits["test"],
+        test if args.max_images is None else random_rows(test, args.max_images),
         collate,
         batch_size=args.batch_size,
-        max_images=args.max_images,
         seed=args.seed,
         progress=partial(tqdm, desc="test images"),
     )

@@ -29,7 +29,7 @@ def read_sentences(file: str | Path, *, text_column: str | None = None) -> list[
 
     Args:
         file: A path, or `"-"` for text on standard input.
-        text_column: The column that holds the sentences, as for `load_text_dataset`.
+        text_column: The column of a file that holds the sentences, as for `load_text_dataset`.
 
     Raises:
         UsageError: If the file cannot be opened, or its column is missing or unclear.
@@ -38,6 +38,8 @@ def read_sentences(file: str | Path, *, text_column: str | None = None) -> list[
     path, origin = Path(file), "standard input" if file == "-" else str(file)
     if file != "-" and (FORMATS.get(ending(path), "text") != "text" or text_column not in (None, "text")):
         return _read_column(path, text_column)
+    if text_column not in (None, "text"):
+        raise UsageError("text_column is for files; cut the field out of standard input, e.g. with cut -f 2")
     try:
         with nullcontext(sys.stdin.buffer) if file == "-" else open_bytes(path) as stream:
             data = stream.read()

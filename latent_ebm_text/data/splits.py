@@ -106,6 +106,15 @@ def rows_with_train(num_train: int, num_missing: int) -> int:
     return BLOCK * max(2, -(-num_train // (BLOCK - num_missing)))
 
 
+def random_rows(dataset: Dataset, size: int) -> Dataset:
+    """A random sample of rows in their order, the same in every run; that of a smaller size is a part of it.
+
+    The first rows of a source may be of one kind, such as one class, one author or one length.
+    """
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:size]
+    return dataset.select(np.sort(chosen))
+
+
 def _places(num_rows: int) -> npt.NDArray[np.int64]:
     """Returns the rank of every row in a pseudo-random order of its block; the first ranks go to the missing splits.
 

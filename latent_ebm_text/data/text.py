@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from latent_ebm_text.data import snli_yahoo as rebuilt
 from latent_ebm_text.data.cache import cached_path
 from latent_ebm_text.data.cleaning import choose_column, clean, fingerprint
 from latent_ebm_text.data.files import naming, read_local
 from latent_ebm_text.data.sources import PTB_HUB_ID, PTB_REVISION, read_hub, refuse_what_cannot_be_a_hub_id
-from latent_ebm_text.data.splits import SPLITS, choose_splits, cut_missing_splits, rows_with_train
+from latent_ebm_text.data.splits import SPLITS, choose_splits, cut_missing_splits, random_rows, rows_with_train
 from latent_ebm_text.errors import UsageError
 
 if TYPE_CHECKING:
@@ -163,8 +161,7 @@ def _assemble(
     identity = fingerprint(splits)
     if (size := sizes["test"]) is not None and size < (available := len(splits["test"])):
         notes.append(f"test is a random {size:,} of {available:,} sentences, the same in every run")
-        chosen = np.random.default_rng(0).permutation(available)[:size]  # those of a smaller size are among them
-        splits["test"] = splits["test"].select(np.sort(chosen))
+        splits["test"] = random_rows(splits["test"], size)
     return TextCorpus(
         splits=DatasetDict(splits),
         name=name,

@@ -244,6 +244,8 @@ def test_shards_of_different_formats(tmp_path: Path) -> None:
         load_text_dataset(str(tmp_path))
 
 
-def test_a_table_that_is_not_there() -> None:
+def test_columns_of_what_has_none() -> None:
+    with pytest.raises(UsageError, match="text_column is for files; cut the field out of standard input"):
+        read_sentences("-", text_column="2")
     with pytest.raises(UsageError, match="nowhere.csv cannot be read: No such file"):
         read_sentences("nowhere.csv")
