@@ -93,8 +93,9 @@ def reader_of(path: Path, text_column: str | None, notes: list[str]) -> tuple[st
         DataError: If the file is empty, damaged or not UTF-8, rows of a table differ in their number of fields, or
             JSON is nested too deep.
     """
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; give a file with at least one sentence.")
+    with open_bytes(path) as file:
+        if not file.read(1):
+            raise DataError(f"{path} is empty; give a file with at least one sentence.")
     reader = FORMATS[ending(path)]
     options: dict[str, Any] = {}
     if reader in ("parquet", "arrow"):
@@ -184,7 +185,7 @@ def _find_table_options(path: Path, text_column: str | None, notes: list[str]) -
     separator = "\t"
     if ending(path) == ".csv":
         with _open_text(path) as lines:
-            first_line = next(lines)
+            first_line = next(lines, "")
         separator = max(",;\t", key=first_line.count)
         if separator != ",":
             notes.append(f"the fields of {path.name} are separated by {separator!r}")
@@ -229,6 +230,8 @@ def _check_rows(path: Path, separator: str, quoting: Literal[0, 3]) -> list[str]
         ) from error
     finally:
         csv.field_size_limit(limit)
+    if not first:
+        raise DataError(f"{path} has no rows; give a table with at least one sentence.")
     return first
 
 

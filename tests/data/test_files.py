@@ -44,6 +44,11 @@ def texts(corpus: TextCorpus) -> list[str]:
     return sorted(sum((split["text"][:] for split in corpus.splits.values()), []))
 
 
+def short(value: object) -> str:
+    """The identity of a parameter, without the bytes of a file, in which the time may stand."""
+    return value if isinstance(value, str) and len(value) < 80 else "content"
+
+
 def table(separator: str, *, quoted: bool = True) -> str:
     rows = [("id", "text"), *(tuple(row.values()) for row in ROWS)]
     if quoted:
@@ -78,6 +83,7 @@ def json_lines(rows: list[dict[str, Any]] = ROWS) -> str:
         ("a.json", json.dumps({"version": 1, "data": ROWS}), "the rows of a.json are those of its key 'data'"),
         ("a.json", json.dumps({"version": 1, "data": ROWS}, indent=1), "those of its key 'data'"),
     ],
+    ids=short,
 )
 def test_every_format_gives_the_same_corpus(tmp_path: Path, name: str, content: str | bytes, note: str) -> None:
     file = write(tmp_path / name, content)
@@ -173,6 +179,8 @@ def test_lines_with_nothing_to_see_are_blank(tmp_path: Path) -> None:
         ("a.txt", PLAIN.decode().encode("utf-16-le"), r"NUL byte.*: line 1, byte offset 1; .* iconv -f utf-16le"),
         ("a.csv", table(",").encode("utf-16-be"), r"NUL byte.*: line 1, byte offset 0; .* iconv -f utf-16be"),
         ("a.txt", PLAIN.decode().encode("utf-32"), "is UTF-32, not UTF-8"),
+        ("a.txt.gz", gzip.compress(b""), "a.txt.gz (is empty; give a file with|holds no sentence)"),
+        ("a.csv", "\n\n", "a.csv has no rows; give a table with at least one sentence"),
         ("a.txt.gz", b"not compressed", "a.txt.gz cannot be decompressed: Not a gzipped file"),
         ("a.txt.gz", gzip.compress(PLAIN)[:-20], "a.txt.gz cannot be decompressed: Compressed file ended"),
         ("a.txt.xz", b"not compressed", "a.txt.xz cannot be decompressed: "),
@@ -182,6 +190,7 @@ def test_lines_with_nothing_to_see_are_blank(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1, nests JSON more than"),
         ("a.json", "[\n" * 100_000, f"line {MAX_JSON_DEPTH + 1}, nests JSON more than {MAX_JSON_DEPTH} levels deep"),
     ],
+    ids=short,
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     file = write(tmp_path / name, content)
