@@ -193,11 +193,11 @@ def make_integer(name, tensor):
 
 
 STATES = [
-    *((name, None) for name in ("seconds", "rollbacks", "means", "health", "settings", "settings_history")),
+    *((name, None) for name in ("seconds", "rollbacks", "means", "warnings", "settings", "settings_history")),
     ("optimizer", None), ("seconds", "x"), ("seconds", -1), ("seconds", float("inf")), ("seconds", 10**400),
     ("rollbacks", "1"), ("rollbacks", -5), ("rollbacks", 0.5), ("rollbacks", 10**6), ("means", []),
     ("means.sums", 1), ("means.sums", {"loss": "x"}), ("means.examples", None), ("means.examples", "x"),
-    ("health", 3), ("health.gaps", ["x"]), ("health.warnings", [1]), ("settings", []), ("settings_history", 1),
+    ("warnings", 3), ("warnings", [1]), ("settings", []), ("settings_history", 1),
 ]  # fmt: skip
 OPTIMIZER = [
     ("optimizer.state", None), ("optimizer.state", []), ("optimizer.param_groups", {}), ("optimizer.param_groups", 3),
