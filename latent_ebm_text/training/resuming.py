@@ -74,7 +74,7 @@ def check_state(checkpoint: Checkpoint) -> None:
     """Raises a `CheckpointError` unless the entries of `state.json` can be what a training has written."""
     for entry, is_sound in _sound_entries(checkpoint.state).items():
         if not is_sound:
-            raise _edited(checkpoint.path / "state.json", f"its {entry} is missing or cannot be right")
+            raise _foreign(checkpoint.path / "state.json", f"its {entry} is missing or cannot be right")
 
 
 def check_tensors(
@@ -93,18 +93,21 @@ def check_tensors(
     for name, expected in {**tensors, "optimizer": _moments(optimizer, checkpoint)}.items():
         path = checkpoint.path / f"{name}.safetensors"
         if name not in checkpoint.tensors:
-            raise _edited(path, "it is missing")
+            raise _foreign(path, "it is missing")
         found = checkpoint.tensors[name]
         for key in sorted(expected.keys() | found.keys()):
             if key not in found or key not in expected:
-                raise _edited(path, f"{'it lacks' if key in expected else 'no training writes'} the tensor {key}")
+                raise _foreign(path, f"{'it lacks' if key in expected else 'no training writes'} the tensor {key}")
             is_now, should_be = (f"{each[key].dtype} of shape {list(each[key].shape)}" for each in (found, expected))
             if is_now != should_be:
-                raise _edited(path, f"{key} is {is_now} and should be {should_be}")
+                raise _foreign(path, f"{key} is {is_now} and should be {should_be}")
 
 
-def _edited(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} was edited: {why}; remove {path.parent}, or choose another output_dir")
+def _foreign(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is not what a training of this version writes: {why}. Remove {path.parent} to go on from the "
+        "checkpoint before it, or choose another output_dir"
+    )
 
 
 def _moments(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

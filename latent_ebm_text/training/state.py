@@ -53,7 +53,8 @@ class TrainingState:
         warnings: What went wrong and was repaired, in words.
 
     Raises:
-        CheckpointError: If the newest complete checkpoint belongs to another model or library version, or was edited.
+        CheckpointError: If the newest complete checkpoint belongs to another model or library version, or is none that
+            a training writes.
         UsageError: If a setting differs from that of the checkpoint and may not, or the chains cannot be kept.
     """
 
@@ -142,7 +143,7 @@ class TrainingState:
         """Returns to the newest checkpoint of this run, and counts the rollback.
 
         Raises:
-            CheckpointError: If there is none, or it was edited.
+            CheckpointError: If there is none, or none that a training writes.
         """
         rollbacks = self.rollbacks + 1
         checkpoint = self._newest_checkpoint()
@@ -204,7 +205,7 @@ class TrainingState:
             try:
                 restore_optimizer_state(self.optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
             except CheckpointError as error:
-                raise CheckpointError(f"{checkpoint.path} was edited: {error}") from error
+                raise CheckpointError(f"{checkpoint.path} cannot be resumed from: {error}") from error
             if self.averaged is not None:
                 self.averaged.load_state_dict(checkpoint.tensors["averaged"])
                 if self.step <= self.averaging_from:  # a run that was made longer: its end is later now

@@ -117,7 +117,8 @@ def train(
     Raises:
         DivergenceError: If a chain, the loss or a gradient is not finite once more after `args.max_rollbacks`
             rollbacks; the weights are as before the bad step.
-        CheckpointError: If the newest complete checkpoint belongs to another model or library version, or was edited.
+        CheckpointError: If the newest complete checkpoint belongs to another model or library version, or is none that
+            a training writes.
         UsageError: If `args.output_dir` cannot be a folder, another run is going on in it, a setting differs from
             that of its checkpoint and may not, or the precision is fp16.
     """

@@ -214,12 +214,13 @@ TENSORS = [
 ]  # fmt: skip
 
 
+FOREIGN = "is not what a training of this version writes: "
 EDITS = [
-    *((edit_state(*case), rf"/state\.json was edited: its {case[0].split('.')[0]} ") for case in STATES),
-    *((edit_state(*case), " was edited: this optimizer state belongs to another") for case in OPTIMIZER),
-    *((edit_tensor(*case), rf"/{case[0]}\.safetensors was edited: .*({case[1]}|other)") for case in TENSORS),
-    *((remove_file(file), rf"/{file}\.safetensors was edited: it is missing") for file in ("model", "optimizer")),
-    *((remove_file(file), rf"/{file}\.safetensors was edited: it is missing") for file in ("averaged", "chains")),
+    *((edit_state(*case), rf"/state\.json {FOREIGN}its {case[0].split('.')[0]} ") for case in STATES),
+    *((edit_state(*case), " cannot be resumed from: this optimizer state belongs to another") for case in OPTIMIZER),
+    *((edit_tensor(*case), rf"/{case[0]}\.safetensors {FOREIGN}.*({case[1]}|other)") for case in TENSORS),
+    *((remove_file(file), rf"/{file}\.safetensors {FOREIGN}it is missing") for file in ("model", "optimizer")),
+    *((remove_file(file), rf"/{file}\.safetensors {FOREIGN}it is missing") for file in ("averaged", "chains")),
 ]
 
 
