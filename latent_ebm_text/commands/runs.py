@@ -23,6 +23,7 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.latents import plain_numbers
 from latent_ebm_text.evaluation.plots import plot_training
 from latent_ebm_text.hub.card import build_card, is_edited
+from latent_ebm_text.hub.folders import read_json
 from latent_ebm_text.models.configuration import LatentEBMConfig
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
@@ -161,7 +162,8 @@ def write_results(
         What was written, with the paths of all files.
     """
     paths = {"model": folder / "model", "metrics": folder / "metrics.jsonl", **paths}
-    problems = find_problems(plain_numbers(results["splits"]["validation"]), results["settings"])
+    settings = {**results["settings"], **read_json(folder / "model" / "config.json")}
+    problems = find_problems(plain_numbers(results["splits"]["validation"]), settings)
     warnings = [*results["warnings"], *problems]
     results = {**results, "warnings": warnings, "peak_memory_gib": round(_peak_memory_gib(), 2)}
     try:
