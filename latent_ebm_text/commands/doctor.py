@@ -200,7 +200,8 @@ def _latent(folder: Path, results: dict[str, Any], records: list[dict[str, Any]]
     evaluated = [record for record in records if record["kind"] == "validation"]
     checkpoints = find_checkpoints(folder / "checkpoints")
     if results:
-        settings, last = results["settings"], plain_numbers(results["splits"]["validation"])
+        settings = {**results["settings"], **read_json(folder / "model" / "config.json")}
+        last = plain_numbers(results["splits"]["validation"])
     elif evaluated and checkpoints:
         identity = read_json(checkpoints[0] / "manifest.json")["identity"]
         model_settings = {name.removeprefix("config."): value for name, value in identity.items()}
