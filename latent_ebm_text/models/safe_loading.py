@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -44,9 +44,11 @@ class SafetensorsModel(PreTrainedModel):
         refuse_quantization(kwargs.get("quantization_config"))  # which the configuration would not see
         kwargs["use_safetensors"] = True  # or a pickle would be read where there is nothing else
         wants_info = kwargs.pop("output_loading_info", False)
+        may_differ = kwargs.pop("ignore_mismatched_sizes", False)
+        options = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below, by name
         try:
             with nullcontext() if wants_info else _without_report():
-                model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+                model, info = super().from_pretrained(name, *model_args, **options)
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from error
         except (LatentEBMError, ImportError, OSError, MemoryError, torch.OutOfMemoryError):
@@ -54,11 +56,14 @@ class SafetensorsModel(PreTrainedModel):
         except SafetensorError as error:
             raise DataError(f"the safetensors weights of {name} cannot be read: {in_one_line(error)}") from error
         except Exception as error:  # what transformers stumbles over in a configuration that is wrong has no limits
-            if "ignore_mismatched_sizes" in str(error) and (shapes := cls._find_other_shapes(folder)):
-                raise DataError(
-                    f"the weights of {name} have, against its configuration, the shapes {some_of(shapes)}"
-                ) from error
             raise DataError(f"the model in {name} cannot be loaded: {in_one_line(error)}") from error
+        if info["mismatched_keys"] and not may_differ:
+            shapes = [
+                f"{key} {tuple(found)} in place of {tuple(wanted)}" for key, found, wanted in info["mismatched_keys"]
+            ]
+            raise DataError(
+                f"the weights of {name} have, against its configuration, the shapes {some_of(sorted(shapes))}"
+            )
         if wants_info:
             return model, info
         for key, problem in (("missing_keys", "lack"), ("unexpected_keys", "have, against its configuration,")):
@@ -75,22 +80,6 @@ class SafetensorsModel(PreTrainedModel):
             raise
         except Exception as error:
             raise DataError(f"{path}: {in_one_line(error)}") from error
-
-    @classmethod
-    def _find_other_shapes(cls, folder: Path | None) -> list[str]:
-        """The weights in a folder that do not have the shapes that its configuration says, with both shapes."""
-        if folder is None or not folder.is_dir():
-            return []
-        with torch.device("meta"):
-            expected = cls(cls.config_class.from_pretrained(folder)).state_dict()
-        differing = []
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                for name in sorted(set(file.keys()) & set(expected)):
-                    found, wanted = tuple(file.get_slice(name).get_shape()), tuple(expected[name].shape)
-                    if found != wanted:
-                        differing.append(f"{name} {found} in place of {wanted}")
-        return differing
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +55,12 @@ class SentenceGenerator:
         vocab_size: Number of tokens in the vocabulary.
 
     Raises:
-        UsageError: If a weight of the decoder is nan or infinite.
+        UsageError: If a weight of the decoder is nan or infinite; minus infinity, with which a bias rules out a token,
+            is allowed.
     """
 
     def __init__(self, decoder: nn.Module, choice: TokenChoice, vocab_size: int) -> None:
-        broken = [name for name, weight in decoder.named_parameters() if not bool(weight.isfinite().all())]
+        broken = [name for name, weight in decoder.named_parameters() if not bool((weight < math.inf).all())]
         if broken:
             raise UsageError(f"the decoder's weights hold nan or inf, first in {broken[0]}: its training has failed")
         self._choice = choice

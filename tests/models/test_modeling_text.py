@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from latent_ebm_text import LangevinSampler, LatentEBMForTextGeneration, LatentEBMTextConfig
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import DataError, UsageError
 from tests.helpers import BOS, EOS, LATENT_DIM, VOCAB_SIZE, seeded, tiny_batch, tiny_model
 
 Model = LatentEBMForTextGeneration
@@ -206,8 +206,9 @@ def test_missing_and_unexpected_weights_are_reported(tmp_path: Path) -> None:
 
 def test_a_model_of_another_size_is_refused(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+    with pytest.raises(DataError, match=r"decoder.initial_cell.bias \(\d+,\) in place of \(17,\)"):
         Model.from_pretrained(tmp_path, hidden_size=17)
+    assert Model.from_pretrained(tmp_path, hidden_size=17, ignore_mismatched_sizes=True).config.hidden_size == 17
 
 
 # Latents
