@@ -79,8 +79,10 @@ def require_positive(name: str, value: float) -> None:
 def require_temperature(name: str, value: float) -> None:
     """Raise a `UsageError` that names the field unless logits can be divided by this temperature."""
     require_positive(name, value)
-    if value < 1e-6:
-        raise UsageError(f"{name} must be at least 1e-06, got {value}; for the most probable tokens decode greedily")
+    if not 1e-6 <= value <= 1e6:
+        raise UsageError(
+            f"{name} must be between 1e-06 and 1e+06, got {value}; for the most probable tokens decode greedily"
+        )
 
 
 def require_in_interval(name: str, value: float, low: float, high: float) -> None:

@@ -1,10 +1,16 @@
-"""Which calls of `generate` ask only for plain sampling, and can do without the machinery of transformers."""
+"""The options of `generate`: those that cannot be right, and those that plain sampling can do without transformers."""
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any
 
+from torch import Tensor
+from transformers import GenerationConfig
+
 from latent_ebm_text.errors import UsageError, require_temperature
+
+_DEFAULTS: dict[str, Any] = GenerationConfig._get_default_generation_params()
 
 #: The largest numbers that can be meant; larger ones would take all memory or all day before they fail.
 MOST = {"num_samples": 10_000_000, "num_return_sequences": 10_000_000, "num_beams": 1000}
@@ -22,14 +28,40 @@ IDLE: dict[str, Any] = {
 IGNORED = frozenset({"bos_token_id", "transformers_version", "_from_model_config"})
 
 
-def check_numbers(options: dict[str, Any]) -> None:
-    """Raises a `UsageError` if an option of `generate` is a number that cannot be meant, or not be computed with."""
+def check_options(options: dict[str, Any], vocab_size: int) -> None:
+    """Raises a `UsageError` if an option of `generate` has a wrong type, or is a number that cannot be meant."""
+    pad = options.get("pad_token_id")
+    if isinstance(pad, int) and pad >= vocab_size:
+        raise UsageError(f"pad_token_id of a generation must be a token of the vocabulary of {vocab_size}, got {pad}")
+    for name, value in options.items():
+        if value is not None and (problem := _problem_of(name, value)):
+            raise UsageError(f"{name} of a generation must be {problem}, got {value!r}")
     for name, most in MOST.items():
         if isinstance(options.get(name), int) and options[name] > most:
-            raise UsageError(f"{name} must be at most {most:,}, got {options[name]}")
+            raise UsageError(f"{name} of a generation must be at most {most:,}, got {options[name]}")
     temperature = options.get("temperature")
     if isinstance(temperature, float | int) and temperature > 0:  # transformers says what is wrong with others
         require_temperature("temperature", temperature)
+
+
+def _problem_of(name: str, value: Any) -> str | None:
+    """What the value of an option should be, if it cannot be right."""
+    if name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = value if isinstance(value, list) else [value]
+        is_right = isinstance(value, Tensor) or all(
+            isinstance(token, Integral) and 0 <= int(token) < 2**31 for token in ids
+        )
+        return None if is_right else "a token id" + (" or a list of them" if name == "eos_token_id" else "")
+    default = 1 if name == "max_new_tokens" else False if name.startswith("output_") else _DEFAULTS.get(name)
+    if isinstance(default, bool) and name != "early_stopping":  # which may also be "never"
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, float):
+        return None if isinstance(value, Real) else "a number"
+    if isinstance(default, int) and not isinstance(default, bool):
+        least = int(name.startswith("num_"))
+        is_right = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+        return None if is_right else f"a whole number of at least {least}"
+    return None
 
 
 def plain_options(options: dict[str, Any]) -> dict[str, Any] | None:

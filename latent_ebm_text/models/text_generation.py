@@ -14,7 +14,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.utils import ModelOutput
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.models.plain_sampling import check_numbers, plain_options
+from latent_ebm_text.models.plain_sampling import check_options, plain_options
 from latent_ebm_text.models.sentences import SentenceModel
 from latent_ebm_text.networks.base import TextDecoder
 from latent_ebm_text.networks.generation import TokenChoice
@@ -74,7 +74,9 @@ class SentenceGenerationModel(SentenceModel, GenerationMixin):
             UsageError: If the numbers of samples, latents and inputs contradict each other, or latents are not
                 finite or of the wrong shape.
         """
-        check_numbers({**self.generation_config.to_dict(), **kwargs, "num_samples": num_samples})
+        check_options(
+            {**self.generation_config.to_dict(), **kwargs, "num_samples": num_samples}, self.decoder.vocab_size
+        )
         if latents is not None:
             latents = self.check_latents(latents)
         inputs = kwargs.pop("input_ids", inputs)

@@ -123,7 +123,7 @@ class LangevinSampler:
                 else:
                     score = score_of(position)
                 if self.max_score_norm is not None:
-                    score = torch.renorm(score, p=2, dim=0, maxnorm=self.max_score_norm)
+                    score = torch.renorm(score, p=2, dim=0, maxnorm=float(self.max_score_norm))
                 position.add_(score, alpha=drift * (0.5 if noise.averaged and step == 0 else 1.0))
                 if noise_scale > 0:
                     position.add_(noise.draw(), alpha=noise_scale)
