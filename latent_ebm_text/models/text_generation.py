@@ -77,6 +77,10 @@ class SentenceGenerationModel(SentenceModel, GenerationMixin):
         check_options(
             {**self.generation_config.to_dict(), **kwargs, "num_samples": num_samples}, self.decoder.vocab_size
         )
+        if self.generation_config.stop_strings is not None and kwargs.get("tokenizer") is None:
+            raise UsageError(
+                "stop_strings of the model's generation configuration need a tokenizer: give tokenizer=..."
+            )
         if latents is not None:
             latents = self.check_latents(latents)
         inputs = kwargs.pop("input_ids", inputs)
