@@ -49,6 +49,8 @@ def run_identity(model: LatentEBMPreTrainedModel, args: TrainingArguments, **dat
     config = model.config.to_dict()
     for key in ("transformers_version", "latent_ebm_text_version", "architectures", "dtype", "_name_or_path"):
         config.pop(key, None)
+    if args.information is not None:
+        del config["likelihood_weight"]  # which the training sets
     return {
         **data,
         "seed": args.seed,

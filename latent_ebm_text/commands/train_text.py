@@ -38,13 +38,14 @@ from latent_ebm_text.data.cleaning import column_array, iterate_texts
 from latent_ebm_text.data.text import TextCorpus
 from latent_ebm_text.data.tokenizers import make_tokenizer
 from latent_ebm_text.errors import DataError
-from latent_ebm_text.evaluation.latents import plain_numbers
+from latent_ebm_text.evaluation.latents import NAMES, plain_numbers
 from latent_ebm_text.evaluation.text import generate_texts
-from latent_ebm_text.evaluation.text_metrics import evaluate_likelihoods, sample_statistics
-from latent_ebm_text.latents.rng import derived_seed
+from latent_ebm_text.evaluation.text_metrics import encoder_information, evaluate_likelihoods, sample_statistics
+from latent_ebm_text.latents.rng import derived_generator, derived_seed
 from latent_ebm_text.models.configuration import LatentEBMTextConfig
 from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
 from latent_ebm_text.models.pretrained import load_decoder_tokenizer, split_gguf
+from latent_ebm_text.models.scoring import estimate_log_partition
 from latent_ebm_text.training import trainer
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.files import replace_text, replaced_folder
@@ -61,6 +62,7 @@ SHOWN = (
     ("reconstruction_nll", "reconstruction NLL", "nats per sentence"),
     ("prior_nll", "prior NLL", "nats per sentence"),
     ("latent_gain", "latent gain", "nats per sentence"),
+    ("information", "information", "nats per sentence"),
 )
 #: Validation sentences whose evaluation is timed before the training.
 _TIMED_SENTENCES = 64
@@ -326,6 +328,9 @@ def evaluate(
         The metrics, as `results.json` holds them under `splits` and `samples`; and the samples.
     """
     splits: dict[str, Any] = {}
+    if model.encoder is not None:
+        generator = derived_generator(args.seed, "log partition", device=model.device)
+        log_partition = estimate_log_partition(model, generator=generator)
     for split in ("validation", "test"):
         metrics = evaluate_likelihoods(
             model,
@@ -335,6 +340,16 @@ def evaluate(
             seed=args.seed,
             progress=partial(tqdm, desc=f"evaluating {split}"),
         )
+        if model.encoder is not None:
+            information = encoder_information(
+                model,
+                text.splits[split],
+                text.collate,
+                log_partition=log_partition,
+                batch_size=args.eval_batch_size,
+                seed=args.seed,
+            )
+            metrics["information"] = {"name": NAMES["information"], **information.to_dict()}
         metrics["words_per_sentence"] = float(column_array(text.splits[split], "words").mean())
         if "log_prob" in text.corpus.splits[split].column_names:  # a corpus that knows its own probabilities
             log_probs = text.corpus.splits[split]["log_prob"][:]

@@ -26,6 +26,7 @@ NAMES = {
     "prior_nll": "prior NLL",
     "averaged_nll": "NLL with z averaged out",
     "latent_gain": "latent gain",
+    "information": "information",
     "active_units": "active units",
     "posterior_std": "posterior standard deviation",
     "prior_std": "prior standard deviation",

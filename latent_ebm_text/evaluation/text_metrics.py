@@ -12,12 +12,13 @@ import numpy.typing as npt
 import torch
 from accelerate.utils import tqdm
 
-from latent_ebm_text.data.batching import count_words
+from latent_ebm_text.data.batching import count_words, ordered_batches
 from latent_ebm_text.data.cleaning import column_array
 from latent_ebm_text.evaluation.diversity import sample_entropy, self_bleu, training_overlap, unique_rate
 from latent_ebm_text.evaluation.estimates import Z_95, Estimate
 from latent_ebm_text.evaluation.latents import NAMES, draw_metrics, mutual_information, split_results
 from latent_ebm_text.evaluation.text import Collate, SentenceDraws, batch_inputs, draw_latents
+from latent_ebm_text.latents.integrals import LogPartition
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.models.scoring import AnomalyScores, estimate_log_partition
 
@@ -60,6 +61,40 @@ def evaluate_likelihoods(
     draws = draw_latents(model, dataset, collate, **options)
     results = split_results(draw_metrics(draws, _UNIT), len(draws.lengths))
     return {**results, "tokens_per_sentence": float(draws.lengths.mean())}
+
+
+@torch.no_grad()
+def encoder_information(
+    model: LatentEBMForTextGeneration,
+    dataset: Any,
+    collate: Collate,
+    *,
+    log_partition: LogPartition,
+    batch_size: int,
+    seed: int,
+) -> Estimate:
+    """The information that a draw of the encoder carries about a sentence, `E[log q(z | x) - log p(z)]` in nats.
+
+    Args:
+        model: A model with an encoder.
+        dataset: Rows with `input_ids` and `length`.
+        collate: Makes a batch of rows.
+        log_partition: log Z of the model's prior.
+        batch_size: Sentences a batch.
+        seed: Seed of the draws.
+    """
+    assert model.encoder is not None
+    rates = []
+    for number, indices in enumerate(ordered_batches(column_array(dataset, "length"), batch_size)):
+        proposal = model.encoder.propose(batch_inputs(model, dataset, collate, indices))
+        z = proposal.sample(derived_generator(seed, "information", number, device=model.device))
+        log_prior = model.prior.log_prob(z.to(model.decoder.latent_dtype), log_partition.value)
+        rates.append((proposal.log_prob(z) - log_prior).double().cpu())
+    return Estimate.of_mean(
+        torch.cat(rates),
+        f"log q(z | x) - log p(z) in nats per {_UNIT}, with z from the encoder q and the learned prior p, whose log Z "
+        "is estimated by annealed importance sampling",
+    )
 
 
 def sample_statistics(texts: Sequence[str], reference_lengths: npt.ArrayLike) -> dict[str, Any]:

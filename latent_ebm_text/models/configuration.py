@@ -182,6 +182,9 @@ class LatentEBMTextConfig(LatentEBMConfig):
             for the rest; 0 takes all tokens. Evaluation and generation always take all tokens.
         drawn_tokens (`int`): Number of tokens drawn at every step to stand for the less frequent ones, see
             `frequent_tokens`.
+        bag_of_tokens_weight (`float`): Weight of an auxiliary loss that an encoder is trained with: the nats of the
+            sentence's tokens, whatever their order, predicted from z by one linear layer. It teaches the encoder what
+            to tell, and is no part of the model that is saved.
         encoder_hidden_size (`int`, *optional*): Width of an LSTM encoder q(z | x), from whose draws posterior chains
             start; with a Gaussian prior it makes a variational autoencoder. None for no encoder.
         max_sequence_length (`int`): Longest sequence in tokens, the end token included, in training and generation.
@@ -209,6 +212,7 @@ class LatentEBMTextConfig(LatentEBMConfig):
     frequent_tokens: int = 0
     drawn_tokens: int = 0
     encoder_hidden_size: int | None = None
+    bag_of_tokens_weight: float | int = 0.0
     max_sequence_length: int = 100
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
@@ -261,6 +265,10 @@ class LatentEBMTextConfig(LatentEBMConfig):
                 f"decoder_training {self.decoder_training!r} is for a pretrained language model; the built-in "
                 f"{self.decoder_type!r} decoder is trained from scratch: leave decoder_training at 'full'"
             )
+        if not self.bag_of_tokens_weight >= 0:
+            raise UsageError(f"bag_of_tokens_weight must be zero or positive, got {self.bag_of_tokens_weight}")
+        if self.bag_of_tokens_weight > 0 and self.encoder_hidden_size is None:
+            raise UsageError("bag_of_tokens_weight teaches an encoder: set encoder_hidden_size, or leave it out")
         if self.decoder_training == "frozen" and self.latent_dim == 0:
             raise UsageError("a frozen decoder without a latent has nothing to learn: set latent_dim above 0")
         if self.decoder_type == "lstm":

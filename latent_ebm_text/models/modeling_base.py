@@ -332,12 +332,18 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
         reconstruction = -self.decoder.log_prob(inputs, latents).mean()
         divergence = proposal.divergence().mean(dim=0)  # (latent_dim,), from N(0, I)
         charged = divergence.clamp(min=self.config.free_bits).sum()
+        auxiliary = self._auxiliary_loss(inputs, latents)
         if isinstance(self.prior, GaussianPrior):
-            loss = reconstruction + charged / likelihood_weight
+            loss = reconstruction + charged / likelihood_weight + auxiliary
             return LatentEBMLoss(loss, reconstruction, divergence.sum(), torch.zeros_like(loss), latents.detach())
         gap, penalty = self._prior_objective(latents, prior_latents)
-        loss = reconstruction + (charged - self._frozen_tilt(latents).mean()) / likelihood_weight + gap + penalty
+        rate = charged - self._frozen_tilt(latents).mean()
+        loss = reconstruction + rate / likelihood_weight + gap + penalty + auxiliary
         return LatentEBMLoss(loss, reconstruction, gap, penalty, latents.detach())
+
+    def _auxiliary_loss(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """A further loss that teaches an encoder what to tell, differentiable in its draws; a scalar in nats."""
+        return latents.new_zeros(())
 
     def _frozen_tilt(self, latents: Tensor) -> Tensor:
         """`f(z)`, differentiable only in z: the encoder's loss must not train the prior a second time."""

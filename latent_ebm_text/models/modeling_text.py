@@ -17,7 +17,7 @@ from latent_ebm_text.models.configuration import LatentEBMTextConfig
 from latent_ebm_text.models.forward_arguments import check_extra_arguments
 from latent_ebm_text.models.text_decoders import build_text_decoder
 from latent_ebm_text.models.text_generation import SentenceGenerationModel
-from latent_ebm_text.networks.base import TokenCache, is_exporting
+from latent_ebm_text.networks.base import TokenCache, is_exporting, predicted_mask
 from latent_ebm_text.networks.causal_lm import CausalLMDecoder
 from latent_ebm_text.networks.injection import LatentInjection
 from latent_ebm_text.networks.language_model import architecture
@@ -73,6 +73,9 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
 
     config_class = LatentEBMTextConfig
     main_input_name = "input_ids"
+    # It serves training alone.
+    _keys_to_ignore_on_save = ("bag_of_tokens.weight", "bag_of_tokens.bias")
+    _keys_to_ignore_on_load_missing = (r"bag_of_tokens\.",)
     # Whether it does is for the language model of the decoder to say, which is asked when it is made.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
 
@@ -93,6 +96,9 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
                 hidden_size=config.encoder_hidden_size,
                 embedding_dropout=config.dropout if config.embedding_dropout is None else config.embedding_dropout,
             )
+        self.bag_of_tokens = None
+        if config.bag_of_tokens_weight > 0:
+            self.bag_of_tokens = nn.Linear(config.latent_dim, config.vocab_size)
         self.post_init()
         # The model is defined by ancestral sampling at temperature 1; other decodings are the caller's choice.
         self.generation_config.update(do_sample=True, top_k=0, max_new_tokens=config.max_sequence_length)
@@ -225,6 +231,9 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
                 setattr(decoder.output, name, self._resized(weight, *size))
         if self.encoder is not None:
             self._resize(self.encoder.embedding, *size)
+        if self.bag_of_tokens is not None:
+            for name, weight in self.bag_of_tokens.named_parameters():
+                setattr(self.bag_of_tokens, name, self._resized(weight, *size))
         self.config.vocab_size = self.vocab_size
         return self.get_input_embeddings()
 
@@ -376,6 +385,14 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         }
         loss = self.learning_objective(inputs, latents, prior_latents, likelihood_weight, generator)
         return LatentEBMTextOutput(**vars(loss))
+
+    def _auxiliary_loss(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        if self.bag_of_tokens is None:
+            return super()._auxiliary_loss(inputs, latents)
+        log_probs = self.bag_of_tokens(latents.to(self.bag_of_tokens.weight.dtype)).float().log_softmax(dim=-1)
+        mask = predicted_mask(inputs)
+        log_probs = log_probs.gather(1, inputs["input_ids"][:, 1:]).masked_fill(~mask, 0.0)  # (batch, length - 1)
+        return -self.config.bag_of_tokens_weight * log_probs.sum(dim=1).mean()
 
 
 def _real_first(mask: Tensor) -> Tensor:

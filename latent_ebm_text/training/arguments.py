@@ -57,6 +57,10 @@ class TrainingArguments:
         "decoder use the latent.",
     )  # fmt: skip
     likelihood_weight_steps: int = option(1000, "Steps over which the likelihood weight falls, geometrically.")
+    information: float | None = option(
+        None, "Nats per example that the latent is to carry. The likelihood weight is then moved until it does, from "
+        "initial_likelihood_weight on (50 by default); for inference variational. None for a weight that is given.",
+    )  # fmt: skip
     log_every: int = option(50, "Steps between lines of metrics.jsonl.")
     eval_every: int = option(1000, "Steps between evaluations on part of the validation split.")
     save_every: int = option(500, "Steps between checkpoints.")
@@ -92,6 +96,13 @@ class TrainingArguments:
         schedule_values(self.chain_step_size, self.chain_num_steps, name="chain_step_size")
         if self.initial_likelihood_weight is not None:
             require_positive("initial_likelihood_weight", self.initial_likelihood_weight)
+        if self.information is not None:
+            require_positive("information", self.information)
+            if self.inference != "variational":
+                raise UsageError(
+                    f"information is measured with an encoder, and inference is {self.inference!r}: set inference to "
+                    "variational, or leave information out and set likelihood_weight"
+                )
         for name in ("chain_refresh", "final_learning_rate_factor", "prior_start", "averaging_start"):
             require_in_interval(name, getattr(self, name), 0.0, 1.0)
         require_in_interval("num_eval_examples", self.num_eval_examples, 2, float("inf"))  # for a standard error

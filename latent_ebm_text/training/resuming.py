@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from latent_ebm_text.errors import CheckpointError, UsageError
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.checkpointing import Checkpoint
+from latent_ebm_text.training.information import InformationController
 
 #: Learning rates that were halved so often are zero.
 _MOST_ROLLBACKS = 1000
@@ -130,6 +131,7 @@ def _sound_entries(state: Mapping[str, Any]) -> dict[str, bool]:
 
     seconds, rollbacks = state.get("seconds", -1), state.get("rollbacks")
     means, warnings, history = state.get("means"), state.get("warnings"), state.get("settings_history")
+    controller = state.get("controller", {})
     sums, examples = (means.get("sums"), means.get("examples")) if isinstance(means, dict) else (None, None)
     return {
         "seconds": is_number(seconds) and seconds >= 0,
@@ -139,5 +141,6 @@ def _sound_entries(state: Mapping[str, Any]) -> dict[str, bool]:
         "warnings": isinstance(warnings, list) and all(isinstance(warning, str) for warning in warnings),
         "settings": isinstance(state.get("settings"), dict),
         "settings_history": isinstance(history, list) and all(isinstance(change, dict) for change in history),
+        "controller": controller is None or InformationController.is_state(controller),
         "optimizer": isinstance(state.get("optimizer"), dict),
     }  # fmt: skip

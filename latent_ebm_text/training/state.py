@@ -22,6 +22,7 @@ from latent_ebm_text.training.checkpointing import (
     restore_optimizer_state,
     save_checkpoint,
 )
+from latent_ebm_text.training.information import INITIAL_WEIGHT, InformationController
 from latent_ebm_text.training.reporting import MetricsFile, RunningMeans, find_problems
 from latent_ebm_text.training.resuming import changed_settings, check_state, check_tensors, run_settings
 
@@ -51,6 +52,7 @@ class TrainingState:
         metrics: The metrics file, with lines up to `step`.
         means: Means of the metrics since the last line of `metrics`.
         warnings: What went wrong and was repaired, in words.
+        controller: Sets the likelihood weight, if the settings say how much information the latent is to carry.
 
     Raises:
         CheckpointError: If the newest complete checkpoint belongs to another model or library version, or is none that
@@ -64,6 +66,7 @@ class TrainingState:
     metrics: MetricsFile
     means: RunningMeans
     warnings: list[str]
+    controller: InformationController | None
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class TrainingState:
     ) -> None:
         self.model, self.optimizer, self.args, self.identity = model, optimizer, args, identity
         self.accelerator, self.folder = accelerator, Path(args.output_dir)
-        self.num_examples = num_examples
+        self.num_examples, self.total = num_examples, total
         self.settings = run_settings(args, accelerator)
         self.settings_history = []
         self.averaging_from = min(round(args.averaging_start * total), total - 1)
@@ -119,6 +122,7 @@ class TrainingState:
                 "rollbacks": self.rollbacks,
                 "means": self.means.state(),
                 "warnings": self.warnings,
+                "controller": self.controller and self.controller.state(),
                 "settings": self.settings,
                 "settings_history": self.settings_history,
                 "optimizer": optimizer_rest,
@@ -193,13 +197,19 @@ class TrainingState:
 
     def _take(self, checkpoint: Checkpoint | None) -> None:
         """Takes the state of a checkpoint, or without one the state before the first step."""
-        state: dict[str, Any] = {"seconds": 0.0, "rollbacks": 0, "means": None, "warnings": []}
+        state: dict[str, Any] = {"seconds": 0.0, "rollbacks": 0, "means": None, "warnings": [], "controller": None}
         if checkpoint is not None:
             state |= checkpoint.state
         self.step, self.rollbacks = checkpoint.step if checkpoint else 0, state["rollbacks"]
         self._started = time.monotonic() - state["seconds"]
         self.means = RunningMeans(state["means"])
         self.warnings = list(state["warnings"])
+        self.controller = None
+        if self.args.information is not None:
+            weight = self.args.initial_likelihood_weight or INITIAL_WEIGHT
+            self.controller = InformationController(
+                self.args.information, self.total, self.model.config.latent_dim, weight, state["controller"]
+            )
         if checkpoint is not None:
             self.model.load_state_dict(checkpoint.tensors["model"])
             try:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from latent_ebm_text.data.batching import BucketedBatches
 from latent_ebm_text.errors import DivergenceError, UsageError
-from latent_ebm_text.latents.rng import BatchGenerator, derived_seed
+from latent_ebm_text.latents.rng import BatchGenerator, derived_generator, derived_seed
 from latent_ebm_text.latents.samplers import Sampler, sampler_from_dict
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
@@ -187,10 +187,15 @@ def _train(
                 state.averaged.update_parameters(model)
             if state.chains is not None and share.part:
                 state.chains.write(share.indices, output.latents)
+            measured = _measure(output, share, norms, optimizer)
+            if state.controller is not None:
+                generator = derived_generator(args.seed, "information", step, device=accelerator.device)
+                state.controller.observe(step, model, share.inputs, share.prior_latents, generator, accelerator)
+                measured["information"] = state.controller.information
             state.step += 1
             bar.update()
 
-            state.means.add(_measure(output, share, norms, optimizer), len(data.batches.at(step)))
+            state.means.add(measured, len(data.batches.at(step)))
             if state.step % args.log_every == 0:
                 record = state.means.take()
                 state.metrics.write("train", state.step, {**record, "seconds": state.seconds})
@@ -201,6 +206,8 @@ def _train(
                     on_save(model, state.step)
         if stopped.agreed(accelerator):
             state.save()
+    if state.controller is not None:
+        model.config.likelihood_weight = state.controller.weight  # of the posterior that was trained
     if state.averaged is not None and state.step == total and state.averaged.n_averaged > 0:
         model.load_state_dict(state.averaged.module.state_dict())
     return TrainingResult(state.step, state.seconds, stopped.received, state.warnings, state.settings_history)
@@ -233,8 +240,8 @@ def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) ->
 
 
 def _likelihood_parts(model: LatentEBMPreTrainedModel) -> nn.ModuleList:
-    """Decoder, and encoder where there is one: what learns from the likelihood."""
-    return nn.ModuleList([model.decoder] if model.encoder is None else [model.decoder, model.encoder])
+    """What learns from the likelihood: all but the prior."""
+    return nn.ModuleList([part for part in model.children() if part is not model.prior])
 
 
 _ADVICE = (
@@ -301,6 +308,8 @@ def _draw(state: TrainingState, data: TrainingData, step: int) -> _Share:
     indices = torch.from_numpy(batch)[rows]
     inputs = {name: value.to(accelerator.device) for name, value in data.load(indices.numpy()).items()}
     weight = likelihood_weight(step, args, model.config.likelihood_weight)
+    if state.controller is not None:
+        weight = state.controller.weight
 
     def noise(purpose: str, device: torch.device | str = accelerator.device) -> BatchGenerator:
         return BatchGenerator(derived_seed(args.seed, purpose, step), rows, len(batch), device)

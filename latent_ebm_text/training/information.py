@@ -1,0 +1,130 @@
+"""The controller that sets the likelihood weight, so that the latent carries the information that was asked for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
+
+#: Share of the training for which the weight stays where it starts, so that the encoder learns to tell something.
+WARMUP = 0.15
+#: The weight there. Under a low one the encoder learns to tell nothing, and never recovers.
+INITIAL_WEIGHT = 50.0
+#: Bounds of the weight.
+WEIGHTS = (0.3, 200.0)
+#: By how much the log of the weight can change over a whole training.
+_GAIN = 40.0
+#: Draws behind the estimate of log Z at a step.
+_NUM_DRAWS = 256
+
+
+class InformationController:
+    """Moves the likelihood weight `w` until the latent carries a target, whatever the corpus, decoder and tokens.
+
+    The information that z carries is `I = E[log q(z | x) - log p(z)]` over data and draws of the encoder, in nats per
+    example, under the learned prior; the encoder has no dropout there. After a first part with a constant weight,
+    every step adds `40 / steps * log(target / I)` to `log w`, as ControlVAE (Shao et al., 2020) and GECO (Rezende and
+    Viola, 2018) do for other quantities.
+
+    log Z of the prior comes from importance weights under a Gaussian with the moments of the prior's own draws.
+    Draws of N(0, I) would miss the mass of a prior that has moved away from it.
+
+    Args:
+        target: Nats per example.
+        total: Number of steps of the training.
+        latent_dim: Size of the latent.
+        weight: The weight at the first step.
+        state: What a checkpoint has stored.
+    """
+
+    def __init__(
+        self, target: float, total: int, latent_dim: int, weight: float, state: dict[str, Any] | None = None
+    ) -> None:
+        self.target, self.total = target, total
+        identity = torch.eye(latent_dim, dtype=torch.float64)
+        state = state or {
+            "weight": weight, "information": 0.0, "measured": 0, "mean": [0.0] * latent_dim,
+            "second_moments": identity.tolist(),
+        }  # fmt: skip
+        self.weight, self.information, self._measured = state["weight"], state["information"], state["measured"]
+        self._mean = torch.tensor(state["mean"], dtype=torch.float64)
+        self._second_moments = torch.tensor(state["second_moments"], dtype=torch.float64)
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint stores."""
+        return {
+            "weight": self.weight,
+            "information": self.information,
+            "measured": self._measured,
+            "mean": self._mean.tolist(),
+            "second_moments": self._second_moments.tolist(),
+        }
+
+    @staticmethod
+    def is_state(value: Any) -> bool:
+        """Whether a value can be what `state` has returned."""
+        try:
+            numbers = torch.tensor([value[name] for name in ("weight", "information", "measured")])
+            moments = torch.tensor([value["mean"], *value["second_moments"]])
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            return False
+        size = len(value["mean"])
+        return bool(numbers.isfinite().all() and moments.isfinite().all()) and moments.shape == (size + 1, size)
+
+    @torch.no_grad()
+    def observe(
+        self,
+        step: int,
+        model: LatentEBMPreTrainedModel,
+        inputs: dict[str, Tensor],
+        prior_latents: Tensor,
+        generator: torch.Generator,
+        accelerator: Accelerator,
+    ) -> None:
+        """Measures the information on a batch, and moves the weight.
+
+        Args:
+            step: The step.
+            model: The model.
+            inputs: The decoder's inputs.
+            prior_latents: `(samples, latent_dim)`, draws from the prior.
+            generator: Random number generator of the measurement, the same on every process.
+            accelerator: Devices and processes; all of them call this.
+        """
+        assert model.encoder is not None
+        keep = 1 - max(min(0.2, 100 / self.total), 1 / (self._measured + 1))
+        z = prior_latents.double().cpu()
+        moments = torch.cat([z.mean(dim=0, keepdim=True), z.T @ z / len(z)])
+        moments = accelerator.reduce(moments.to(accelerator.device, torch.float32), "mean").double().cpu()
+        self._mean = keep * self._mean + (1 - keep) * moments[0]
+        self._second_moments = keep * self._second_moments + (1 - keep) * moments[1:]
+
+        proposal = model.encoder.propose(inputs)
+        latents = proposal.sample(generator)
+        energy = model.prior.energy(latents.to(model.decoder.latent_dtype))
+        rate = (proposal.log_prob(latents) + energy.float()).mean() + 0.5 * latents.shape[1] * math.log(2 * math.pi)
+        rate = accelerator.reduce(rate, "mean")
+        measured = float(rate) + self._log_partition(model, generator)
+        if not math.isfinite(measured):
+            return  # the loss is not finite either, which the training deals with
+        self._measured += 1
+        self.information = keep * self.information + (1 - keep) * measured
+        if step >= WARMUP * self.total:
+            error = math.log(self.target / max(self.information, 1e-3 * self.target))
+            self.weight *= math.exp(_GAIN / self.total * min(1.0, max(-1.0, error)))
+            self.weight = min(max(self.weight, WEIGHTS[0]), WEIGHTS[1])
+
+    def _log_partition(self, model: LatentEBMPreTrainedModel, generator: torch.Generator) -> float:
+        covariance = self._second_moments - self._mean.outer(self._mean)
+        covariance += 1e-3 * torch.eye(len(covariance), dtype=covariance.dtype)
+        gaussian = torch.distributions.MultivariateNormal(self._mean, covariance)
+        noise = torch.randn(_NUM_DRAWS, len(self._mean), generator=generator, device=generator.device)
+        draws = self._mean + noise.double().cpu() @ gaussian.scale_tril.T
+        energy = model.prior.energy(draws.to(model.device, model.decoder.latent_dtype)).double().cpu()
+        log_weights = -energy - 0.5 * draws.shape[1] * math.log(2 * math.pi) - gaussian.log_prob(draws)
+        return float(log_weights.logsumexp(dim=0)) - math.log(_NUM_DRAWS)

@@ -1,0 +1,130 @@
+"""The controller that sets the likelihood weight: what it measures, where it goes, and what a run leaves behind."""
+
+import json
+import math
+import signal
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from latent_ebm_text import LatentEBMForTextGeneration
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.models.scoring import estimate_log_partition
+from latent_ebm_text.training.information import INITIAL_WEIGHT, WARMUP, WEIGHTS, InformationController
+from latent_ebm_text.training.reporting import read_metrics
+from tests.helpers import LATENT_DIM, seeded, tiny_batch, tiny_model
+from tests.training.runs import final_tensors, same, stop_at
+
+
+def observed(model, target=5.0, *, steps=200, first=0, total=1000, weight=10.0):
+    """A controller after some steps of a training that changes nothing, and its weight after each."""
+    batch = tiny_batch()
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    controller, weights = InformationController(target, total, LATENT_DIM, weight), []
+    for step in range(first, first + steps):
+        prior_latents = model.sample_prior(64, generator=seeded(step)).latents
+        controller.observe(step, model, inputs, prior_latents, seeded(10_000 + step), Accelerator(cpu=True))
+        weights.append(controller.weight)
+    return controller, weights
+
+
+def encoder_model(shift=2.0, **settings):
+    """A model whose encoder tells something: its means are far from zero."""
+    model = tiny_model(encoder_hidden_size=8, **settings).eval()
+    with torch.no_grad():
+        model.encoder.out.bias[:LATENT_DIM] += shift
+        model.encoder.out.bias[LATENT_DIM:] -= 1.0
+    return model
+
+
+def test_under_a_gaussian_prior_the_information_is_the_divergence():
+    model = encoder_model(prior_type="gaussian")
+    batch = tiny_batch()
+    expected = float(model.encoder.propose(batch).divergence().sum(dim=1).mean())
+    assert expected > 5
+    assert observed(model)[0].information == pytest.approx(expected, rel=0.03)
+
+
+def test_log_z_of_a_prior_far_from_the_reference_is_that_of_annealed_importance_sampling():
+    model = encoder_model(prior_sampler={"name": "langevin", "num_steps": 200, "step_size": 0.3})
+    with torch.no_grad():
+        model.prior.out.weight.mul_(5.0)
+    controller, _ = observed(model, steps=100)
+    log_z = estimate_log_partition(model, generator=seeded())
+    assert log_z.reliable
+    assert abs(log_z.value) > 0.5
+    with torch.no_grad():
+        found = [controller._log_partition(model, seeded(seed)) for seed in range(50)]
+    assert sum(found) / len(found) == pytest.approx(log_z.value, abs=0.1)
+
+
+@pytest.mark.parametrize(("target", "sign"), [(0.5, -1), (500.0, 1)])
+def test_the_weight_rises_until_enough_is_told_and_falls_when_it_is_too_much(target, sign):
+    model = encoder_model()
+    _, weights = observed(model, target, first=500)
+    assert sign * (weights[-1] - 10.0) > 0
+    assert abs(math.log(weights[-1] / 10.0)) == pytest.approx(40 / 1000 * 200, rel=0.1) or weights[-1] in WEIGHTS
+
+
+def test_the_weight_stays_in_the_first_part_and_where_the_target_is_attained():
+    model = encoder_model()
+    assert set(observed(model, 500.0, steps=int(WARMUP * 1000))[1]) == {10.0}
+    attained = observed(model)[0].information
+    _, weights = observed(model, attained, first=500)
+    assert weights[-1] == pytest.approx(10.0, rel=0.5), "a batch of four is noisy"
+
+
+def test_a_run_moves_its_weight_and_saves_the_one_that_it_reached(make_model, make_args, run, tmp_path):
+    model = make_model(encoder_hidden_size=16, bag_of_tokens_weight=1.0)
+    args = make_args(information=500.0, inference="variational", num_epochs=10.0)
+    run(model, args)
+    records = [record for record in read_metrics(tmp_path / "run" / "metrics.jsonl") if record["kind"] == "train"]
+    assert records[0]["likelihood_weight"] == records[5]["likelihood_weight"] == 2.0, "initial_likelihood_weight"
+    assert records[-1]["likelihood_weight"] > 50
+    assert all(math.isfinite(record["information"]) for record in records)
+    assert model.config.likelihood_weight == pytest.approx(records[-1]["likelihood_weight"], rel=0.5)
+    model.save_pretrained(tmp_path / "model")
+    assert not [name for name in load_file(tmp_path / "model" / "model.safetensors") if "bag" in name]
+    again = LatentEBMForTextGeneration.from_pretrained(tmp_path / "model")
+    assert again.config.likelihood_weight == model.config.likelihood_weight
+
+
+def test_a_stopped_run_ends_with_the_same_weight(make_model, make_args, run, tmp_path):
+    settings = {"information": 3.0, "inference": "variational", "initial_likelihood_weight": None}
+    changes = {"encoder_hidden_size": 16, "bag_of_tokens_weight": 0.5}
+    straight = make_model(**changes)
+    run(straight, make_args(output_dir=str(tmp_path / "straight"), **settings))
+    args = make_args(output_dir=str(tmp_path / "stopped"), **settings)
+    assert run(make_model(**changes), args, stop_at(4)).signal == signal.SIGTERM
+    stopped = make_model(**changes)
+    run(stopped, args)
+    assert straight.config.likelihood_weight == stopped.config.likelihood_weight != INITIAL_WEIGHT
+    found, expected = final_tensors(tmp_path / "stopped"), final_tensors(tmp_path / "straight")
+    assert all(same(found[name], expected[name]) for name in expected)
+
+
+def test_an_edited_state_is_no_state():
+    state = InformationController(5.0, 100, 3, 2.0).state()
+    assert InformationController.is_state(json.loads(json.dumps(state)))
+    for change in ({"weight": math.nan}, {"mean": [0.0]}, {"second_moments": "no"}, {"measured": None}):
+        assert not InformationController.is_state(state | change)
+    assert not InformationController.is_state([])
+
+
+def test_information_needs_an_encoder_that_draws(make_args):
+    with pytest.raises(UsageError, match="information is measured with an encoder, and inference is 'persistent'"):
+        make_args(information=5.0, inference="persistent")
+    with pytest.raises(UsageError, match="information must be positive"):
+        make_args(information=0.0, inference="variational")
+
+
+def test_the_bag_of_tokens_by_hand():
+    model = tiny_model(encoder_hidden_size=8, bag_of_tokens_weight=0.5).eval()
+    batch, latents = tiny_batch(), torch.randn(4, LATENT_DIM, generator=seeded())
+    nats = 0.0
+    log_probs = model.bag_of_tokens(latents).log_softmax(-1).detach()
+    for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
+        nats -= float(log_probs[row, ids[1 : int(mask.sum())]].sum())
+    assert model._auxiliary_loss(batch, latents).item() == pytest.approx(0.5 * nats / 4, rel=1e-5)
