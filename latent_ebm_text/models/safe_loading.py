@@ -56,6 +56,8 @@ class SafetensorsModel(PreTrainedModel):
         except SafetensorError as error:
             raise DataError(f"the safetensors weights of {name} cannot be read: {in_one_line(error)}") from error
         except Exception as error:  # what transformers stumbles over in a configuration that is wrong has no limits
+            if torch.get_default_device().type == "meta":  # on which nothing can be loaded, whatever the folder
+                raise
             raise DataError(f"the model in {name} cannot be loaded: {in_one_line(error)}") from error
         if info["mismatched_keys"] and not may_differ:
             shapes = [

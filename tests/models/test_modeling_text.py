@@ -211,6 +211,12 @@ def test_a_model_of_another_size_is_refused(tmp_path: Path) -> None:
     assert Model.from_pretrained(tmp_path, hidden_size=17, ignore_mismatched_sizes=True).config.hidden_size == 17
 
 
+def test_loading_on_the_meta_device_is_the_callers_mistake(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    with torch.device("meta"), pytest.raises(RuntimeError, match="meta device context manager"):
+        Model.from_pretrained(tmp_path)
+
+
 # Latents
 
 
