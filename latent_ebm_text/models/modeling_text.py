@@ -73,8 +73,6 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
 
     config_class = LatentEBMTextConfig
     main_input_name = "input_ids"
-    # It serves training alone.
-    _keys_to_ignore_on_save = ("bag_of_tokens.weight", "bag_of_tokens.bias")
     _keys_to_ignore_on_load_missing = (r"bag_of_tokens\.",)
     # Whether it does is for the language model of the decoder to say, which is asked when it is made.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
@@ -99,6 +97,7 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         self.bag_of_tokens = None
         if config.bag_of_tokens_weight > 0:
             self.bag_of_tokens = nn.Linear(config.latent_dim, config.vocab_size)
+            self._keys_to_ignore_on_save = ("bag_of_tokens.weight", "bag_of_tokens.bias")  # it serves training alone
         self.post_init()
         # The model is defined by ancestral sampling at temperature 1; other decodings are the caller's choice.
         self.generation_config.update(do_sample=True, top_k=0, max_new_tokens=config.max_sequence_length)
