@@ -27,7 +27,8 @@ from accelerate.utils import tqdm
 from latent_ebm_text.anomaly.images import SCORES, anomaly_scores, held_out_split, image_labels
 from latent_ebm_text.anomaly.metrics import auprc, auroc
 from latent_ebm_text.commands.arguments import ImageDataArguments, ImageModelArguments
-from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.parsing import parse_arguments
+from latent_ebm_text.commands.running import run_command
 from latent_ebm_text.commands.runs import run_identity
 from latent_ebm_text.commands.train_images import build, prepare, train_on_images
 from latent_ebm_text.data.image_processing import LatentEBMImageProcessor

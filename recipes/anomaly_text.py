@@ -19,7 +19,8 @@ import numpy as np
 from latent_ebm_text.anomaly.baselines import embed_sentences, isolation_forest_scores, knn_scores
 from latent_ebm_text.anomaly.corruptions import other_source_task, shuffled_words_task
 from latent_ebm_text.anomaly.metrics import detection_metrics
-from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.parsing import parse_arguments
+from latent_ebm_text.commands.running import run_command
 from latent_ebm_text.data.lines import read_sentences
 from latent_ebm_text.data.text import load_text_dataset
 from latent_ebm_text.errors import UsageError

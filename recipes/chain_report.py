@@ -15,7 +15,8 @@ from pathlib import Path
 from accelerate.utils import tqdm
 from sampler_comparison import compare_samplers
 
-from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.parsing import parse_arguments
+from latent_ebm_text.commands.running import run_command
 from latent_ebm_text.evaluation.plots import plot_chain_report
 from latent_ebm_text.evaluation.text import report_prior_chains
 from latent_ebm_text.latents.rng import derived_generator

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latent_ebm_text.commands.compare import compare_evaluations
-from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.parsing import parse_arguments
+from latent_ebm_text.commands.running import run_command
 from latent_ebm_text.training.arguments import option, required
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from accelerate.utils import tqdm
 from attribute_metrics import AttributeReader, Wish, control_metrics, control_table
 
-from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.parsing import parse_arguments
+from latent_ebm_text.commands.running import run_command
 from latent_ebm_text.data.newswire import newswire_grammar
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents import Control, LatentClassifier, fit_classifier

@@ -19,7 +19,8 @@ from accelerate.utils import tqdm
 
 from latent_ebm_text import LatentEBMForImageGeneration
 from latent_ebm_text.commands.arguments import ImageDataArguments
-from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.parsing import parse_arguments
+from latent_ebm_text.commands.running import run_command
 from latent_ebm_text.commands.runs import describe_splits
 from latent_ebm_text.commands.train_images import SHOWN, prepare
 from latent_ebm_text.data.images import ImageCollator

@@ -10,7 +10,8 @@ again for the RPPL of every model.
 
 from latent_ebm_text.commands.arguments import CorpusArguments
 from latent_ebm_text.commands.evaluate_text import TextEvaluationArguments, run_text_evaluation
-from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.parsing import parse_arguments
+from latent_ebm_text.commands.running import run_command
 
 
 def main() -> None:

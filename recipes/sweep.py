@@ -21,7 +21,8 @@ from typing import Any, Literal
 import yaml
 from sweep_table import describe_sweep, plot_frontier
 
-from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.parsing import parse_arguments
+from latent_ebm_text.commands.running import run_command
 from latent_ebm_text.errors import UsageError, require_positive
 from latent_ebm_text.training.arguments import option, required
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latent_ebm_text.commands.compare import compare_evaluations
-from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.parsing import parse_arguments
+from latent_ebm_text.commands.running import run_command
 from latent_ebm_text.errors import UsageError, reading
 from latent_ebm_text.hub.folders import read_json
 from latent_ebm_text.training.arguments import option

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from latent_ebm_text.commands.arguments import DataArguments
-from latent_ebm_text.commands.parsing import parse_arguments, run_command
+from latent_ebm_text.commands.parsing import parse_arguments
+from latent_ebm_text.commands.running import run_command
 from latent_ebm_text.commands.train_text import prepare
 from latent_ebm_text.evaluation.evaluator import EVALUATOR, QUICK_EVALUATOR, train_language_model
 from latent_ebm_text.evaluation.perplexity import estimate_perplexity

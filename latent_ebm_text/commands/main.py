@@ -36,7 +36,7 @@ saves a checkpoint first)."""
 
 def main() -> None:
     """Runs a command and leaves with its exit code; an error raised on purpose becomes one line on stderr."""
-    from latent_ebm_text.commands.parsing import run_command
+    from latent_ebm_text.commands.running import run_command
 
     if "_ARGCOMPLETE" in os.environ:
         complete()

@@ -18,6 +18,7 @@ from latent_ebm_text.commands.arguments import (
     TextModelArguments,
 )
 from latent_ebm_text.commands.output import print_json_file
+from latent_ebm_text.commands.running import run_command
 from latent_ebm_text.training.arguments import TrainingArguments, option
 
 
@@ -81,7 +82,7 @@ def _recipe(groups: tuple[type, ...], description: str | None, config: str) -> N
         )
         return _run(arguments, groups is IMAGES)
 
-    parsing.run_command(main)
+    run_command(main)
 
 
 def _run(arguments: Sequence[Any], images: bool) -> int:

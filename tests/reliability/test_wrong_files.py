@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.commands.main import run
-from latent_ebm_text.commands.parsing import run_command
+from latent_ebm_text.commands.running import run_command
 from latent_ebm_text.commands.sentences import GenerateArguments, InterpolateArguments, ScoreArguments
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.hub.folders import find_model

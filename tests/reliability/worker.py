@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from latent_ebm_text import LatentEBMForImageGeneration, LatentEBMForTextGeneration, LatentEBMImageConfig
-from latent_ebm_text.commands.parsing import run_command
+from latent_ebm_text.commands.running import run_command
 from latent_ebm_text.data.batching import BucketedBatches, TextCollator
 from latent_ebm_text.data.images import ImageCollator
 from latent_ebm_text.latents.samplers import LangevinSampler
