@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -62,6 +65,31 @@ def _problem_of(name: str, value: Any) -> str | None:
         is_right = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
         return None if is_right else f"a whole number of at least {least}"
     return None
+
+
+@contextmanager
+def naming_saved_options(saved: dict[str, Any], given: dict[str, Any]) -> Iterator[None]:
+    """Adds to an error of transformers the options that the model's generation configuration asks for.
+
+    Nobody has typed them, so that an error on their account would otherwise speak of something the caller never gave.
+
+    Raises:
+        UsageError: In place of the error, if there are such options.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        own = {*OBEYED, *IGNORED, "top_k"}
+        names = [
+            name for name, value in saved.items() if value != _DEFAULTS.get(name) and name not in own | set(given)
+        ]
+        if not names:
+            raise
+        raise UsageError(
+            f"cannot generate with {', '.join(names)} of the model's generation configuration: {error}"
+        ) from error
 
 
 def plain_options(options: dict[str, Any]) -> dict[str, Any] | None:

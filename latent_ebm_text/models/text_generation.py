@@ -14,7 +14,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.utils import ModelOutput
 
 from latent_ebm_text.errors import UsageError
-from latent_ebm_text.models.plain_sampling import check_options, plain_options
+from latent_ebm_text.models.plain_sampling import check_options, naming_saved_options, plain_options
 from latent_ebm_text.models.sentences import SentenceModel
 from latent_ebm_text.networks.base import TextDecoder
 from latent_ebm_text.networks.generation import TokenChoice
@@ -131,7 +131,8 @@ class SentenceGenerationModel(SentenceModel, GenerationMixin):
             inputs = torch.full((batch, 1), self.config.bos_token_id, device=self.device)
         else:
             inputs, kwargs["attention_mask"] = self._open_prompt(inputs, kwargs.get("attention_mask"))
-        with _global_generator(generator, self.device):
+        saved = naming_saved_options(self.generation_config.to_dict(), kwargs)
+        with saved, _global_generator(generator, self.device):
             output = super().generate(inputs.to(self.device), latents=latents, **kwargs)
         if isinstance(output, ModelOutput):
             output["latents"], output["energies"] = latents, self.prior.energy(latents)
