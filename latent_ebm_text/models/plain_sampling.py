@@ -78,13 +78,11 @@ def naming_saved_options(saved: dict[str, Any], given: dict[str, Any]) -> Iterat
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except torch.OutOfMemoryError:
         raise
-    except Exception as error:
-        own = {*OBEYED, *IGNORED, "top_k"}
-        names = [
-            name for name, value in saved.items() if value != _DEFAULTS.get(name) and name not in own | set(given)
-        ]
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+        usual = {*OBEYED, *IGNORED, "top_k", *given}
+        names = [name for name, value in saved.items() if value not in (None, IDLE.get(name)) and name not in usual]
         if not names:
             raise
         raise UsageError(
