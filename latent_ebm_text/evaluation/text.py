@@ -103,9 +103,12 @@ def draw_latents(
 def batch_inputs(
     model: LatentEBMForTextGeneration, dataset: Any, collate: Collate, indices: np.ndarray
 ) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` of some rows of a dataset, on the model's device."""
-    batch = collate([{"input_ids": ids} for ids in dataset[indices]["input_ids"]])
-    return {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    """What decoder and encoder read of some rows of a dataset, on the model's device."""
+    columns = dataset[indices]
+    names = [name for name in ("input_ids", "sentence_embeddings") if name in columns]
+    rows = zip(*(columns[name] for name in names), strict=True)
+    batch = collate([dict(zip(names, row, strict=True)) for row in rows])
+    return {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
 
 
 def generate_texts(

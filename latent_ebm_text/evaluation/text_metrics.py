@@ -21,6 +21,7 @@ from latent_ebm_text.evaluation.text import Collate, SentenceDraws, batch_inputs
 from latent_ebm_text.latents.integrals import LogPartition
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.models.scoring import AnomalyScores, estimate_log_partition
+from latent_ebm_text.models.sentences import SentenceRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -154,7 +155,7 @@ def marginal_likelihood_metrics(
         generator = derived_generator(seed, "log partition", device=model.device)
         log_partition = estimate_log_partition(model, num_chains=1024, generator=generator)
     scores = model.score(
-        dataset[chosen]["input_ids"],
+        SentenceRows.of_columns(dataset[chosen]),
         marginal="ais",
         num_draws=1,
         num_samples=num_samples,

@@ -185,8 +185,14 @@ class LatentEBMTextConfig(LatentEBMConfig):
         bag_of_tokens_weight (`float`): Weight of an auxiliary loss that an encoder is trained with: the nats of the
             sentence's tokens, whatever their order, predicted from z by one linear layer. It teaches the encoder what
             to tell, and is no part of the model that is saved.
-        encoder_hidden_size (`int`, *optional*): Width of an LSTM encoder q(z | x), from whose draws posterior chains
+        encoder_hidden_size (`int`, *optional*): Width of an encoder q(z | x), from whose draws posterior chains
             start; with a Gaussian prior it makes a variational autoencoder. None for no encoder.
+        sentence_encoder (`str`, *optional*): Frozen sentence encoder whose embeddings the encoder reads in place of
+            tokens: `all-MiniLM-L6-v2`, or any model of sentence-transformers by Hub id or folder (extra `encoder`).
+            None for an encoder that is an LSTM on tokens.
+        sentence_embedding_size (`int`, *optional*): Width of these embeddings.
+        sentence_embedding_weight (`float`): Weight of an auxiliary loss, the squared error of the sentence embedding
+            that one linear layer predicts from z, as `bag_of_tokens_weight`.
         max_sequence_length (`int`): Longest sequence in tokens, the end token included, in training and generation.
     """
 
@@ -212,6 +218,9 @@ class LatentEBMTextConfig(LatentEBMConfig):
     frequent_tokens: int = 0
     drawn_tokens: int = 0
     encoder_hidden_size: int | None = None
+    sentence_encoder: str | None = None
+    sentence_embedding_size: int | None = None
+    sentence_embedding_weight: float | int = 0.0
     bag_of_tokens_weight: float | int = 0.0
     max_sequence_length: int = 100
     pad_token_id: int | None = 0
@@ -233,6 +242,12 @@ class LatentEBMTextConfig(LatentEBMConfig):
             )
         if self.encoder_hidden_size is not None and self.latent_dim == 0:
             raise UsageError("encoder_hidden_size needs a latent to infer: set latent_dim above 0, or leave it out")
+        if self.sentence_encoder is not None and self.encoder_hidden_size is None:
+            raise UsageError("sentence_encoder is what an encoder reads: set encoder_hidden_size, 256 for example")
+        self._check_sizes("sentence_embedding_size")
+        for name in ("bag_of_tokens_weight", "sentence_embedding_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{name} must be zero or positive, got {getattr(self, name)}")
         for name in ("dropout", "embedding_dropout", "token_dropout"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise UsageError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
@@ -265,8 +280,6 @@ class LatentEBMTextConfig(LatentEBMConfig):
                 f"decoder_training {self.decoder_training!r} is for a pretrained language model; the built-in "
                 f"{self.decoder_type!r} decoder is trained from scratch: leave decoder_training at 'full'"
             )
-        if not self.bag_of_tokens_weight >= 0:
-            raise UsageError(f"bag_of_tokens_weight must be zero or positive, got {self.bag_of_tokens_weight}")
         if self.bag_of_tokens_weight > 0 and self.encoder_hidden_size is None:
             raise UsageError("bag_of_tokens_weight teaches an encoder: set encoder_hidden_size, or leave it out")
         if self.decoder_training == "frozen" and self.latent_dim == 0:

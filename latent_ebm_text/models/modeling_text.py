@@ -15,16 +15,19 @@ from transformers.utils import ModelOutput, logging
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.models.configuration import LatentEBMTextConfig
 from latent_ebm_text.models.forward_arguments import check_extra_arguments
-from latent_ebm_text.models.text_decoders import build_text_decoder
+from latent_ebm_text.models.text_decoders import build_encoder, build_text_decoder
 from latent_ebm_text.models.text_generation import SentenceGenerationModel
 from latent_ebm_text.networks.base import TokenCache, is_exporting, predicted_mask
 from latent_ebm_text.networks.causal_lm import CausalLMDecoder
 from latent_ebm_text.networks.injection import LatentInjection
 from latent_ebm_text.networks.language_model import architecture
 from latent_ebm_text.networks.lstm import LSTMDecoder, LSTMEncoder
+from latent_ebm_text.networks.sentence_encoder import scaled_embeddings
 from latent_ebm_text.networks.softmax import SoftmaxOutput
 
 logger = logging.get_logger(__name__)
+#: Parts that serve training alone.
+_HEADS = ("bag_of_tokens", "embedding_head")
 
 
 @dataclass
@@ -73,7 +76,7 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
 
     config_class = LatentEBMTextConfig
     main_input_name = "input_ids"
-    _keys_to_ignore_on_load_missing = (r"bag_of_tokens\.",)
+    _keys_to_ignore_on_load_missing = tuple(rf"{name}\." for name in _HEADS)
     # Whether it does is for the language model of the decoder to say, which is asked when it is made.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
 
@@ -85,19 +88,13 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         if isinstance(self.decoder, CausalLMDecoder):
             config._attn_implementation = self.decoder.lm.config._attn_implementation
             self.supports_gradient_checkpointing = self.decoder.lm.supports_gradient_checkpointing
-        self.encoder = None
-        if config.encoder_hidden_size is not None:
-            self.encoder = LSTMEncoder(
-                config.vocab_size,
-                config.latent_dim,
-                embedding_size=config.embedding_size,
-                hidden_size=config.encoder_hidden_size,
-                embedding_dropout=config.dropout if config.embedding_dropout is None else config.embedding_dropout,
-            )
-        self.bag_of_tokens = None
-        if config.bag_of_tokens_weight > 0:
-            self.bag_of_tokens = nn.Linear(config.latent_dim, config.vocab_size)
-            self._keys_to_ignore_on_save = ("bag_of_tokens.weight", "bag_of_tokens.bias")  # it serves training alone
+        self.encoder = None if config.encoder_hidden_size is None else build_encoder(config)
+        # What they predict from z teaches the encoder what to tell: they serve training alone, and are not saved.
+        self.bag_of_tokens = nn.Linear(config.latent_dim, config.vocab_size) if config.bag_of_tokens_weight else None
+        self.embedding_head = None
+        if config.sentence_embedding_size is not None and config.sentence_embedding_weight:
+            self.embedding_head = nn.Linear(config.latent_dim, config.sentence_embedding_size)
+        self._keys_to_ignore_on_save = [name for name, _ in self.named_parameters() if name.startswith(_HEADS)]
         self.post_init()
         # The model is defined by ancestral sampling at temperature 1; other decodings are the caller's choice.
         self.generation_config.update(do_sample=True, top_k=0, max_new_tokens=config.max_sequence_length)
@@ -228,7 +225,7 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
             self._resize(decoder.embedding, *size)
             for name, weight in decoder.output.named_parameters(recurse=False):  # no weight if it is tied
                 setattr(decoder.output, name, self._resized(weight, *size))
-        if self.encoder is not None:
+        if isinstance(self.encoder, LSTMEncoder):
             self._resize(self.encoder.embedding, *size)
         if self.bag_of_tokens is not None:
             for name, weight in self.bag_of_tokens.named_parameters():
@@ -254,6 +251,7 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         latents: Tensor | None = None,
         prior_latents: Tensor | None = None,
         likelihood_weight: float | None = None,
+        sentence_embeddings: Tensor | None = None,
         past_key_values: TokenCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -275,6 +273,8 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
             latents: `(batch, latent_dim)`. The default is posterior draws with labels, and prior draws without.
             prior_latents: `(samples, latent_dim)`, the prior draws of the objective; drawn if not given.
             likelihood_weight: `w` in place of the model's own, for the draws that are made here.
+            sentence_embeddings: `(batch, width)`, what the encoder reads of the sentences under `labels`, if it reads
+                embeddings; see [`~latent_ebm_text.data.embeddings.add_embeddings`].
             past_key_values: The decoder's state after the previous tokens, in generation.
             use_cache: Whether to return that state.
             logits_to_keep: Number of last positions whose logits are returned; 0 for all.
@@ -315,7 +315,14 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         output = LatentEBMTextOutput()
         if labels is not None:
             output = self._loss(
-                input_ids, attention_mask, labels, latents, prior_latents, likelihood_weight, generator
+                input_ids,
+                attention_mask,
+                labels,
+                latents,
+                prior_latents,
+                likelihood_weight,
+                generator,
+                sentence_embeddings,
             )
         if labels is None or not self.training:
             latents = latents if output.latents is None else output.latents
@@ -363,6 +370,7 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         prior_latents: Tensor | None,
         likelihood_weight: float | None,
         generator: torch.Generator | None,
+        sentence_embeddings: Tensor | None,
     ) -> LatentEBMTextOutput:
         counted = labels != -100
         ends = self.config.eos_token_id if isinstance(self.config.eos_token_id, list) else [self.config.eos_token_id]
@@ -382,16 +390,24 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
             "attention_mask": mask.gather(1, order),
             "counted": (counted & mask).gather(1, order),
         }
+        if sentence_embeddings is not None:
+            inputs["sentence_embeddings"] = sentence_embeddings
         loss = self.learning_objective(inputs, latents, prior_latents, likelihood_weight, generator)
         return LatentEBMTextOutput(**vars(loss))
 
     def _auxiliary_loss(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
-        if self.bag_of_tokens is None:
-            return super()._auxiliary_loss(inputs, latents)
-        log_probs = self.bag_of_tokens(latents.to(self.bag_of_tokens.weight.dtype)).float().log_softmax(dim=-1)
-        mask = predicted_mask(inputs)
-        log_probs = log_probs.gather(1, inputs["input_ids"][:, 1:]).masked_fill(~mask, 0.0)  # (batch, length - 1)
-        return -self.config.bag_of_tokens_weight * log_probs.sum(dim=1).mean()
+        """The nats of the sentence's tokens in any order, and the squared error of its embedding, predicted from z."""
+        loss = super()._auxiliary_loss(inputs, latents)
+        if self.bag_of_tokens is not None:
+            log_probs = self.bag_of_tokens(latents.to(self.bag_of_tokens.weight.dtype)).float().log_softmax(dim=-1)
+            log_probs = log_probs.gather(1, inputs["input_ids"][:, 1:])  # (batch, length - 1)
+            nll = -log_probs.masked_fill(~predicted_mask(inputs), 0.0).sum(dim=1).mean()
+            loss = loss + self.config.bag_of_tokens_weight * nll
+        if self.embedding_head is not None:
+            embeddings = scaled_embeddings(inputs, self.embedding_head.out_features)
+            error = self.embedding_head(latents.to(self.embedding_head.weight.dtype)).float() - embeddings
+            loss = loss + self.config.sentence_embedding_weight * error.square().sum(dim=1).mean()
+        return loss
 
 
 def _real_first(mask: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,24 @@ if TYPE_CHECKING:
 #: Strings, which need a tokenizer; lists of token ids; or a tensor of token ids `(batch, length)`. Strings and lists
 #: may come from anything with an order, see [`~latent_ebm_text.data.inputs.each_entry`].
 Sentences = Iterable[str] | Iterable[Sequence[int]] | Tensor
+
+
+class SentenceRows(list[list[int]]):
+    """The token ids of sentences that were read and checked, with what the encoder reads of them beside.
+
+    Attributes:
+        embeddings: `(n, width)`, float32, of a model whose encoder reads sentence embeddings.
+    """
+
+    embeddings: Tensor | None = None
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Any]) -> SentenceRows:
+        """Rows of a tokenized dataset, `dataset[indices]`, which holds embeddings where the model reads them."""
+        rows = cls(columns["input_ids"])
+        if "sentence_embeddings" in columns:
+            rows.embeddings = torch.tensor(columns["sentence_embeddings"], dtype=torch.float32)
+        return rows
 
 
 @dataclass(frozen=True)
@@ -184,8 +202,10 @@ class SentenceModel(LatentInferenceModel):
         attention_mask: Tensor | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> list[list[int]]:
+    ) -> SentenceRows:
         """The token ids of every sentence, from the beginning to the end token, checked."""
+        if isinstance(input_ids, SentenceRows):
+            return input_ids
         if isinstance(input_ids, Tensor):
             self._check_ids(input_ids, attention_mask)
             masks = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.device)
@@ -204,6 +224,19 @@ class SentenceModel(LatentInferenceModel):
             raise UsageError("a sentence has at least two ids, its beginning and its end token")
         if not isinstance(input_ids, Tensor):
             self._check_ids(torch.tensor([token for row in rows for token in row])[None], None)
+        return self._embedded(SentenceRows(rows), tokenizer)
+
+    def _embedded(self, rows: SentenceRows, tokenizer: PreTrainedTokenizerBase | None) -> SentenceRows:
+        """Adds what the encoder reads of sentences, if it reads embeddings."""
+        name = self.config.sentence_encoder
+        if name is not None and tokenizer is None:
+            raise UsageError(
+                f"the encoder of this model reads sentences by {name!r}: give tokenizer=..., also beside token ids"
+            )
+        if name is not None:
+            from latent_ebm_text.data.embeddings import embed_token_ids
+
+            rows.embeddings = torch.from_numpy(embed_token_ids(rows, tokenizer, name))
         return rows
 
     def _check_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
@@ -223,15 +256,18 @@ class SentenceModel(LatentInferenceModel):
                 "the tokenizer does not fit this model"
             )
 
-    def _order(self, data: list[list[int]]) -> Tensor:
+    def _order(self, data: SentenceRows) -> Tensor:
         return torch.from_numpy(np.argsort([len(row) for row in data], kind="stable"))
 
-    def _collate(self, data: list[list[int]], indices: Tensor) -> dict[str, Tensor]:
+    def _collate(self, data: SentenceRows, indices: Tensor) -> dict[str, Tensor]:
         rows = [torch.tensor(data[index]) for index in indices.tolist()]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id or 0)
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        return {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        inputs = {"input_ids": ids.to(self.device), "attention_mask": mask.to(self.device)}
+        if data.embeddings is not None:
+            inputs["sentence_embeddings"] = data.embeddings[indices].to(self.device)
+        return inputs
 
     def _decode(self, latents: Tensor, **options: Any) -> Any:
         return self.generate(latents=latents, **{"do_sample": False, **options})

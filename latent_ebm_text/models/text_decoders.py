@@ -1,13 +1,15 @@
-"""The decoder of a text model, built from its configuration."""
+"""The decoder and the encoder of a text model, built from its configuration."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from latent_ebm_text.networks.base import TextDecoder
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.networks.base import LatentEncoder, TextDecoder
 from latent_ebm_text.networks.causal_lm import CausalLMDecoder
 from latent_ebm_text.networks.language_model import build_language_model
-from latent_ebm_text.networks.lstm import LSTMDecoder
+from latent_ebm_text.networks.lstm import LSTMDecoder, LSTMEncoder
+from latent_ebm_text.networks.sentence_encoder import SentenceEmbeddingEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,4 +98,30 @@ def build_text_decoder(
         lora_rank=config.lora_rank,
         max_sequence_length=config.max_sequence_length,
         **dropout,
+    )
+
+
+def build_encoder(config: LatentEBMTextConfig) -> LatentEncoder:
+    """The encoder that a configuration describes.
+
+    Raises:
+        UsageError: If it reads embeddings, and the configuration does not say how wide they are.
+    """
+    assert config.encoder_hidden_size is not None
+    dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
+    if config.sentence_encoder is None:
+        return LSTMEncoder(
+            config.vocab_size,
+            config.latent_dim,
+            embedding_size=config.embedding_size,
+            hidden_size=config.encoder_hidden_size,
+            embedding_dropout=dropout,
+        )
+    if config.sentence_embedding_size is None:
+        raise UsageError(
+            f"the width of the embeddings of sentence_encoder {config.sentence_encoder!r} is missing: give "
+            "sentence_embedding_size, which is 384 for all-MiniLM-L6-v2"
+        )
+    return SentenceEmbeddingEncoder(
+        config.sentence_embedding_size, config.latent_dim, hidden_size=config.encoder_hidden_size, dropout=dropout
     )

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from latent_ebm_text.errors import UsageError, require_in_interval, require_positive
 
+#: The value of an option that follows from the data, see [`~latent_ebm_text.training.defaults`].
+AUTO = "auto"
 
-def option(default: Any, help: str) -> Any:
-    """A field of a dataclass of arguments, with its default and its line of `--help`."""
-    return field(default=default, metadata={"help": help})
+
+def option(default: Any, help: str, auto: bool = False) -> Any:
+    """A field of a dataclass of arguments, with its default and its line of `--help`.
+
+    Args:
+        default: The default.
+        help: What the option does.
+        auto: Whether its value may also be `"auto"`.
+    """
+    return field(default=default, metadata={"help": help, "auto": auto})
 
 
 def required(help: str) -> Any:
@@ -25,8 +34,8 @@ class TrainingArguments:
 
     output_dir: str = option("runs/latent-ebm", "Folder of the run: checkpoints, metrics, plots, the final model.")
     seed: int = option(0, "Every random draw is a function of this seed and of the step.")
-    num_epochs: float = option(30.0, "Passes through the training data.")
-    train_batch_size: int = option(128, "Examples (sentences or images) per step, over all processes.")
+    num_epochs: float = option(30.0, "Passes through the training data.", auto=True)
+    train_batch_size: int = option(128, "Examples (sentences or images) per step, over all processes.", auto=True)
     eval_batch_size: int = option(256, "Examples in a batch of evaluation.")
     decoder_learning_rate: float = option(1e-3, "Learning rate of the decoder and the encoder (AdamW).")
     prior_learning_rate: float = option(1e-4, "Learning rate of the energy (AdamW).")
@@ -35,7 +44,7 @@ class TrainingArguments:
     prior_start: float = option(
         0.0, "Share of the training, 0 to 1, after which the energy starts to learn; the prior is Gaussian until then."
     )
-    warmup_steps: int = option(100, "Steps over which the learning rates rise from zero.")
+    warmup: float = option(0.02, "Share of the training, 0 to 1, over which the learning rates rise from zero.")
     final_learning_rate_factor: float = option(
         0.05, "Both learning rates fall linearly to this share of their first value."
     )
@@ -56,10 +65,13 @@ class TrainingArguments:
         None, "Likelihood weight at the first step, from which it falls to likelihood_weight; a high one makes the "
         "decoder use the latent.",
     )  # fmt: skip
-    likelihood_weight_steps: int = option(1000, "Steps over which the likelihood weight falls, geometrically.")
+    likelihood_weight_fall: float = option(
+        0.25, "Share of the training, 0 to 1, over which the likelihood weight falls, geometrically."
+    )
     information: float | None = option(
         None, "Nats per example that the latent is to carry. The likelihood weight is then moved until it does, from "
         "initial_likelihood_weight on (50 by default); for inference variational. None for a weight that is given.",
+        auto=True,
     )  # fmt: skip
     log_every: int = option(50, "Steps between lines of metrics.jsonl.")
     eval_every: int = option(1000, "Steps between evaluations on part of the validation split.")
@@ -87,28 +99,36 @@ class TrainingArguments:
     def __post_init__(self) -> None:
         for name in (
             "num_epochs", "train_batch_size", "eval_batch_size", "decoder_learning_rate", "prior_learning_rate",
-            "max_decoder_grad_norm", "max_prior_grad_norm", "chain_num_steps", "likelihood_weight_steps", "log_every",
+            "max_decoder_grad_norm", "max_prior_grad_norm", "chain_num_steps", "likelihood_weight_fall", "log_every",
             "eval_every", "save_every", "keep_checkpoints", "num_eval_samples",
         ):  # fmt: skip
-            require_positive(name, getattr(self, name))
+            if name not in self.automatic:
+                require_positive(name, getattr(self, name))
         from latent_ebm_text.latents.samplers.schedules import schedule_values  # here, because it imports torch
 
         schedule_values(self.chain_step_size, self.chain_num_steps, name="chain_step_size")
         if self.initial_likelihood_weight is not None:
             require_positive("initial_likelihood_weight", self.initial_likelihood_weight)
         if self.information is not None:
-            require_positive("information", self.information)
+            if "information" not in self.automatic:
+                require_positive("information", self.information)
             if self.inference != "variational":
                 raise UsageError(
                     f"information is measured with an encoder, and inference is {self.inference!r}: set inference to "
                     "variational, or leave information out and set likelihood_weight"
                 )
-        for name in ("chain_refresh", "final_learning_rate_factor", "prior_start", "averaging_start"):
+        shares = ("chain_refresh", "prior_start", "averaging_start", "warmup", "likelihood_weight_fall")
+        for name in ("final_learning_rate_factor", *shares):
             require_in_interval(name, getattr(self, name), 0.0, 1.0)
         require_in_interval("num_eval_examples", self.num_eval_examples, 2, float("inf"))  # for a standard error
-        for name in ("warmup_steps", "decoder_weight_decay", "prior_weight_decay", "max_rollbacks"):
+        for name in ("decoder_weight_decay", "prior_weight_decay", "max_rollbacks"):
             require_in_interval(name, getattr(self, name), 0.0, float("inf"))
         require_in_interval("usr1_exit_code", self.usr1_exit_code, 0, 255)
+
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """The names of the settings that are still to follow from the data."""
+        return tuple(each.name for each in fields(self) if getattr(self, each.name) == AUTO)
 
     def check_encoder(self, has_encoder: bool) -> None:
         """Raises a `UsageError` if the inference needs an encoder that is not there, or does not use one that is."""

@@ -124,6 +124,8 @@ def train(
     """
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     require_no_loss_scale(accelerator.mixed_precision)
+    if args.automatic:
+        raise UsageError(f"{args.automatic[0]} is 'auto', and nothing here says what it follows from: give a number")
     args.check_encoder(model.encoder is not None)
     with only_run(Path(args.output_dir), accelerator):
         return _train(model, data, args, identity, evaluate, accelerator, on_save)
@@ -307,7 +309,7 @@ def _draw(state: TrainingState, data: TrainingData, step: int) -> _Share:
     rows = rows if len(rows) else torch.zeros(1, dtype=torch.long)
     indices = torch.from_numpy(batch)[rows]
     inputs = {name: value.to(accelerator.device) for name, value in data.load(indices.numpy()).items()}
-    weight = likelihood_weight(step, args, model.config.likelihood_weight)
+    weight = likelihood_weight(step, state.total, args, model.config.likelihood_weight)
     if state.controller is not None:
         weight = state.controller.weight
 
@@ -381,11 +383,11 @@ def _name(indices: Tensor) -> str:
     return f"examples {indices[:8].tolist()}" + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
 
 
-def likelihood_weight(step: int, args: TrainingArguments, final: float) -> float:
+def likelihood_weight(step: int, total: int, args: TrainingArguments, final: float) -> float:
     """The weight `w` of the posterior `p(z) p(x|z)^w` at a step: falls geometrically to its final value."""
     if args.initial_likelihood_weight is None:
         return final
-    remaining = max(0.0, 1.0 - step / args.likelihood_weight_steps)
+    remaining = max(0.0, 1.0 - step / (args.likelihood_weight_fall * total))
     return float(final * (args.initial_likelihood_weight / final) ** remaining)
 
 
@@ -396,9 +398,9 @@ def learning_rates(step: int, total: int, args: TrainingArguments) -> tuple[floa
     prior's is zero until `prior_start`.
     """
     fall = 1.0 - (1.0 - args.final_learning_rate_factor) * step / total
-    rates = []
+    rates, steps = [], args.warmup * total
     for rate, first in ((args.decoder_learning_rate, 0), (args.prior_learning_rate, round(args.prior_start * total))):
-        warmup = (step - first + 1) / args.warmup_steps if args.warmup_steps else float(step >= first)
+        warmup = (step - first + 1) / max(steps, 1.0)
         rates.append(rate * fall * min(1.0, max(0.0, warmup)))
     return rates[0], rates[1]
 

@@ -45,7 +45,7 @@ def test_trained_on_real_text_saved_and_loaded(decoder_training: str, tmp_path: 
     assert -float(before) / float(inputs["attention_mask"][:, 1:].sum(dim=1).float().mean()) < 10, "it knows English"
     args = TrainingArguments(
         output_dir=str(tmp_path / "run"), num_epochs=1.5, train_batch_size=8, decoder_learning_rate=3e-3,
-        warmup_steps=1, log_every=1, eval_every=1000, save_every=1000,
+        warmup=0.0, log_every=1, eval_every=1000, save_every=1000,
     )  # fmt: skip
     train(model, text.training_data(8, 0), args, identity=text.identity(model, args), evaluate=lambda *_: {})
     with torch.no_grad():

@@ -97,7 +97,7 @@ def test_a_causal_language_model_on_disk_becomes_the_decoder(start, tmp_path):
     settings = {"latent_dim": 4, "prior_hidden_size": 8, "max_sequence_length": 30}
     before = LatentEBMForTextGeneration.from_decoder_pretrained(decoder, **settings)
     changes = {"inference": "short_run", "max_length": 30, "num_epochs": 10, "decoder_learning_rate": 0.01}
-    code, out, err = finish(start(tmp_path, pretrained_decoder=decoder, warmup_steps=1, **changes))
+    code, out, err = finish(start(tmp_path, pretrained_decoder=decoder, warmup=0.0, **changes))
 
     assert code == 0, err
     assert f"model: {before.num_parameters():,} parameters, 4 latent dimensions" in out

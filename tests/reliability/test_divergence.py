@@ -10,7 +10,7 @@ from tests.reliability.worker import Run
 TRAINING = {
     "num_epochs": 2.0,
     "inference": "persistent",
-    "warmup_steps": 0,
+    "warmup": 0.0,
     "final_learning_rate_factor": 1.0,
 }  # 12 steps
 

