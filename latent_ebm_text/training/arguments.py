@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from latent_ebm_text.errors import UsageError, require_in_interval, require_positive
 
-#: The value of an option that follows from the data, see [`~latent_ebm_text.training.defaults`].
+#: The value of an option that follows from the data, see [`~latent_ebm_text.models.defaults`].
 AUTO = "auto"
 
 

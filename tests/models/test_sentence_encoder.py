@@ -109,7 +109,7 @@ def test_embeddings_are_computed_once(encoder, monkeypatch):
     collated = TextCollator(0)([first["train"][index] for index in range(4)])
     np.testing.assert_allclose(collated["sentence_embeddings"], embed_sentences(SENTENCES, encoder), atol=1e-6)
 
-    monkeypatch.setattr(embeddings_module, "embed_sentences", lambda *args: 1 / 0)
+    monkeypatch.setattr(embeddings_module, "embed_token_ids", lambda *args: 1 / 0)
     again = add_embeddings(tokenized, tiny_tokenizer(), encoder)
     assert again["train"]["sentence_embeddings"][:] == first["train"]["sentence_embeddings"][:]
 

@@ -1,0 +1,126 @@
+"""The sizes of a model and of its training that follow from the corpus and the device, each with its reason.
+
+Measured on corpora of 5,000 to 40,000 sentences, see docs/results.md; the rules between and beyond are interpolations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from latent_ebm_text.data.embeddings import embedding_size, installed_encoder
+from latent_ebm_text.data.statistics import CorpusStatistics
+from latent_ebm_text.models.configuration import LatentEBMTextConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Settings of a text model that suit any corpus; `recipes/configs/text.yaml` has the same.
+RECOMMENDED: dict[str, Any] = {
+    "latent_dim": 32,
+    "encoder_hidden_size": 256,
+    "bag_of_tokens_weight": 1.0,
+    "sentence_embedding_weight": 0.2,
+    "prior_sampler": {"name": "langevin", "num_steps": 60, "step_size": 0.4, "integrator": "leimkuhler_matthews"},
+    "energy_penalty": 0.01,
+    "posterior_sampler": {
+        "name": "langevin", "num_steps": 10, "step_size": 0.3, "max_score_norm": 25.0, "integrator": "leimkuhler_matthews",
+    },
+    "tie_word_embeddings": True,
+    "frequent_tokens": 2000,
+    "drawn_tokens": 800,
+    "embedding_dropout": 0.2,
+    "token_dropout": 0.1,
+}  # fmt: skip
+#: The share of a sentence's cost under its unigram frequencies that the latent is to carry,
+_INFORMATION_SHARE = 0.2
+#: and the most nats for each dimension of the latent, beyond which the prior no longer keeps up.
+_NATS_PER_DIMENSION = 0.625
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that follows from the corpus.
+
+    Attributes:
+        value: The setting.
+        reason: What it follows from, for people.
+    """
+
+    value: Any
+    reason: str
+
+
+def choose_sizes(
+    corpus: CorpusStatistics, *, on_gpu: bool, latent_dim: int, hidden_size: int | None = None
+) -> dict[str, Choice]:
+    """Every setting that can be `auto`, by its name.
+
+    Args:
+        corpus: The training split.
+        on_gpu: Whether it is trained on a GPU.
+        latent_dim: Size of the latent.
+        hidden_size: Width of the decoder, if it is given.
+    """
+    tokens = f"{corpus.num_tokens:,} tokens"
+    device = "a GPU" if on_gpu else "a CPU"
+    width = (512 if on_gpu else 256) if corpus.num_tokens < 1_000_000 else (1024 if on_gpu else 512)
+    dropout = next(
+        rate for limit, rate in ((300_000, 0.5), (2_000_000, 0.4), (10_000_000, 0.2), (float("inf"), 0.1))
+        if corpus.num_tokens < limit
+    )  # fmt: skip
+    epochs = min(40.0, max(2.0, round(12 * (200_000 / corpus.num_tokens) ** (1 / 3))))
+    batch = next(
+        size for limit, size in ((5_000, 32), (100_000, 64), (float("inf"), 128)) if corpus.num_sentences < limit
+    )  # fmt: skip
+    share = _INFORMATION_SHARE * corpus.unigram_nats
+    most = _NATS_PER_DIMENSION * latent_dim
+    return {
+        "hidden_size": Choice(width, f"{tokens}, {device}"),
+        "embedding_size": Choice((hidden_size or width) // 2, "half of hidden_size"),
+        "dropout": Choice(dropout, tokens),
+        "num_epochs": Choice(epochs, tokens),
+        "train_batch_size": Choice(batch, f"{corpus.num_sentences:,} sentences"),
+        "information": Choice(
+            float(f"{min(share, most):.2g}"),
+            f"{100 * _INFORMATION_SHARE:.0f} % of the {corpus.unigram_nats:.0f} nats that a sentence costs under the "
+            f"frequencies of its tokens, and at most {_NATS_PER_DIMENSION} nats for each of {latent_dim} dimensions",
+        ),
+    }
+
+
+def recommended_config(
+    tokenizer: PreTrainedTokenizerBase, corpus: CorpusStatistics, *, on_gpu: bool, **settings: Any
+) -> LatentEBMTextConfig:
+    """The configuration that suits a corpus.
+
+    Args:
+        tokenizer: Its tokenizer.
+        corpus: The training split.
+        on_gpu: Whether it is trained on a GPU.
+        **settings: Settings in place of those that suit the corpus.
+    """
+    chosen = RECOMMENDED | {"sentence_encoder": installed_encoder()} | settings
+    sizes = choose_sizes(
+        corpus, on_gpu=on_gpu, latent_dim=chosen["latent_dim"], hidden_size=settings.get("hidden_size")
+    )
+    chosen = {name: sizes[name].value for name in ("hidden_size", "embedding_size", "dropout")} | chosen
+    return text_config(tokenizer, **chosen)
+
+
+def text_config(tokenizer: PreTrainedTokenizerBase, **settings: Any) -> LatentEBMTextConfig:
+    """A configuration with the vocabulary of a tokenizer, and the width of its sentence encoder's embeddings.
+
+    A vocabulary that is no larger than `frequent_tokens` and `drawn_tokens` together is trained on as a whole.
+
+    Args:
+        tokenizer: The tokenizer.
+        **settings: Settings of [`LatentEBMTextConfig`].
+    """
+    vocab_size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))  # ids may have gaps
+    if vocab_size <= settings.get("frequent_tokens", 0) + settings.get("drawn_tokens", 0):
+        settings |= {"frequent_tokens": 0, "drawn_tokens": 0}
+    if settings.get("sentence_encoder") is not None:
+        settings["sentence_embedding_size"] = embedding_size(settings["sentence_encoder"])
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    return LatentEBMTextConfig(vocab_size=vocab_size, **ids, **settings)
