@@ -187,9 +187,9 @@ class LatentEBMTextConfig(LatentEBMConfig):
             to tell, and is no part of the model that is saved.
         encoder_hidden_size (`int`, *optional*): Width of an encoder q(z | x), from whose draws posterior chains
             start; with a Gaussian prior it makes a variational autoencoder. None for no encoder.
-        sentence_encoder (`str`, *optional*): Frozen sentence encoder whose embeddings the encoder reads in place of
+        sentence_encoder (`str`, *optional*): Frozen sentence encoder whose embeddings the encoder reads beside the
             tokens: `all-MiniLM-L6-v2`, or any model of sentence-transformers by Hub id or folder (extra `encoder`).
-            None for an encoder that is an LSTM on tokens.
+            None for an encoder that reads tokens alone.
         sentence_embedding_size (`int`, *optional*): Width of these embeddings.
         sentence_embedding_weight (`float`): Weight of an auxiliary loss, the squared error of the sentence embedding
             that one linear layer predicts from z, as `bag_of_tokens_weight`.

@@ -24,7 +24,8 @@ RECOMMENDED: dict[str, Any] = {
     "prior_sampler": {"name": "langevin", "num_steps": 60, "step_size": 0.4, "integrator": "leimkuhler_matthews"},
     "energy_penalty": 0.01,
     "posterior_sampler": {
-        "name": "langevin", "num_steps": 10, "step_size": 0.3, "max_score_norm": 25.0, "integrator": "leimkuhler_matthews",
+        "name": "langevin", "num_steps": 10, "step_size": 0.3, "max_score_norm": 25.0,
+        "integrator": "leimkuhler_matthews",
     },
     "tie_word_embeddings": True,
     "frequent_tokens": 2000,

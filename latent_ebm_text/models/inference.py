@@ -14,6 +14,7 @@ from latent_ebm_text.latents.interpolation import STIFFNESS, PathKind, latent_pa
 from latent_ebm_text.latents.neighbours import LatentIndex, Metric, Neighbours
 from latent_ebm_text.latents.samplers import Sampler
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
+from latent_ebm_text.networks.base import GaussianPosterior
 from latent_ebm_text.networks.dropout import evaluation_mode
 
 
@@ -140,18 +141,50 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
                     draw[indices] = latents.float().cpu()
         return draws
 
-    def build_index(self, *data: Any, source: str = "", num_draws: int = 8, **options: Any) -> LatentIndex:
+    @torch.no_grad()
+    def encoder_proposals(
+        self, *data: Any, batch_size: int = 128, progress: bool = False, **named_data: Any
+    ) -> GaussianPosterior:
+        """The encoder's own posteriors q(z | x), mean and log standard deviation `(n, latent_dim)`, on the CPU.
+
+        Args:
+            *data: The data.
+            batch_size: Examples per batch.
+            progress: Whether to show a progress bar.
+            **named_data: The data.
+
+        Raises:
+            UsageError: If the model has no encoder, the data cannot be read, or a number is not positive.
+        """
+        if self.encoder is None:
+            raise UsageError("this model has no encoder, and infers latents by chains: use posterior_draws")
+        read = self._read(*data, **named_data)
+        mean, log_std = torch.empty(2, len(read), self.config.latent_dim)
+        for indices, inputs in self.batches(read, batch_size, description="encoding", progress=progress):
+            proposal = self.encoder.propose(inputs)
+            mean[indices], log_std[indices] = proposal.mean.float().cpu(), proposal.log_std.float().cpu()
+        return GaussianPosterior(mean, log_std)
+
+    def build_index(self, *data: Any, source: str = "", num_draws: int | None = None, **options: Any) -> LatentIndex:
         """Posterior means and standard deviations of a corpus, in which `neighbours` searches.
+
+        They are those of the encoder, in seconds for ten thousand sentences, or estimated from chains.
 
         Args:
             *data: The data.
             source: What the data are, such as the corpus's fingerprint; it is checked when the index is loaded.
-            num_draws: Chains per example, at least 2.
-            **options: Named data and options of `posterior_draws`.
+            num_draws: Chains per example, at least 2. By default none if the model has an encoder, and 8 otherwise.
+            **options: Named data, and options of `encoder_proposals` or `posterior_draws`.
 
         Raises:
             UsageError: As `posterior_draws`, or with fewer than two draws.
         """
+        if num_draws is None and self.encoder is not None and options.get("sampler") is None:
+            # An encoder draws nothing: a generator and a sampler are the business of chains.
+            options = {name: value for name, value in options.items() if name not in ("generator", "sampler")}
+            proposal = self.encoder_proposals(*data, **options)
+            return LatentIndex(proposal.mean, proposal.log_std.exp(), source)
+        num_draws = 8 if num_draws is None else num_draws
         if num_draws < 2:
             raise UsageError(f"a standard deviation needs 2 draws or more, got num_draws={num_draws}")
         draws = self.posterior_draws(*data, num_draws=num_draws, **options)

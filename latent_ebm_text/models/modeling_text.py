@@ -27,8 +27,8 @@ from latent_ebm_text.networks.base import TokenCache, is_exporting, predicted_ma
 from latent_ebm_text.networks.causal_lm import CausalLMDecoder
 from latent_ebm_text.networks.injection import LatentInjection
 from latent_ebm_text.networks.language_model import architecture
-from latent_ebm_text.networks.lstm import LSTMDecoder, LSTMEncoder
-from latent_ebm_text.networks.sentence_encoder import scaled_embeddings
+from latent_ebm_text.networks.lstm import LSTMDecoder
+from latent_ebm_text.networks.sentence_encoder import SentenceEmbeddingEncoder, scaled_embeddings
 from latent_ebm_text.networks.softmax import SoftmaxOutput
 
 logger = logging.get_logger(__name__)
@@ -276,8 +276,9 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
             self._resize(decoder.embedding, *size)
             for name, weight in decoder.output.named_parameters(recurse=False):  # no weight if it is tied
                 setattr(decoder.output, name, self._resized(weight, *size))
-        if isinstance(self.encoder, LSTMEncoder):
-            self._resize(self.encoder.embedding, *size)
+        if self.encoder is not None:
+            tokens = self.encoder.tokens if isinstance(self.encoder, SentenceEmbeddingEncoder) else self.encoder
+            self._resize(tokens.embedding, *size)
         if self.bag_of_tokens is not None:
             for name, weight in self.bag_of_tokens.named_parameters():
                 setattr(self.bag_of_tokens, name, self._resized(weight, *size))

@@ -109,19 +109,24 @@ def build_encoder(config: LatentEBMTextConfig) -> LatentEncoder:
     """
     assert config.encoder_hidden_size is not None
     dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
+    tokens = LSTMEncoder(
+        config.vocab_size,
+        config.latent_dim,
+        embedding_size=config.embedding_size,
+        hidden_size=config.encoder_hidden_size,
+        embedding_dropout=dropout,
+    )
     if config.sentence_encoder is None:
-        return LSTMEncoder(
-            config.vocab_size,
-            config.latent_dim,
-            embedding_size=config.embedding_size,
-            hidden_size=config.encoder_hidden_size,
-            embedding_dropout=dropout,
-        )
+        return tokens
     if config.sentence_embedding_size is None:
         raise UsageError(
             f"the width of the embeddings of sentence_encoder {config.sentence_encoder!r} is missing: give "
             "sentence_embedding_size, which is 384 for all-MiniLM-L6-v2"
         )
     return SentenceEmbeddingEncoder(
-        config.sentence_embedding_size, config.latent_dim, hidden_size=config.encoder_hidden_size, dropout=dropout
+        tokens,
+        config.sentence_embedding_size,
+        config.latent_dim,
+        hidden_size=config.encoder_hidden_size,
+        dropout=dropout,
     )

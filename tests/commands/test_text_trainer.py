@@ -80,8 +80,8 @@ def test_what_is_missing_is_named(texts, tmp_path):
         LatentEBMTrainer(model=tiny_model())
     with pytest.raises(UsageError, match="tokenizer is missing: give it as processing_class"):
         LatentEBMTrainer(model=tiny_model(), train_dataset=texts)
+    args = TrainingArguments(output_dir=str(tmp_path), inference="variational")
     with pytest.raises(UsageError, match="inference 'variational' and no encoder do not go together"):
-        args = TrainingArguments(output_dir=str(tmp_path), inference="variational")
         LatentEBMTrainer(tiny_model(), args, texts, processing_class=tiny_tokenizer())
 
 

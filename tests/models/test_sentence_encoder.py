@@ -39,15 +39,19 @@ def model(encoder):
         sentence_embedding_weight=0.2,
         bag_of_tokens_weight=1.0,
     )
-    with torch.no_grad():
-        model.encoder.out.weight.mul_(0.05)  # a posterior of some width, neither a point nor the plane
+    with torch.no_grad():  # posteriors of some width, neither points nor the plane
+        model.encoder.out.weight.mul_(0.05)
+        model.encoder.tokens.out.weight.mul_(0.05)
     return model
 
 
 def test_the_encoder_reads_the_embedding_of_the_sentence(model, encoder):
     embedded = torch.from_numpy(embed_sentences(SENTENCES, encoder))
     assert embedded.norm(dim=1) == pytest.approx(torch.ones(4), abs=1e-5)
-    proposal = model.encoder.propose({"sentence_embeddings": embedded})
+    batch = tiny_batch() | {"sentence_embeddings": embedded}
+    proposal = model.encoder.propose(batch)
+    other = model.encoder.propose(batch | {"sentence_embeddings": embedded.flip(0)})
+    assert (proposal.mean - other.mean).abs().max() > 0.01
     index = model.build_index(SENTENCES, tokenizer=tiny_tokenizer(), num_draws=2, generator=seeded())
     assert index.mean.shape == proposal.mean.shape
     # Rows in another order, and of other lengths beside them, have the same proposals.
