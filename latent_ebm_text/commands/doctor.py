@@ -216,11 +216,14 @@ def _latent(folder: Path, results: dict[str, Any], records: list[dict[str, Any]]
     problems = find_problems(last, settings)
     yield from (Finding("problem", "latent", message) for message in problems)
     if not problems:
+        carried = ""
+        if "information" in last and settings.get("information") is not None:
+            carried = f"; it carries {last['information']:.1f} nats, asked for {settings['information']:g}"
         yield Finding(
             "ok", "latent",
             f"used: it tells {last['latent_gain']:.1f} nats more about an example than the latents of others, "
             f"{last['active_units']} active units; standard deviations of posterior and prior draws differ by "
-            f"{100 * last['std_mismatch']:.0f} %",
+            f"{100 * last['std_mismatch']:.0f} %{carried}",
         )  # fmt: skip
 
 

@@ -19,25 +19,35 @@ from latent_ebm_text.commands import parsing
 from latent_ebm_text.commands.arguments import CorpusArguments, DataArguments, flat_settings
 from latent_ebm_text.commands.output import print_json_file
 from latent_ebm_text.commands.train_text import PreparedText, prepare
+from latent_ebm_text.data.embeddings import embed_sentences, installed_encoder
 from latent_ebm_text.errors import UsageError, require_in_interval, require_temperature
 from latent_ebm_text.evaluation import text_metrics
 from latent_ebm_text.evaluation.chains import ChainReport
 from latent_ebm_text.evaluation.convergence import array_stats
 from latent_ebm_text.evaluation.diversity import bleu_scorer
+from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.evaluator import EVALUATOR, QUICK_EVALUATOR, train_language_model
 from latent_ebm_text.evaluation.plots import new_plot, plot_chain_report, plot_text_report
 from latent_ebm_text.evaluation.report import Report
 from latent_ebm_text.evaluation.text import SentenceDraws, generate_texts, report_prior_chains
+from latent_ebm_text.evaluation.usefulness import label_metrics, reconstruction_accuracy, require_probes, tf_idf
 from latent_ebm_text.hub.folders import find_model, read_json, run_of
 from latent_ebm_text.latents.prior import EnergyPrior
+from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.latents.samplers import sampler_from_dict
 from latent_ebm_text.models.loading import load_text_model
+from latent_ebm_text.models.sentences import SentenceRows
 from latent_ebm_text.training.arguments import option, required
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
+
+#: Sentences that are reconstructed.
+RECONSTRUCTED = 500
+#: Most labelled training and test sentences that a probe takes.
+MOST_LABELLED = (10_000, 2000)
 
 
 @dataclass
@@ -208,6 +218,9 @@ def evaluate_text_model(
     bleu_scorer()  # a missing extra is reported before any work is done
     if args.chain_repetitions:
         array_stats()
+    has_labels = model.config.latent_dim > 0 and "label" in text.corpus.splits["train"].column_names
+    if has_labels:
+        require_probes()
     torch.set_float32_matmul_precision(args.matmul_precision)
     _change_prior_sampler(model, args)
     train_texts, test_texts = (text.corpus.splits[split]["text"][:] for split in ("train", "test"))
@@ -246,6 +259,10 @@ def evaluate_text_model(
     if model.config.latent_dim:
         size = args.num_information_sentences
         report.add(text_metrics.information_metrics(model, test, text.collate, num_sentences=size, seed=args.seed))
+        # Whether the latent can be used.
+        report.add(reconstruction_accuracy(model, test, text.collate, num_sentences=RECONSTRUCTED, **common))
+        if has_labels:
+            report.add(_label_metrics(model, text, args))
 
     # Samples, by ancestral sampling.
     number = args.num_samples or len(train_texts)
@@ -294,6 +311,36 @@ def evaluate_text_model(
         report.texts["Chains of the prior"] = chains.to_markdown()
     report.facts["wall time"] = f"{(time.monotonic() - started) / 60:.1f} min"
     return TextEvaluation(report, samples, per_sentence, draws, np.asarray(test["length"][:]), chains)
+
+
+def _label_metrics(
+    model: LatentEBMForTextGeneration, text: PreparedText, args: TextEvaluationArguments
+) -> dict[str, Estimate]:
+    """How well the corpus's column `label` can be told from the latent, from TF-IDF and from sentence embeddings."""
+    rng = np.random.default_rng(args.seed)
+    chosen = {
+        split: np.sort(rng.permutation(len(text.splits[split]))[:most])
+        for split, most in (("train", MOST_LABELLED[0]), ("test", MOST_LABELLED[1]))
+    }
+    columns = {split: text.corpus.splits[split][rows] for split, rows in chosen.items()}
+    if any(label is None for column in columns.values() for label in column["label"]):
+        return {}
+    rows = {split: SentenceRows.of_columns(text.splits[split][rows]) for split, rows in chosen.items()}
+    latents = {}
+    for split, read in rows.items():
+        generator = derived_generator(args.seed, "labels", device=model.device)
+        latents[split] = model.build_index(read, batch_size=args.batch_size, generator=generator, progress=True).mean
+    texts = {split: column["text"] for split, column in columns.items()}
+    represented = {
+        "latent": tuple(latents[split].numpy() for split in ("train", "test")),
+        "TF-IDF": tf_idf(texts["train"], texts["test"]),
+    }
+    if (encoder := installed_encoder()) is not None:
+        represented[encoder] = tuple(embed_sentences(texts[split], encoder) for split in ("train", "test"))
+    found: dict[str, Estimate] = {}
+    for name, (train, test) in represented.items():
+        found |= label_metrics(name, train, test, columns["train"]["label"], columns["test"]["label"], seed=args.seed)
+    return found
 
 
 def describe_sampling(model: LatentEBMForTextGeneration, token_temperature: float) -> str:

@@ -80,8 +80,10 @@ def plot_training(metrics_path: Path, plot_path: Path) -> Path:
             if points:
                 axes.plot(*zip(*points, strict=True), marker, label=label, markersize=3, linewidth=1.2)
 
-    figure = new_plot(11, 7)
-    (nll, gap), (std, norms) = figure.subplots(2, 2, sharex=True)
+    has_information = any("information" in record for record in training)
+    figure = new_plot(15 if has_information else 11, 7)
+    columns = figure.subplots(2, 3 if has_information else 2, sharex=True)
+    (nll, gap), (std, norms) = columns[0][:2], columns[1][:2]
     draw(nll, training, reconstruction_nll="reconstruction, training")
     draw(nll, validation, "o-", reconstruction_nll="reconstruction, validation", prior_nll="prior draws, validation")
     draw(gap, training, energy_gap="posterior - prior energy", penalty="energy penalty")
@@ -92,6 +94,13 @@ def plot_training(metrics_path: Path, plot_path: Path) -> Path:
     _label(gap, "energies", "", "nats")
     _label(std, "standard deviation of the latents", "step", "mean over dimensions")
     _label(norms, "gradient norms, before clipping", "step", "")
+    if has_information:
+        information, weight = columns[0][2], columns[1][2]
+        draw(information, training, information="carried by the latent", information_target="target")
+        draw(weight, training, likelihood_weight="w")
+        weight.set_yscale("log")
+        _label(information, "information", "", "nats per example")
+        _label(weight, "likelihood weight", "step", "")
     return save_plot(figure, plot_path)
 
 

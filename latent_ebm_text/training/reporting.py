@@ -102,13 +102,18 @@ MIN_LATENT_GAIN = 1.0
 MAX_ENERGY_GAP = 30.0
 #: Relative difference of standard deviations above which the prior counts as not matching.
 MAX_STD_MISMATCH = 0.25
+#: Relative difference between the information that the latent carries and its target above which the target is missed.
+MAX_INFORMATION_ERROR = 0.1
+#: The likelihood weight above which an encoder counts as one that does not learn what to tell.
+MAX_LIKELIHOOD_WEIGHT = 30.0
 
 
 def find_problems(metrics: Mapping[str, float], settings: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with a model, each with the setting to change; nothing if all is well.
 
     Args:
-        metrics: An evaluation: `latent_gain` and `energy_gap` in nats, and `std_mismatch`.
+        metrics: An evaluation: `latent_gain` and `energy_gap` in nats, and `std_mismatch`; at the end of a training
+            with an encoder also `information`.
         settings: Those of the model and, where they are known, of its training.
     """
     if settings["latent_dim"] == 0:
@@ -125,6 +130,19 @@ def find_problems(metrics: Mapping[str, float], settings: Mapping[str, Any]) -> 
             f"the latent is hardly used: it tells {gain:.1f} nats more about an example than the latents of others. "
             f"Raise {now('likelihood_weight')} or set initial_likelihood_weight"
         )
+    target, weight = settings.get("information"), settings.get("likelihood_weight", 1.0)
+    if target is not None and "information" in metrics:
+        attained = metrics["information"]
+        if weight > MAX_LIKELIHOOD_WEIGHT:
+            problems.append(
+                f"the encoder does not learn what to tell: the likelihood weight has grown to {weight:.0f} for "
+                f"{attained:.1f} nats. Lower {now('information')}, train longer, or install the extra `encoder`"
+            )
+        elif abs(attained / target - 1) > MAX_INFORMATION_ERROR:
+            problems.append(
+                f"the latent carries {attained:.1f} nats in place of {target:g}: train longer, so that the likelihood "
+                "weight has time to follow"
+            )
     if prior_learns and abs(gap) > MAX_ENERGY_GAP:
         problems.append(
             f"the energy runs away: posterior and prior draws are {gap:.0f} nats apart. Lower "

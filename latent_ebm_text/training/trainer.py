@@ -194,6 +194,7 @@ def _train(
                 generator = derived_generator(args.seed, "information", step, device=accelerator.device)
                 state.controller.observe(step, model, share.inputs, share.prior_latents, generator, accelerator)
                 measured["information"] = state.controller.information
+                measured["information_target"] = state.controller.target
             state.step += 1
             bar.update()
 

@@ -34,6 +34,15 @@ def test_a_prior_that_does_not_match_is_told():
     assert "does not match the posterior: their standard deviations differ by 40 %" in problem
 
 
+def test_a_target_of_information_that_is_missed_is_told():
+    settings = {**SETTINGS, "information": 20.0}
+    assert find_problems({**HEALTHY, "information": 19.0}, settings) == []
+    (problem,) = find_problems({**HEALTHY, "information": 12.0}, settings)
+    assert "the latent carries 12.0 nats in place of 20: train longer" in problem
+    (problem,) = find_problems({**HEALTHY, "information": 20.0}, {**settings, "likelihood_weight": 44.0})
+    assert "does not learn what to tell: the likelihood weight has grown to 44 for 20.0 nats" in problem
+
+
 def test_a_gaussian_prior_cannot_be_wrong_and_a_language_model_has_none():
     bad = {**HEALTHY, "energy_gap": 80.0, "std_mismatch": 0.4, "latent_gain": 0.0}
     assert len(find_problems(bad, {**SETTINGS, "prior_type": "gaussian"})) == 1

@@ -1,0 +1,137 @@
+"""Whether a latent can be used: what a sentence's reconstruction keeps, and what a label can be told from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from latent_ebm_text.errors import UsageError
+from latent_ebm_text.evaluation.estimates import Estimate
+from latent_ebm_text.evaluation.text import Collate, batch_inputs
+from latent_ebm_text.latents.rng import derived_generator
+
+if TYPE_CHECKING:
+    from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
+
+#: Neighbours whose labels are compared.
+NUM_NEIGHBOURS = 5
+#: Labelled sentences of the small probe, and how many random choices of them are averaged.
+FEW_LABELS, NUM_CHOICES = 200, 5
+
+
+@torch.no_grad()
+def reconstruction_accuracy(
+    model: LatentEBMForTextGeneration,
+    dataset: Any,
+    collate: Collate,
+    *,
+    num_sentences: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """What greedy decoding of a posterior draw keeps of a sentence: tokens in their places, and whole sentences.
+
+    Args:
+        model: The model, in evaluation mode.
+        dataset: The sentences.
+        collate: Makes a batch of rows.
+        num_sentences: Number of sentences, the first ones.
+        batch_size: Sentences a batch.
+        seed: Seed of the draws.
+    """
+    shares, exact = [], 0
+    for first in range(0, min(num_sentences, len(dataset)), batch_size):
+        indices = np.arange(first, min(first + batch_size, num_sentences, len(dataset)))
+        inputs = batch_inputs(model, dataset, collate, indices)
+        generator = derived_generator(seed, "reconstruction", first, device=model.device)
+        latents = model.sample_posterior(inputs, generator=generator).latents
+        decoded = model.generate(latents=latents, do_sample=False)
+        for row, found in zip(dataset[indices]["input_ids"], decoded.tolist(), strict=True):
+            hits = [token == other for token, other in zip(row[1:], found[1:], strict=False)]
+            shares.append(sum(hits) / (len(row) - 1))
+            exact += all(hits) and len(hits) == len(row) - 1
+    return {
+        "tokens in place": Estimate.of_mean(
+            torch.tensor(shares),
+            "share of the tokens of a sentence, its end included, that greedy decoding of one posterior draw has in "
+            "the same place",
+        ),
+        "exact reconstructions": Estimate.of_proportion(
+            exact, len(shares), "share of sentences that greedy decoding of one posterior draw gives back whole"
+        ),
+    }
+
+
+def require_probes() -> None:
+    """Raises a `UsageError` unless scikit-learn, which `label_metrics` needs, is installed."""
+    if find_spec("sklearn") is None:
+        raise UsageError(
+            "the corpus has labels, and probes of them need scikit-learn: pip install 'latent-ebm-text[encoder]'"
+        )
+
+
+def label_metrics(
+    name: str,
+    train: npt.NDArray[Any] | Any,
+    test: npt.NDArray[Any] | Any,
+    train_labels: Sequence[Any],
+    test_labels: Sequence[Any],
+    *,
+    seed: int,
+) -> dict[str, Estimate]:
+    """How well labels can be told from a representation: a linear probe with all labels and with few, and neighbours.
+
+    The probe is logistic regression on the dense representation in units of its standard deviation, or on the sparse
+    one as it is. Nothing is tuned.
+
+    Args:
+        name: What represents the sentences, such as "latent".
+        train: `(n, dim)`, dense or sparse, training sentences.
+        test: `(m, dim)`.
+        train_labels: `(n,)`.
+        test_labels: `(m,)`.
+        seed: Seed of the choice of few labels.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import NearestNeighbors
+
+    known, wanted = np.asarray(train_labels), np.asarray(test_labels)
+    is_dense = isinstance(train, np.ndarray)
+    scale = train.std(axis=0).clip(min=1e-6) if is_dense else 1.0
+    scaled_train, scaled_test = (train / scale, test / scale) if is_dense else (train, test)
+
+    def probe(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        fitted = LogisticRegression(max_iter=2000).fit(scaled_train[rows], known[rows])
+        return np.asarray(fitted.predict(scaled_test) == wanted)
+
+    orders = [np.random.default_rng([seed, choice]).permutation(len(known)) for choice in range(NUM_CHOICES)]
+    few = np.mean([probe(order[:FEW_LABELS]) for order in orders], axis=0)
+    metric = "euclidean" if is_dense else "cosine"
+    nearest = NearestNeighbors(n_neighbors=NUM_NEIGHBOURS, metric=metric).fit(train).kneighbors(test)[1]
+    agreement = (known[nearest] == wanted[:, None]).mean(axis=1)
+    correct = int(probe(np.arange(len(known))).sum())
+    what = f"test sentences whose label a logistic regression on the {name} tells, trained on"
+    return {
+        f"probe, {name}": Estimate.of_proportion(correct, len(wanted), f"share of {what} {len(known):,} labels"),
+        f"probe with {FEW_LABELS} labels, {name}": Estimate.of_mean(
+            torch.tensor(few), f"share of {what} {FEW_LABELS} labels, averaged over {NUM_CHOICES} random choices"
+        ),
+        f"neighbours of the same label, {name}": Estimate.of_mean(
+            torch.tensor(agreement),
+            f"share of the {NUM_NEIGHBOURS} nearest training sentences ({metric} distance of the {name}) with the "
+            "label of a test sentence",
+        ),
+    }
+
+
+def tf_idf(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
+    """Sparse TF-IDF vectors of words, `(n, words)` and `(m, words)`, with the settings of scikit-learn."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\S+")
+    return vectorizer.fit_transform(train), vectorizer.transform(test)
