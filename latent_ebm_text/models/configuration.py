@@ -66,6 +66,8 @@ class LatentEBMConfig(PreTrainedConfig):
             without bound.
         free_bits (`float`): For a model with an encoder: nats per dimension by which the encoder may diverge from the
             prior at no cost (Kingma et al., 2016).
+        moment_weight (`float`): For a model whose encoder is trained by inference `variational` under an energy prior:
+            weight of the divergence of the posterior's mean and variance over a batch from those of N(0, I), in nats.
 
     Raises:
         UsageError: If a key is unknown (names the nearest known one) or a value cannot be right.
@@ -85,6 +87,7 @@ class LatentEBMConfig(PreTrainedConfig):
     likelihood_weight: float | int = 1.0
     energy_penalty: float | int = 0.0
     free_bits: float | int = 0.0
+    moment_weight: float | int = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.prior_sampler = _default_prior_sampler() if self.prior_sampler is None else dict(self.prior_sampler)
@@ -102,7 +105,7 @@ class LatentEBMConfig(PreTrainedConfig):
                 raise UsageError(f"{name}: {error}") from error
         self._check_sizes("prior_hidden_size", prior_num_hidden_layers=_MAX_LAYERS)
         require_positive("likelihood_weight", self.likelihood_weight)
-        for name in ("latent_dim", "energy_penalty", "free_bits"):
+        for name in ("latent_dim", "energy_penalty", "free_bits", "moment_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be zero or positive, got {getattr(self, name)}")
         if self.latent_dim:

@@ -23,6 +23,7 @@ RECOMMENDED: dict[str, Any] = {
     "sentence_embedding_weight": 0.2,
     "prior_sampler": {"name": "langevin", "num_steps": 60, "step_size": 0.4, "integrator": "leimkuhler_matthews"},
     "energy_penalty": 0.01,
+    "moment_weight": 1.0,
     "posterior_sampler": {
         "name": "langevin", "num_steps": 10, "step_size": 0.3, "max_score_norm": 25.0,
         "integrator": "leimkuhler_matthews",

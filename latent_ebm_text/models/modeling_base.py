@@ -318,7 +318,9 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
 
         It is `-log p(x | z) + KL(q(z | x) || p(z)) / w` with z drawn from the encoder, up to `log Z`. A likelihood
         weight that falls to 1 is the annealing of the divergence of Bowman et al. (2016). `config.free_bits` nats per
-        dimension of the divergence from N(0, I) cost nothing. The prior learns as in `objective`. The noise comes from
+        dimension of the divergence from N(0, I) cost nothing. `config.moment_weight` holds the posterior's first two
+        moments at those of N(0, I), so that the energy has their shape to learn and not a scale that drifts. The prior
+        learns as in `objective`. The noise comes from
         torch's global random number generator, as the noise of dropout does.
 
         Args:
@@ -338,7 +340,8 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
             return LatentEBMLoss(loss, reconstruction, divergence.sum(), torch.zeros_like(loss), latents.detach())
         gap, penalty = self._prior_objective(latents, prior_latents)
         rate = charged - self._frozen_tilt(latents).mean()
-        loss = reconstruction + rate / likelihood_weight + gap + penalty + auxiliary
+        moments = self.config.moment_weight * moment_divergence(latents)
+        loss = reconstruction + rate / likelihood_weight + gap + penalty + auxiliary + moments
         return LatentEBMLoss(loss, reconstruction, gap, penalty, latents.detach())
 
     def _auxiliary_loss(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
@@ -385,3 +388,15 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
                 "latents contain values so large that their energy is infinite; those of a prior are a few units long"
             )
         return latents
+
+
+def moment_divergence(latents: Tensor) -> Tensor:
+    """`KL(N(m, v) || N(0, I))` in nats for the mean and the variance of every dimension over a batch, summed.
+
+    Args:
+        latents: `(batch, latent_dim)`; of fewer than two rows there is no variance, and the result is 0.
+    """
+    if len(latents) < 2:
+        return latents.new_zeros(())
+    mean, variance = latents.mean(dim=0), latents.var(dim=0)
+    return 0.5 * (mean.square() + variance - 1.0 - variance.log()).sum()
