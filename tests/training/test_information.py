@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.models.modeling_base import moment_divergence
 from latent_ebm_text.training.information import INITIAL_WEIGHT, WARMUP, WEIGHTS, InformationController
 from latent_ebm_text.training.reporting import read_metrics
 from tests.helpers import LATENT_DIM, seeded, tiny_batch, tiny_model
@@ -132,3 +133,26 @@ def test_the_bag_of_tokens_by_hand():
     for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
         nats -= float(log_probs[row, ids[1 : int(mask.sum())]].sum())
     assert model._auxiliary_loss(batch, latents).item() == pytest.approx(0.5 * nats / 4, rel=1e-5)
+
+
+def test_the_moments_of_a_batch_cost_what_a_gaussian_of_these_moments_diverges_by():
+    latents = torch.randn(4096, 3, generator=seeded()) * torch.tensor([1.0, 0.5, 2.0]) + torch.tensor([0.0, 1.0, 0.0])
+    mean, std = latents.mean(dim=0), latents.std(dim=0)
+    exact = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, std), torch.distributions.Normal(0.0, 1.0)
+    )
+    assert float(moment_divergence(latents)) == pytest.approx(float(exact.sum()), rel=1e-4)
+    assert float(moment_divergence(latents[:, :1])) == pytest.approx(0.0, abs=0.01)
+    assert float(moment_divergence(latents[:1])) == 0.0
+
+
+def test_the_scale_of_the_posterior_is_held_by_its_moments():
+    batch = tiny_batch()
+    losses = []
+    for weight in (0.0, 1.0):
+        model = encoder_model(shift=5.0, moment_weight=weight).train()
+        torch.manual_seed(0)
+        losses.append(model(**batch, prior_latents=torch.zeros(4, LATENT_DIM)))
+    added = float(losses[1].loss - losses[0].loss)
+    assert added == pytest.approx(float(moment_divergence(losses[1].latents)), rel=1e-4)
+    assert added > 10
