@@ -19,6 +19,7 @@ from latent_ebm_text.models.loading import load_text_model, load_tokenizer
 from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
 from latent_ebm_text.training.arguments import AUTO, TrainingArguments
 from latent_ebm_text.training.files import replaced_folder
+from latent_ebm_text.training.reporting import find_problems
 from latent_ebm_text.training.tracking import make_accelerator
 from latent_ebm_text.training.trainer import TrainingResult
 
@@ -87,6 +88,9 @@ class LatentEBMTrainer:
 
         A signal ends it with a checkpoint, from which the same call goes on.
 
+        At the end the model is judged on the evaluation texts: what is wrong with it is printed, and joins the
+        result's warnings.
+
         Raises:
             UsageError: If another run is going on in the folder, or its checkpoint was trained with other settings.
             DivergenceError: If going back to a checkpoint does not help against values that are not finite.
@@ -95,13 +99,25 @@ class LatentEBMTrainer:
         torch.set_float32_matmul_precision(self.args.matmul_precision)
         accelerator = make_accelerator(self.args)
         accelerator.print("\n".join([self.text.description, *self._notes]))
-        return train_text.train(self.model, self.text, self.args, accelerator)
+        result = train_text.train(self.model, self.text, self.args, accelerator)
+        if result.signal is None and accelerator.is_main_process:
+            metrics = {name.removeprefix("eval_"): value for name, value in self.evaluate().items()}
+            problems = find_problems(metrics, {**vars(self.args), **self.model.config.to_dict()})
+            result.warnings.extend(problems)
+            accelerator.print("\n".join(f"warning: {problem}" for problem in problems))
+        return result
 
     def evaluate(self) -> dict[str, float]:
-        """The metrics of the evaluation texts, each as `eval_...`: NLLs in nats per sentence, and of the latents."""
+        """The metrics of the evaluation texts, each as `eval_...`.
+
+        NLLs, latent gain and information are in nats per sentence, see docs/evaluation.md.
+        """
         self.model.eval()
         everything = replace(self.args, num_eval_examples=max(2, len(self.text.splits["validation"])))
         metrics = train_text.validation_metrics(self.model, self.text, everything)
+        if self.model.encoder is not None:
+            information = train_text.measure_information(self.model, self.text, self.args, "validation")
+            metrics["information"] = information.value
         return {f"eval_{name}": value for name, value in metrics.items()}
 
     def save_model(self, output_dir: str | Path | None = None) -> None:

@@ -40,6 +40,7 @@ from latent_ebm_text.data.statistics import CorpusStatistics
 from latent_ebm_text.data.text import TextCorpus
 from latent_ebm_text.data.tokenizers import make_tokenizer
 from latent_ebm_text.errors import DataError
+from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.latents import NAMES, plain_numbers
 from latent_ebm_text.evaluation.text import generate_texts
 from latent_ebm_text.evaluation.text_metrics import encoder_information, evaluate_likelihoods, sample_statistics
@@ -374,9 +375,6 @@ def evaluate(
         The metrics, as `results.json` holds them under `splits` and `samples`; and the samples.
     """
     splits: dict[str, Any] = {}
-    if model.encoder is not None:
-        generator = derived_generator(args.seed, "log partition", device=model.device)
-        log_partition = estimate_log_partition(model, generator=generator)
     for split in ("validation", "test"):
         metrics = evaluate_likelihoods(
             model,
@@ -387,14 +385,7 @@ def evaluate(
             progress=partial(tqdm, desc=f"evaluating {split}"),
         )
         if model.encoder is not None:
-            information = encoder_information(
-                model,
-                text.splits[split],
-                text.collate,
-                log_partition=log_partition,
-                batch_size=args.eval_batch_size,
-                seed=args.seed,
-            )
+            information = measure_information(model, text, args, split)
             metrics["information"] = {"name": NAMES["information"], **information.to_dict()}
         metrics["words_per_sentence"] = float(column_array(text.splits[split], "words").mean())
         if "log_prob" in text.corpus.splits[split].column_names:  # a corpus that knows its own probabilities
@@ -406,6 +397,21 @@ def evaluate(
     )
     statistics = sample_statistics(samples, column_array(text.splits["test"], "words"))
     return {"splits": splits, "samples": statistics}, samples
+
+
+def measure_information(
+    model: LatentEBMForTextGeneration, text: PreparedText, args: TrainingArguments, split: str
+) -> Estimate:
+    """The information that a draw of the encoder carries about a sentence of a split, in nats."""
+    generator = derived_generator(args.seed, "log partition", device=model.device)
+    return encoder_information(
+        model,
+        text.splits[split],
+        text.collate,
+        log_partition=estimate_log_partition(model, generator=generator),
+        batch_size=args.eval_batch_size,
+        seed=args.seed,
+    )
 
 
 # -------- write
