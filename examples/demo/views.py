@@ -77,7 +77,10 @@ class TextViews:
     def path(self, start: str, end: str, num_points: int, kind: PathKind, seed: int) -> pd.DataFrame:
         """Sentences on a path between posterior draws of two sentences, decoded greedily."""
         generator = self._generator(seed, "path")
-        ends = [self.model.encode(**self._inputs(sentence), generator=generator)[0] for sentence in (start, end)]
+        ends = [
+            self.model.encode(**self._inputs(sentence), tokenizer=self.tokenizer, generator=generator)[0]
+            for sentence in (start, end)
+        ]
         output = self.model.interpolate(*ends, num_points=int(num_points), path=kind, return_dict_in_generate=True)
         positions = torch.linspace(0, 1, int(num_points)).tolist()
         return pd.DataFrame(

@@ -83,7 +83,8 @@ class TextReconstructionPipeline(_SentencePipeline):
     """`pipe(sentence, seed=0, **generate_options)`: decodes a posterior draw of the sentence, greedily by default."""
 
     def _forward(self, inputs: dict[str, Tensor], seed: int = 0, **kwargs: Any) -> dict[str, Tensor]:
-        return {"sequences": self.model.reconstruct(**inputs, generator=self._generator(seed), **kwargs)}
+        generator = self._generator(seed)
+        return {"sequences": self.model.reconstruct(**inputs, tokenizer=self.tokenizer, generator=generator, **kwargs)}
 
     def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, str]:
         """The `generated_text`."""
@@ -104,7 +105,11 @@ class TextScoringPipeline(_SentencePipeline):
         if needs_partition and self._log_partition is None:  # all sentences share it
             self._log_partition = estimate_log_partition(self.model, generator=self._generator(0))
         scores = self.model.score(
-            **inputs, generator=self._generator(seed), log_partition=self._log_partition, **kwargs
+            **inputs,
+            tokenizer=self.tokenizer,
+            generator=self._generator(seed),
+            log_partition=self._log_partition,
+            **kwargs,
         )
         return {name: scores.get(name) for name in scores.names()}
 

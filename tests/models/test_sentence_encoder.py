@@ -17,6 +17,7 @@ from latent_ebm_text.data import TextCollator, tokenize_corpus
 from latent_ebm_text.data import embeddings as embeddings_module
 from latent_ebm_text.data.embeddings import add_embeddings, embed_sentences, load_sentence_encoder
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.models.pipelines import TextReconstructionPipeline, TextScoringPipeline
 from latent_ebm_text.training.arguments import TrainingArguments
 from tests import tiny_runs
 from tests.helpers import SENTENCES, seeded, tiny_batch, tiny_model, tiny_tokenizer
@@ -68,6 +69,13 @@ def test_strings_and_token_ids_are_read_alike(model):
     with pytest.raises(UsageError, match="give tokenizer=..., also beside token ids"):
         model.score(ids)
     assert model.reconstruct(SENTENCES, tokenizer=tokenizer, generator=seeded()).shape[0] == 4
+
+
+def test_pipelines_give_the_tokenizer(model):
+    pipe = TextScoringPipeline(model=model, tokenizer=tiny_tokenizer())
+    assert [each["nll"] > 0 for each in pipe(SENTENCES[:2], marginal="importance")] == [True, True]
+    pipe = TextReconstructionPipeline(model=model, tokenizer=tiny_tokenizer())
+    assert pipe(SENTENCES[0])["generated_text"] is not None
 
 
 def test_training_needs_the_embeddings(model):
