@@ -30,7 +30,13 @@ from latent_ebm_text.evaluation.evaluator import EVALUATOR, QUICK_EVALUATOR, tra
 from latent_ebm_text.evaluation.plots import new_plot, plot_chain_report, plot_text_report
 from latent_ebm_text.evaluation.report import Report
 from latent_ebm_text.evaluation.text import SentenceDraws, generate_texts, report_prior_chains
-from latent_ebm_text.evaluation.usefulness import label_metrics, reconstruction_accuracy, require_probes, tf_idf
+from latent_ebm_text.evaluation.usefulness import (
+    interpolation_metrics,
+    label_metrics,
+    reconstruction_accuracy,
+    require_probes,
+    tf_idf,
+)
 from latent_ebm_text.hub.folders import find_model, read_json, run_of
 from latent_ebm_text.latents.prior import EnergyPrior
 from latent_ebm_text.latents.rng import derived_generator
@@ -261,6 +267,7 @@ def evaluate_text_model(
         report.add(text_metrics.information_metrics(model, test, text.collate, num_sentences=size, seed=args.seed))
         # Whether the latent can be used.
         report.add(reconstruction_accuracy(model, test, text.collate, num_sentences=RECONSTRUCTED, **common))
+        report.add(interpolation_metrics(model, test, text.collate, seed=args.seed))
         if has_labels:
             report.add(_label_metrics(model, text, args))
 

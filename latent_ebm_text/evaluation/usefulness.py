@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,55 @@ def reconstruction_accuracy(
             exact, len(shares), "share of sentences that greedy decoding of one posterior draw gives back whole"
         ),
     }
+
+
+@torch.no_grad()
+def interpolation_metrics(
+    model: LatentEBMForTextGeneration,
+    dataset: Any,
+    collate: Collate,
+    *,
+    num_pairs: int = 50,
+    num_points: int = 8,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Whether straight paths between the latents of two sentences pass through sentences between them.
+
+    Args:
+        model: The model, in evaluation mode.
+        dataset: The sentences, of which each pair takes two; the first ones.
+        collate: Makes a batch of rows.
+        num_pairs: Number of paths.
+        num_points: Points of a path, both ends included.
+        seed: Seed of the posterior draws at the ends.
+    """
+    num_pairs = min(num_pairs, len(dataset) // 2)
+    inputs = batch_inputs(model, dataset, collate, np.arange(2 * num_pairs))
+    generator = derived_generator(seed, "interpolation", device=model.device)
+    ends = model.sample_posterior(inputs, generator=generator).latents.view(num_pairs, 2, -1)
+    distinct, onward = [], []
+    for start, end in ends:
+        ids = model.interpolate(start, end, num_points).tolist()
+        bags = [Counter(token for token in row[1:] if token != model.config.pad_token_id) for row in ids]
+        nearness = np.array([_overlap(bag, bags[-1]) - _overlap(bag, bags[0]) for bag in bags])
+        distinct.append(float(np.mean([a != b for a, b in zip(ids[:-1], ids[1:], strict=True)])))
+        onward.append(float(np.mean(np.diff(nearness) >= 0)))
+    path = f"of a straight path of {num_points} points between posterior draws of two sentences, decoded greedily"
+    return {
+        "distinct steps of a path": Estimate.of_mean(
+            torch.tensor(distinct), f"share of the steps {path}, that lead to another sentence"
+        ),
+        "onward steps of a path": Estimate.of_mean(
+            torch.tensor(onward),
+            f"share of the steps {path}, after which the sentence has no less in common with the last one, less what "
+            "it has in common with the first (F1 of their bags of tokens)",
+        ),
+    }
+
+
+def _overlap(a: Counter[int], b: Counter[int]) -> float:
+    """The F1 of two bags of tokens."""
+    return 2 * (a & b).total() / max(a.total() + b.total(), 1)
 
 
 def require_probes() -> None:

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from latent_ebm_text.data import TextCollator
-from latent_ebm_text.evaluation.usefulness import label_metrics, reconstruction_accuracy, tf_idf
+from latent_ebm_text.evaluation.usefulness import interpolation_metrics, label_metrics, reconstruction_accuracy, tf_idf
 from tests.helpers import tiny_model
 
 
@@ -44,6 +44,24 @@ def test_words_tell_labels_that_are_words():
     found = label_metrics("TF-IDF", *tf_idf(train, ["a good story", "bad story"]), labels, [1, 0], seed=0)
     assert found["probe, TF-IDF"].value == 1.0
     assert found["neighbours of the same label, TF-IDF"].value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("path", "distinct", "onward"),
+    [
+        ([[4, 5, 6], [4, 5, 9], [4, 8, 9], [7, 8, 9]], 1.0, 1.0),  # from one end to the other
+        ([[4, 5, 6], [4, 5, 6], [4, 5, 6], [7, 8, 9]], 1 / 3, 1.0),  # a jump
+        ([[4, 5, 6], [7, 8, 9], [4, 5, 6], [7, 8, 9]], 1.0, 2 / 3),  # there and back
+    ],
+)
+def test_paths_pass_from_one_end_to_the_other(monkeypatch, path, distinct, onward):
+    model = tiny_model()
+    monkeypatch.setattr(model, "interpolate", lambda *args: torch.tensor([[1, *row, 2] for row in path]))
+    dataset = Dataset.from_dict({"input_ids": [[1, 5, 2]] * 5, "length": [2] * 5})
+    found = interpolation_metrics(model, dataset, TextCollator(0), num_points=4, seed=0)
+    assert found["distinct steps of a path"].value == pytest.approx(distinct)
+    assert found["onward steps of a path"].value == pytest.approx(onward)
+    assert found["distinct steps of a path"].n == 2
 
 
 def test_reconstructions_are_compared_place_by_place(monkeypatch):
