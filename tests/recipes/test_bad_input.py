@@ -82,7 +82,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(call, corpus, changes, words):
     ("config", "words"),
     [
         ("latent_dims: 4", ["unknown key 'latent_dims' in my.yaml", "did you mean 'latent_dim'"]),
-        ("dropout: a lot", ["dropout must be a number, got 'a lot' (from my.yaml)"]),
+        ("dropout: a lot", ["dropout must be a number or auto, got 'a lot' (from my.yaml)"]),
         ("token_dropout: [1", ["my.yaml is not valid YAML"]),
     ],
 )
