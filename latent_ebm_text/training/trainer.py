@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from latent_ebm_text.data.batching import BucketedBatches
 from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.latents.rng import BatchGenerator, derived_generator, derived_seed
-from latent_ebm_text.latents.samplers import Sampler, sampler_from_dict
+from latent_ebm_text.latents.samplers import LangevinSampler, Sampler, sampler_from_dict
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.information import step_size_under
 from latent_ebm_text.training.locking import only_run
 from latent_ebm_text.training.state import TrainingState
 from latent_ebm_text.training.stopping import StopSignals, failing_together
@@ -210,7 +211,12 @@ def _train(
         if stopped.agreed(accelerator):
             state.save()
     if state.controller is not None:
-        model.config.likelihood_weight = state.controller.weight  # of the posterior that was trained
+        # Of the posterior that was trained, and of its chains.
+        model.config.likelihood_weight = weight = state.controller.weight
+        sampler = model.config.posterior_sampler
+        if sampler["name"] == "langevin":
+            step_size = step_size_under(weight, sampler.get("step_size", LangevinSampler.step_size))
+            model.config.posterior_sampler = {**sampler, "step_size": step_size}
     if state.averaged is not None and state.step == total and state.averaged.n_averaged > 0:
         model.load_state_dict(state.averaged.module.state_dict())
     return TrainingResult(state.step, state.seconds, stopped.received, state.warnings, state.settings_history)

@@ -12,7 +12,13 @@ from safetensors.torch import load_file
 from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.models.modeling_base import moment_divergence
-from latent_ebm_text.training.information import INITIAL_WEIGHT, WARMUP, WEIGHTS, InformationController
+from latent_ebm_text.training.information import (
+    INITIAL_WEIGHT,
+    WARMUP,
+    WEIGHTS,
+    InformationController,
+    step_size_under,
+)
 from latent_ebm_text.training.reporting import read_metrics
 from tests.helpers import LATENT_DIM, seeded, tiny_batch, tiny_model
 from tests.training.runs import final_tensors, same, stop_at
@@ -156,3 +162,14 @@ def test_the_scale_of_the_posterior_is_held_by_its_moments():
     added = float((losses[1].loss - losses[0].loss).detach())
     assert added == pytest.approx(float(moment_divergence(losses[1].latents)), rel=1e-4)
     assert added > 10
+
+
+def test_posterior_chains_take_shorter_steps_under_a_higher_weight():
+    assert step_size_under(4.0, 0.3) == pytest.approx(0.15)
+    assert step_size_under(0.5, 0.3) == 0.3
+    assert step_size_under(4.0, [0.4, 0.2]) == pytest.approx([0.2, 0.1])
+    assert step_size_under(4.0, {"shape": "linear", "start": 0.6, "end": 0.2}) == {
+        "shape": "linear",
+        "start": pytest.approx(0.3),
+        "end": pytest.approx(0.1),
+    }
