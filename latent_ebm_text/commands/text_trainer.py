@@ -117,7 +117,7 @@ class LatentEBMTrainer:
         metrics = train_text.validation_metrics(self.model, self.text, everything)
         if self.model.encoder is not None:
             information = train_text.measure_information(self.model, self.text, self.args, "validation")
-            metrics["information"] = information.value
+            metrics["information"] = information["validation"].value
         return {f"eval_{name}": value for name, value in metrics.items()}
 
     def save_model(self, output_dir: str | Path | None = None) -> None:

@@ -375,6 +375,7 @@ def evaluate(
         The metrics, as `results.json` holds them under `splits` and `samples`; and the samples.
     """
     splits: dict[str, Any] = {}
+    information = measure_information(model, text, args, "validation", "test") if model.encoder is not None else {}
     for split in ("validation", "test"):
         metrics = evaluate_likelihoods(
             model,
@@ -385,8 +386,7 @@ def evaluate(
             progress=partial(tqdm, desc=f"evaluating {split}"),
         )
         if model.encoder is not None:
-            information = measure_information(model, text, args, split)
-            metrics["information"] = {"name": NAMES["information"], **information.to_dict()}
+            metrics["information"] = {"name": NAMES["information"], **information[split].to_dict()}
         metrics["words_per_sentence"] = float(column_array(text.splits[split], "words").mean())
         if "log_prob" in text.corpus.splits[split].column_names:  # a corpus that knows its own probabilities
             log_probs = text.corpus.splits[split]["log_prob"][:]
@@ -400,18 +400,16 @@ def evaluate(
 
 
 def measure_information(
-    model: LatentEBMForTextGeneration, text: PreparedText, args: TrainingArguments, split: str
-) -> Estimate:
-    """The information that a draw of the encoder carries about a sentence of a split, in nats."""
+    model: LatentEBMForTextGeneration, text: PreparedText, args: TrainingArguments, *splits: str
+) -> dict[str, Estimate]:
+    """The information that a draw of the encoder carries about a sentence of each split, in nats."""
     generator = derived_generator(args.seed, "log partition", device=model.device)
-    return encoder_information(
-        model,
-        text.splits[split],
-        text.collate,
-        log_partition=estimate_log_partition(model, generator=generator),
-        batch_size=args.eval_batch_size,
-        seed=args.seed,
-    )
+    options: dict[str, Any] = {
+        "log_partition": estimate_log_partition(model, generator=generator),
+        "batch_size": args.eval_batch_size,
+        "seed": args.seed,
+    }
+    return {split: encoder_information(model, text.splits[split], text.collate, **options) for split in splits}
 
 
 # -------- write
