@@ -126,6 +126,30 @@ def test_embeddings_are_computed_once(encoder, monkeypatch):
     assert again["train"]["sentence_embeddings"][:] == first["train"]["sentence_embeddings"][:]
 
 
+def test_embeddings_survive_a_kill_part_by_part(encoder, monkeypatch):
+    monkeypatch.setattr(embeddings_module, "_PART_SIZE", 2)
+    tokenized, _ = tokenize_corpus(DatasetDict(train=Dataset.from_dict({"text": SENTENCES})), tiny_tokenizer(), 12)
+    whole, seen = embeddings_module.embed_token_ids, []
+
+    def killed_in_the_second_part(rows, *args):
+        if seen:
+            raise KeyboardInterrupt
+        seen.extend(rows)
+        return whole(rows, *args)
+
+    monkeypatch.setattr(embeddings_module, "embed_token_ids", killed_in_the_second_part)
+    with pytest.raises(KeyboardInterrupt):
+        add_embeddings(tokenized, tiny_tokenizer(), encoder)
+
+    def remaining(rows, *args):
+        assert not any(row in seen for row in rows)
+        return whole(rows, *args)
+
+    monkeypatch.setattr(embeddings_module, "embed_token_ids", remaining)
+    embedded = add_embeddings(tokenized, tiny_tokenizer(), encoder)["train"]
+    np.testing.assert_allclose(embedded["sentence_embeddings"][:], embed_sentences(SENTENCES, encoder), atol=1e-6)
+
+
 def test_a_missing_extra_or_model_is_named(monkeypatch, tmp_path):
     with pytest.raises(UsageError, match="'nobody/nothing' cannot be loaded"):
         load_sentence_encoder("nobody/nothing")
