@@ -15,6 +15,7 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.text import Collate, batch_inputs
 from latent_ebm_text.latents.rng import derived_generator
+from latent_ebm_text.models.sentences import NUM_BEAMS
 
 if TYPE_CHECKING:
     from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
@@ -35,7 +36,7 @@ def reconstruction_accuracy(
     batch_size: int,
     seed: int,
 ) -> dict[str, Estimate]:
-    """What greedy decoding of a posterior draw keeps of a sentence: tokens in their places, and whole sentences.
+    """What beam search from a posterior draw keeps of a sentence: tokens in their places, and whole sentences.
 
     Args:
         model: The model, in evaluation mode.
@@ -51,7 +52,7 @@ def reconstruction_accuracy(
         inputs = batch_inputs(model, dataset, collate, indices)
         generator = derived_generator(seed, "reconstruction", first, device=model.device)
         latents = model.sample_posterior(inputs, generator=generator).latents
-        decoded = model.generate(latents=latents, do_sample=False)
+        decoded = model.generate(latents=latents, do_sample=False, num_beams=NUM_BEAMS)
         for row, found in zip(dataset[indices]["input_ids"], decoded.tolist(), strict=True):
             hits = [token == other for token, other in zip(row[1:], found[1:], strict=False)]
             shares.append(sum(hits) / (len(row) - 1))
@@ -59,11 +60,11 @@ def reconstruction_accuracy(
     return {
         "tokens in place": Estimate.of_mean(
             torch.tensor(shares),
-            "share of the tokens of a sentence, its end included, that greedy decoding of one posterior draw has in "
+            "share of the tokens of a sentence, its end included, that beam search from one posterior draw has in "
             "the same place",
         ),
         "exact reconstructions": Estimate.of_proportion(
-            exact, len(shares), "share of sentences that greedy decoding of one posterior draw gives back whole"
+            exact, len(shares), "share of sentences that beam search from one posterior draw gives back whole"
         ),
     }
 
@@ -99,7 +100,7 @@ def interpolation_metrics(
         nearness = np.array([_overlap(bag, bags[-1]) - _overlap(bag, bags[0]) for bag in bags])
         distinct.append(float(np.mean([a != b for a, b in zip(ids[:-1], ids[1:], strict=True)])))
         onward.append(float(np.mean(np.diff(nearness) >= 0)))
-    path = f"of a straight path of {num_points} points between posterior draws of two sentences, decoded greedily"
+    path = f"of a straight path of {num_points} points between posterior draws of two sentences, by beam search"
     return {
         "distinct steps of a path": Estimate.of_mean(
             torch.tensor(distinct), f"share of the steps {path}, that lead to another sentence"

@@ -248,7 +248,7 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
             path: `"linear"`; `"spherical"`, which keeps the norms of typical draws; or `"low_energy"`, the path of
                 least action under the prior, see [`~latent_ebm_text.latents.low_energy_path`].
             stiffness: Stiffness of a path of low energy: with small values it makes detours.
-            **options: Options of `generate`. Text is decoded greedily by default.
+            **options: Options of `generate`. Text is decoded by beam search by default.
 
         Returns:
             What `generate` returns. A text model with `return_dict_in_generate=True` also gives the `latents` and

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 #: may come from anything with an order, see [`~latent_ebm_text.data.inputs.each_entry`].
 Sentences = Iterable[str] | Iterable[Sequence[int]] | Tensor
 
+#: Beams of the search for the most probable sentence of a latent. Greedy choices fall into loops.
+NUM_BEAMS = 4
+#: Latents decoded by beam search at a time, which bounds the memory of the logits,
+_BEAM_BATCH = 128
+#: and options of `generate` that ask for another search, or cannot be had with beams.
+_OTHER_SEARCHES = {"num_beams", "streamer", "penalty_alpha", "assistant_model", "generation_config"}
+
 
 class SentenceRows(list[list[int]]):
     """The token ids of sentences that were read and checked, with what the encoder reads of them beside.
@@ -128,7 +135,7 @@ class SentenceModel(LatentInferenceModel):
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> Tensor | ModelOutput:
-        """Encodes sentences, each as one posterior draw, and decodes the latents, greedily by default.
+        """Encodes sentences, each as one posterior draw, and decodes the latents, by beam search by default.
 
         Args:
             input_ids: The sentences.
@@ -157,7 +164,7 @@ class SentenceModel(LatentInferenceModel):
         progress: bool = False,
         **options: Any,
     ) -> ReconstructionDraws:
-        """Decodes several posterior draws of every sentence, greedily by default, and compares the results.
+        """Decodes several posterior draws of every sentence, by beam search by default, and compares the results.
 
         Args:
             input_ids: The sentences.
@@ -270,7 +277,16 @@ class SentenceModel(LatentInferenceModel):
         return inputs
 
     def _decode(self, latents: Tensor, **options: Any) -> Any:
-        return self.generate(latents=latents, **{"do_sample": False, **options})
+        """Decodes latents into their most probable sentences, by beam search unless the options choose otherwise."""
+        options = {"do_sample": False, **options}
+        if not options["do_sample"] and not options.keys() & _OTHER_SEARCHES:
+            options["num_beams"] = NUM_BEAMS
+        if len(latents) <= _BEAM_BATCH or "num_beams" not in options or options.get("return_dict_in_generate"):
+            return self.generate(latents=latents, **options)
+        parts = [self.generate(latents=part, **options) for part in latents.split(_BEAM_BATCH)]
+        length = max(part.shape[1] for part in parts)
+        pad = self.config.pad_token_id or 0
+        return torch.cat([nn.functional.pad(part, (0, length - part.shape[1]), value=pad) for part in parts])
 
 
 def _token_ids(entry: Any) -> list[int]:
