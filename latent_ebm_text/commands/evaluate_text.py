@@ -73,8 +73,10 @@ class TextEvaluationArguments:
     prior_temperature: float | None = option(None, "Temperature of the prior's chains; none for the model's own.")
     token_temperature: float = option(1.0, "Temperature at which tokens are drawn.")
     num_likelihood_sentences: int = option(500, "Random test sentences for log p(x); 0 leaves it out.")
-    num_likelihood_samples: int = option(16, "Annealed walks per sentence.")
-    num_likelihood_levels: int = option(100, "Levels of each walk.")
+    num_likelihood_samples: int | None = option(
+        None, "Weights per sentence; none for 256, or for 16 annealed walks, which cost more."
+    )
+    num_likelihood_levels: int = option(0, "Levels of each annealed walk; 0 for importance weights without walks.")
     num_information_sentences: int = option(128, "Sentences for the mutual information.")
     num_samples: int | None = option(None, "Generated sentences; none for as many as training sentences, for RPPL.")
     chain_repetitions: int = option(100, "Run the prior's chains for this many times their length; 0 for none.")
@@ -88,7 +90,7 @@ class TextEvaluationArguments:
         least = {
             "num_samples": 4,
             "num_likelihood_samples": 2,
-            "num_likelihood_levels": 1,
+            "num_likelihood_levels": 0,
             "num_information_sentences": 2,
             "prior_num_steps": 1,
             "chain_repetitions": 0,

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FPPL_SAMPLES = 10_000
 #: Sentences behind the metrics of variety and novelty, most of which depend on the number.
 MAX_SAMPLES = 2000
+#: Weights per sentence behind log p(x), without annealing, and annealed walks.
+_NUM_WEIGHTS, _NUM_WALKS = 256, 16
 _UNIT = "sentence (its end counted)"
 _PER_WORD = (
     "per word: exp of the nats over the number of words between white space, the end of a sentence counted as one, "
@@ -138,16 +140,17 @@ def marginal_likelihood_metrics(
     dataset: Any,
     *,
     num_sentences: int,
-    num_samples: int,
+    num_samples: int | None,
     num_levels: int,
     batch_size: int,
     seed: int,
 ) -> tuple[dict[str, Estimate], AnomalyScores, np.ndarray]:
-    """log p(x) of random sentences by annealed importance sampling, as NLL and as perplexity, and log Z.
+    """log p(x) of random sentences by importance weights, annealed or not, as NLL and as perplexity, and log Z.
 
     Returns:
         The metrics, the scores of every sentence, and which sentences of the dataset they are.
     """
+    num_samples = num_samples or (_NUM_WALKS if num_levels else _NUM_WEIGHTS)
     lengths = column_array(dataset, "length")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(lengths))[:num_sentences])
     log_partition = None
@@ -156,10 +159,10 @@ def marginal_likelihood_metrics(
         log_partition = estimate_log_partition(model, num_chains=1024, generator=generator)
     scores = model.score(
         SentenceRows.of_columns(dataset[chosen]),
-        marginal="ais",
+        marginal="ais" if num_levels else "importance",
         num_draws=1,
         num_samples=num_samples,
-        num_levels=num_levels,
+        num_levels=max(1, num_levels),
         log_partition=log_partition,
         batch_size=batch_size,
         generator=derived_generator(seed, "marginal likelihood", device=model.device),
@@ -175,7 +178,8 @@ def marginal_likelihood_metrics(
             warning += f", log Z between {log_partition.lower:.1f} and {log_partition.upper:.1f}"
     method = "exact"
     if log_partition is not None:
-        method = f"ais, {num_samples} weights over {num_levels} levels, given log Z a bound from above"
+        walks = f"annealed over {num_levels} levels" if num_levels else "of draws from a Laplace approximation"
+        method = f"{num_samples} importance weights {walks}, a bound from above"
     metrics = {
         "marginal NLL": Estimate.of_mean(
             nll,
