@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 
 from latent_ebm_text.commands import train_text
 from latent_ebm_text.commands.train_text import PreparedText
@@ -100,11 +101,12 @@ class LatentEBMTrainer:
         accelerator = make_accelerator(self.args)
         accelerator.print("\n".join([self.text.description, *self._notes]))
         result = train_text.train(self.model, self.text, self.args, accelerator)
-        if result.signal is None and accelerator.is_main_process:
-            metrics = {name.removeprefix("eval_"): value for name, value in self.evaluate().items()}
+        if result.signal is None:
+            metrics = self._evaluate(accelerator)
             problems = find_problems(metrics, {**vars(self.args), **self.model.config.to_dict()})
             result.warnings.extend(problems)
             accelerator.print("\n".join(f"warning: {problem}" for problem in problems))
+        accelerator.end_training()
         return result
 
     def evaluate(self) -> dict[str, float]:
@@ -112,13 +114,19 @@ class LatentEBMTrainer:
 
         NLLs, latent gain and information are in nats per sentence, see docs/evaluation.md.
         """
+        return {f"eval_{name}": value for name, value in self._evaluate().items()}
+
+    def _evaluate(self, accelerator: Accelerator | None = None) -> dict[str, float]:
+        """The metrics of the evaluation texts; the processes of `accelerator` share the work."""
         self.model.eval()
         everything = replace(self.args, num_eval_examples=max(2, len(self.text.splits["validation"])))
-        metrics = train_text.validation_metrics(self.model, self.text, everything)
+        metrics = train_text.validation_metrics(self.model, self.text, everything, accelerator)
         if self.model.encoder is not None:
-            information = train_text.measure_information(self.model, self.text, self.args, "validation")
+            information = train_text.measure_information(
+                self.model, self.text, self.args, "validation", accelerator=accelerator
+            )
             metrics["information"] = information["validation"].value
-        return {f"eval_{name}": value for name, value in metrics.items()}
+        return metrics
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Saves the model and its tokenizer, in `args.output_dir/model` by default."""

@@ -75,14 +75,15 @@ def train_image_model(
         result = train(model, corpus, args, accelerator, pusher)
         if result.signal is not None:
             accelerator.print(describe_stop(result))
-            return args.exit_code(result.signal)
-        if accelerator.is_main_process:
-            metrics = evaluate(model, corpus, args)
-            record = run_record(result, corpus, data_args, model_args, args)
-            results = write(model, corpus, args, {**record, **metrics})
-            show_results(results, describe_splits(results, SHOWN))
-            push(pusher)
-    return 0
+        else:
+            metrics = evaluate(model, corpus, args, accelerator)
+            if accelerator.is_main_process:
+                record = run_record(result, corpus, data_args, model_args, args)
+                results = write(model, corpus, args, {**record, **metrics})
+                show_results(results, describe_splits(results, SHOWN))
+                push(pusher)
+        accelerator.end_training()
+    return 0 if result.signal is None else args.exit_code(result.signal)
 
 
 def prepare(args: ImageDataArguments, accelerator: Accelerator | None = None) -> ImageCorpus:
@@ -159,7 +160,6 @@ def train(
         accelerator=accelerator,
         on_save=None if pusher is None else partial(pusher.push_so_far, processor=processor),
     )
-    accelerator.end_training()
     if result.signal is None and accelerator.is_main_process:
         with replaced_folder(Path(args.output_dir) / "model") as written:
             model.eval().save_pretrained(written)
@@ -214,8 +214,19 @@ def train_on_images(
     )
 
 
-def evaluate(model: LatentEBMForImageGeneration, corpus: ImageCorpus, args: TrainingArguments) -> dict[str, Any]:
+def evaluate(
+    model: LatentEBMForImageGeneration,
+    corpus: ImageCorpus,
+    args: TrainingArguments,
+    accelerator: Accelerator | None = None,
+) -> dict[str, Any]:
     """Measures a model on the splits that it was not trained on.
+
+    Args:
+        model: The model.
+        corpus: The images.
+        args: The settings of the training.
+        accelerator: Devices and processes, which share the work and all call this; this process alone by default.
 
     Returns:
         The metrics, as `results.json` holds them under `splits`.
@@ -230,6 +241,7 @@ def evaluate(model: LatentEBMForImageGeneration, corpus: ImageCorpus, args: Trai
                 batch_size=args.eval_batch_size,
                 seed=args.seed,
                 progress=partial(tqdm, desc=f"evaluating {split}"),
+                accelerator=accelerator,
             )
             for split in ("validation", "test")
         }
