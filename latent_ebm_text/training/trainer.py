@@ -21,9 +21,12 @@ from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.latents.rng import BatchGenerator, derived_generator, derived_seed
 from latent_ebm_text.latents.samplers import LangevinSampler, Sampler, sampler_from_dict
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
+from latent_ebm_text.networks.causal_lm import CausalLMDecoder
 from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.checkpointing import whole_tensor
 from latent_ebm_text.training.information import step_size_under
 from latent_ebm_text.training.locking import only_run
+from latent_ebm_text.training.sharding import ShardedCopy, check_sharding, is_sharding_asked_for
 from latent_ebm_text.training.state import TrainingState
 from latent_ebm_text.training.stopping import StopSignals, failing_together
 
@@ -128,6 +131,7 @@ def train(
     if args.automatic:
         raise UsageError(f"{args.automatic[0]} is 'auto', and nothing here says what it follows from: give a number")
     args.check_encoder(model.encoder is not None)
+    check_sharding(isinstance(model.decoder, CausalLMDecoder), accelerator)
     with only_run(Path(args.output_dir), accelerator):
         return _train(model, data, args, identity, evaluate, accelerator, on_save)
 
@@ -141,10 +145,17 @@ def _train(
     accelerator: Accelerator,
     on_save: Callable[[LatentEBMPreTrainedModel, int], None] | None,
 ) -> TrainingResult:
-    optimizer = build_optimizer(model, args)
+    is_sharded = is_sharding_asked_for(accelerator) and accelerator.num_processes > 1
+    sharded = ShardedCopy(model, accelerator) if is_sharded else None
+    learner = model if sharded is None else sharded.learner
+    optimizer = build_optimizer(learner, args)
     total = max(1, math.ceil(args.num_epochs * len(data.batches)))
-    state = TrainingState(model, optimizer, args, identity, len(data.batches.lengths), total, accelerator)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    state = TrainingState(model, optimizer, args, identity, len(data.batches.lengths), total, accelerator, sharded)
+    if sharded is None:
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+    else:
+        wrapped = sharded.module
+        accelerator.print(f"FSDP2 shards gradients and optimizer state over {accelerator.num_processes} processes")
 
     bar = tqdm(total=total, initial=min(state.step, total), desc="training", unit="step", dynamic_ncols=True)
     model.train()
@@ -170,7 +181,7 @@ def _train(
                 # 2. One loss whose gradient is the learning gradient of both parts (eq. 6 and 7).
                 with failing_together(accelerator):
                     output = _add_gradient(wrapped, share, accelerator)
-                    norms = _clip_gradients(model, args, accelerator, output, share)
+                    norms = _clip_gradients(learner, args, accelerator, output, share)
             except DivergenceError as error:
                 optimizer.zero_grad()
                 reason = f"training step {step + 1}: {error}"
@@ -186,6 +197,8 @@ def _train(
                 group["lr"] = rate / 2**state.rollbacks
             optimizer.step()
             optimizer.zero_grad()
+            if sharded is not None:
+                sharded.update(model)
             if state.averaged is not None and step >= state.averaging_from:
                 state.averaged.update_parameters(model)
             if state.chains is not None and share.part:
@@ -374,7 +387,7 @@ def _clip_gradients(
         if not math.isfinite(float(value.detach())):
             raise DivergenceError(f"the {name} is {float(value.detach())} on {_name(share.indices)}")
     parts = ((_likelihood_parts(model), args.max_decoder_grad_norm), (model.prior, args.max_prior_grad_norm))
-    norms = [float(accelerator.clip_grad_norm_(list(part.parameters()), limit)) for part, limit in parts]
+    norms = [float(whole_tensor(accelerator.clip_grad_norm_(list(part.parameters()), limit))) for part, limit in parts]
     if not all(math.isfinite(norm) for norm in norms):
         broken = [name for name, weight in model.named_parameters() if not _is_finite(weight.grad)]
         raise DivergenceError(f"the gradient of {', '.join(broken[:3])} is not finite on {_name(share.indices)}")
@@ -382,7 +395,7 @@ def _clip_gradients(
 
 
 def _is_finite(gradient: Tensor | None) -> bool:
-    return gradient is None or bool(gradient.isfinite().all())
+    return gradient is None or bool(whole_tensor(gradient).isfinite().all())
 
 
 def _name(indices: Tensor) -> str:
