@@ -344,9 +344,9 @@ class FusedLSTMLikelihood(FrozenLikelihood):
             self._positions = PredictedPositions(rows)
             self._targets = self._positions.take(input_ids[:, 1:].t())
             self._output = decoder.output.frozen(decoder._tied_weight(), decoder.candidates(self._targets))
-            self._weights = [weight.detach() for weight in decoder.lstm._flat_weights]
+            self._weights = [weight.detach() for weight in decoder.lstm.all_weights[0]]
             self._initial = [
-                (layer.weight.detach(), layer.bias.detach())
+                [weight.detach() for weight in layer.parameters()]  # matrix and bias
                 for layer in (decoder.initial_hidden, decoder.initial_cell)
             ]
 

@@ -368,8 +368,9 @@ def restore_optimizer_state(
             section, index, name = key.split(".", 2)
             sections[section][int(index)][name] = value.clone()  # or the next step would modify the caller's tensors
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        for index, entry in sections["state"].items():
-            sections["state"][index] = {name: sharded_like(value, weights[index]) for name, value in entry.items()}
+        for number, moments in sections["state"].items():
+            tensors_of_weight = {name: value for name, value in moments.items() if isinstance(value, torch.Tensor)}
+            moments |= {name: sharded_like(value, weights[number]) for name, value in tensors_of_weight.items()}
         groups = [group for _, group in sorted(sections["param_groups"].items())]
         optimizer.load_state_dict({"state": sections["state"], "param_groups": groups})
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

@@ -12,7 +12,6 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
-from latent_ebm_text.networks.causal_lm import CausalLMDecoder
 from latent_ebm_text.training.checkpointing import sharded_like, whole_tensor
 
 
@@ -61,14 +60,13 @@ class ShardedCopy:
     """
 
     def __init__(self, model: LatentEBMPreTrainedModel, accelerator: Accelerator) -> None:
-        assert isinstance(model.decoder, CausalLMDecoder)
-        lm = model.decoder.lm
-        _ = model.decoder.has_plain_head  # found by a pass through the language model, for which it must be whole
+        decoder: Any = model.decoder
+        _ = decoder.has_plain_head  # found by a pass through the language model, for which it must be whole
         self.learner = copy.deepcopy(model.cpu()).train()  # each layer goes to the device when it is sharded
         plugin = getattr(accelerator.state, "fsdp_plugin", None) or FullyShardedDataParallelPlugin()
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
         plugin.transformer_cls_names_to_wrap = sorted(
-            {type(module).__name__ for module in lm.modules()} & set(lm._no_split_modules or ())
+            {type(module).__name__ for module in decoder.modules()} & set(decoder.lm._no_split_modules or ())
         )
         plugin.mixed_precision_policy = None  # autocast keeps chains and energies in full precision
         plugin.cpu_ram_efficient_loading = False  # every process has the weights

@@ -21,7 +21,6 @@ from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.latents.rng import BatchGenerator, derived_generator, derived_seed
 from latent_ebm_text.latents.samplers import LangevinSampler, Sampler, sampler_from_dict
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
-from latent_ebm_text.networks.causal_lm import CausalLMDecoder
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.checkpointing import whole_tensor
 from latent_ebm_text.training.information import step_size_under
@@ -131,7 +130,7 @@ def train(
     if args.automatic:
         raise UsageError(f"{args.automatic[0]} is 'auto', and nothing here says what it follows from: give a number")
     args.check_encoder(model.encoder is not None)
-    check_sharding(isinstance(model.decoder, CausalLMDecoder), accelerator)
+    check_sharding(hasattr(model.decoder, "lm"), accelerator)
     with only_run(Path(args.output_dir), accelerator):
         return _train(model, data, args, identity, evaluate, accelerator, on_save)
 
