@@ -166,13 +166,12 @@ class LSTMDecoder(TextDecoder):
 
     def log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
         """`log p(x | z)` in nats per sentence, with its end, `(batch,)`; differentiable in weights and latents."""
-        input_ids, predicted = inputs["input_ids"], predicted_mask(inputs)
+        input_ids, positions = inputs["input_ids"], PredictedPositions(predicted_mask(inputs).t())
         hidden, _ = self.hidden_states(input_ids[:, :-1], latents)
-        rows = predicted.t()  # (length - 1, batch)
-        targets = input_ids[:, 1:].t()[rows]
-        values = self.output.log_prob(hidden[rows], targets, self._tied_weight(), self.candidates(targets))
-        per_token = torch.zeros(rows.shape, dtype=values.dtype, device=values.device).masked_scatter(rows, values)
-        return per_token.sum(dim=0)
+        targets = positions.take(input_ids[:, 1:].t())
+        features = positions.take(hidden)  # (predicted tokens, hidden_size)
+        values = self.output.log_prob(features, targets, self._tied_weight(), self.candidates(targets))
+        return positions.sum_tokens(values, dim=0)
 
     def likelihood(self, inputs: dict[str, Tensor]) -> FrozenLikelihood:
         """`log p(x | z)` as a function of z alone: [`LSTMLikelihood`] on a CPU, [`FusedLSTMLikelihood`] elsewhere."""

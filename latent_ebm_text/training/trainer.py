@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from latent_ebm_text.data.batching import BucketedBatches
 from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.latents.rng import BatchGenerator, derived_generator, derived_seed
 from latent_ebm_text.latents.samplers import LangevinSampler, Sampler, sampler_from_dict
+from latent_ebm_text.latents.samplers.base import FiniteCheck, deferred_checks
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.checkpointing import whole_tensor
@@ -81,6 +83,7 @@ class _Share:
         latents: `(share, latent_dim)` posterior draws; none where the model draws them itself.
         prior_latents: `(share, latent_dim)`.
         likelihood_weight: `w` at this step.
+        checks: Whether the chains have stayed finite, each with the name of the chains; not read yet.
     """
 
     inputs: dict[str, Tensor]
@@ -89,6 +92,7 @@ class _Share:
     latents: Tensor | None
     prior_latents: Tensor
     likelihood_weight: float
+    checks: list[tuple[str, FiniteCheck]]
 
 
 def train(
@@ -160,7 +164,7 @@ def _train(
     model.train()
     with bar, StopSignals() as stopped:
         if total - state.step >= _MIN_FORECAST_STEPS:
-            seconds = (total - state.step) * _seconds_per_step(state, data, wrapped)
+            seconds = (total - state.step) * _seconds_per_step(state, data, wrapped, learner)
             accelerator.print(f"training {total - state.step:,} steps: about {minutes(seconds)} on this machine")
         while state.step < total:
             step = state.step
@@ -180,7 +184,8 @@ def _train(
                 # 2. One loss whose gradient is the learning gradient of both parts (eq. 6 and 7).
                 with failing_together(accelerator):
                     output = _add_gradient(wrapped, share, accelerator)
-                    norms = _clip_gradients(learner, args, accelerator, output, share)
+                    measured = _clip_and_measure(learner, args, accelerator, output, share)
+                _require_finite_gradients(learner, measured, share)
             except DivergenceError as error:
                 optimizer.zero_grad()
                 reason = f"training step {step + 1}: {error}"
@@ -202,7 +207,7 @@ def _train(
                 state.averaged.update_parameters(model)
             if state.chains is not None and share.part:
                 state.chains.write(share.indices, output.latents)
-            measured = _measure(output, share, norms, optimizer)
+            measured["decoder_learning_rate"] = optimizer.param_groups[0]["lr"]
             if state.controller is not None:
                 generator = derived_generator(args.seed, "information", step, device=accelerator.device)
                 state.controller.observe(step, model, share.inputs, share.prior_latents, generator, accelerator)
@@ -278,7 +283,9 @@ _MIN_FORECAST_STEPS = 100
 _TIMED_QUANTILES = (1 / 6, 1 / 2, 5 / 6)
 
 
-def _seconds_per_step(state: TrainingState, data: TrainingData, wrapped: nn.Module) -> float:
+def _seconds_per_step(
+    state: TrainingState, data: TrainingData, wrapped: nn.Module, learner: LatentEBMPreTrainedModel
+) -> float:
     """The time of a step, measured on batches of typical sizes before the training; leaves no trace in it.
 
     Every draw is a function of its step and no weight is updated, so the training is the same with and without it.
@@ -290,7 +297,8 @@ def _seconds_per_step(state: TrainingState, data: TrainingData, wrapped: nn.Modu
         started = time.monotonic()
         try:
             share = _draw(state, data, step)
-            _add_gradient(wrapped, share, state.accelerator)
+            output = _add_gradient(wrapped, share, state.accelerator)
+            _clip_and_measure(learner, state.args, state.accelerator, output, share)  # waits for the device
         except DivergenceError:  # the loop meets it again, and deals with it
             pass
         state.optimizer.zero_grad()
@@ -337,13 +345,14 @@ def _draw(state: TrainingState, data: TrainingData, step: int) -> _Share:
 
     # What the model draws from torch's global generator: the tokens of its softmax, dropout, an encoder's draws.
     torch.manual_seed(derived_seed(args.seed, "likelihood", step, rank))
+    chains: list[tuple[str, FiniteCheck]] = []
     latents = None  # those of variational inference are drawn with a gradient, by the model
     if args.inference != "variational":
         initial = None
         if state.chains is not None:
             start_noise = noise("chain start", "cpu")
             initial = state.chains.start(indices, refresh=args.chain_refresh, generator=start_noise)
-        try:
+        with _naming_chains("posterior", indices), deferred_checks() as checks:
             latents = model.sample_posterior(
                 inputs,
                 likelihood_weight=weight,
@@ -351,13 +360,21 @@ def _draw(state: TrainingState, data: TrainingData, step: int) -> _Share:
                 sampler=_posterior_sampler(model, args),
                 generator=noise("posterior"),
             ).latents
-        except DivergenceError as error:
-            raise DivergenceError(f"posterior of {_name(indices[error.rows])}: {error}") from error
-    try:
+        chains += [("posterior", check) for check in checks]
+    with _naming_chains("prior", indices), deferred_checks() as checks:
         prior_latents = model.sample_prior(len(rows), generator=noise("prior")).latents
+    chains += [("prior", check) for check in checks]
+    return _Share(inputs, indices, part, latents, prior_latents, weight, chains)
+
+
+@contextmanager
+def _naming_chains(name: str, indices: Tensor) -> Iterator[None]:
+    """Says of which chains a `DivergenceError` is, those of the posterior by the numbers of their examples."""
+    try:
+        yield
     except DivergenceError as error:
-        raise DivergenceError(f"prior: {error}") from error
-    return _Share(inputs, indices, part, latents, prior_latents, weight)
+        whose = f"posterior of {_name(indices[error.rows])}" if name == "posterior" else name
+        raise DivergenceError(f"{whose}: {error}") from error
 
 
 def _posterior_sampler(model: LatentEBMPreTrainedModel, args: TrainingArguments) -> Sampler:
@@ -368,29 +385,56 @@ def _posterior_sampler(model: LatentEBMPreTrainedModel, args: TrainingArguments)
     return sampler_from_dict({**model.config.posterior_sampler, **visit})
 
 
-def _clip_gradients(
+def _clip_and_measure(
     model: LatentEBMPreTrainedModel, args: TrainingArguments, accelerator: Accelerator, output: Any, share: _Share
-) -> list[float]:
-    """The norms of the gradients of decoder (with encoder) and prior, which are shortened to their limits.
+) -> dict[str, float]:
+    """Shortens the gradients of decoder (with encoder) and prior to their limits; returns the metrics of the step.
+
+    All that the host wants to know of a step is read here, at once, before anything is updated.
 
     Raises:
-        DivergenceError: If the loss, a part of it or a gradient is not finite.
+        DivergenceError: If a chain of this process, its loss or a part of it is not finite.
     """
-    losses = {
-        "reconstruction loss": output.reconstruction_loss,
-        "posterior-prior energy gap": output.prior_loss,
-        "energy penalty": output.penalty,
-        "loss": output.loss,
-    }
-    for name, value in losses.items():
-        if not math.isfinite(float(value.detach())):
-            raise DivergenceError(f"the {name} is {float(value.detach())} on {_name(share.indices)}")
     parts = ((_likelihood_parts(model), args.max_decoder_grad_norm), (model.prior, args.max_prior_grad_norm))
-    norms = [float(whole_tensor(accelerator.clip_grad_norm_(list(part.parameters()), limit))) for part, limit in parts]
-    if not all(math.isfinite(norm) for norm in norms):
+    decoder_norm, prior_norm = (
+        whole_tensor(accelerator.clip_grad_norm_(list(part.parameters()), limit)) for part, limit in parts
+    )
+    values = {
+        "reconstruction_nll": output.reconstruction_loss,
+        "energy_gap": output.prior_loss,
+        "penalty": output.penalty,
+        "loss": output.loss,
+        "decoder_grad_norm": decoder_norm,
+        "prior_grad_norm": prior_norm,
+        "posterior_std": _spread(output.latents),
+        "prior_std": _spread(share.prior_latents),
+    }
+    wanted = [*values.values(), *(check.finite_steps for _, check in share.checks)]
+    numbers = torch.stack([value.detach().double() for value in wanted]).tolist()
+    for (name, check), steps in zip(share.checks, numbers[len(values) :], strict=True):
+        with _naming_chains(name, share.indices):
+            check.verify(int(steps))
+    measured = dict(zip(values, numbers, strict=False))
+    for name, title in _PARTS_OF_LOSS.items():
+        if not math.isfinite(measured[name]):
+            raise DivergenceError(f"the {title} is {measured[name]} on {_name(share.indices)}")
+    return {**measured, "likelihood_weight": share.likelihood_weight}
+
+
+def _require_finite_gradients(model: LatentEBMPreTrainedModel, measured: dict[str, float], share: _Share) -> None:
+    """Raises a `DivergenceError`, in all processes or in none, since gradients are those of all of them."""
+    if not math.isfinite(measured["decoder_grad_norm"] + measured["prior_grad_norm"]):
         broken = [name for name, weight in model.named_parameters() if not _is_finite(weight.grad)]
         raise DivergenceError(f"the gradient of {', '.join(broken[:3])} is not finite on {_name(share.indices)}")
-    return norms
+
+
+#: The parts of the loss by their metrics, in the order in which they are looked at, with their names for people.
+_PARTS_OF_LOSS = {
+    "reconstruction_nll": "reconstruction loss",
+    "energy_gap": "posterior-prior energy gap",
+    "penalty": "energy penalty",
+    "loss": "loss",
+}
 
 
 def _is_finite(gradient: Tensor | None) -> bool:
@@ -424,23 +468,8 @@ def learning_rates(step: int, total: int, args: TrainingArguments) -> tuple[floa
     return rates[0], rates[1]
 
 
-def _measure(output: Any, share: _Share, norms: list[float], optimizer: Any) -> dict[str, float]:
-    return {
-        "loss": float(output.loss.detach()),
-        "reconstruction_nll": float(output.reconstruction_loss.detach()),
-        "energy_gap": float(output.prior_loss.detach()),
-        "penalty": float(output.penalty.detach()),
-        "posterior_std": _spread(output.latents),
-        "prior_std": _spread(share.prior_latents),
-        "decoder_grad_norm": norms[0],
-        "prior_grad_norm": norms[1],
-        "likelihood_weight": share.likelihood_weight,
-        "decoder_learning_rate": optimizer.param_groups[0]["lr"],
-    }
-
-
-def _spread(latents: Tensor) -> float:
+def _spread(latents: Tensor) -> Tensor:
     """Standard deviation, averaged over dimensions; zero of a single row (a short last batch may be one)."""
     if latents.numel() == 0:
-        return 0.0
-    return float(latents.std(dim=0, correction=int(len(latents) > 1)).mean())
+        return latents.new_zeros(())
+    return latents.detach().std(dim=0, correction=int(len(latents) > 1)).mean()
