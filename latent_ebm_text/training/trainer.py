@@ -127,7 +127,8 @@ def train(
         CheckpointError: If the newest complete checkpoint belongs to another model or library version, or is none that
             a training writes.
         UsageError: If `args.output_dir` cannot be a folder, another run is going on in it, a setting differs from
-            that of its checkpoint and may not, or the precision is fp16.
+            that of its checkpoint and may not, the precision is fp16, FSDP does not go with the decoder, or
+            `args.gradient_checkpointing` does not.
     """
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     require_no_loss_scale(accelerator.mixed_precision)
@@ -148,6 +149,10 @@ def _train(
     accelerator: Accelerator,
     on_save: Callable[[LatentEBMPreTrainedModel, int], None] | None,
 ) -> TrainingResult:
+    if args.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise UsageError("gradient_checkpointing is for transformer decoders; leave it out")
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     is_sharded = is_sharding_asked_for(accelerator) and accelerator.num_processes > 1
     sharded = ShardedCopy(model, accelerator) if is_sharded else None
     learner = model if sharded is None else sharded.learner
@@ -182,7 +187,7 @@ def _train(
                 assert share is not None
 
                 # 2. One loss whose gradient is the learning gradient of both parts (eq. 6 and 7).
-                with failing_together(accelerator):
+                with failing_together(accelerator), _explaining_memory(share, args):
                     output = _add_gradient(wrapped, share, accelerator)
                     measured = _clip_and_measure(learner, args, accelerator, output, share)
                 _require_finite_gradients(learner, measured, share)
@@ -439,6 +444,30 @@ _PARTS_OF_LOSS = {
 
 def _is_finite(gradient: Tensor | None) -> bool:
     return gradient is None or bool(whole_tensor(gradient).isfinite().all())
+
+
+@contextmanager
+def _explaining_memory(share: _Share, args: TrainingArguments) -> Iterator[None]:
+    """Says what to lower where a batch does not fit into the memory of its device."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        batch = next(iter(share.inputs.values()))
+        lower, size, further = (
+            [f"train_batch_size to {max(1, args.train_batch_size // 2)}"],
+            f"{len(batch)} images",
+            "",
+        )
+        if batch.dim() == 2:
+            lower.append(f"max_length to {batch.shape[1] // 2}")
+            size = f"{len(batch)} sentences of {batch.shape[1]} tokens"
+            further = "" if args.gradient_checkpointing else "; for a transformer set gradient_checkpointing"
+        raise UsageError(
+            f"the memory of the device {batch.device} is too small for a step on {size}: lower {' or '.join(lower)}, "
+            f"which halves what a step needs{further}"
+        ) from error
 
 
 def _name(indices: Tensor) -> str:
