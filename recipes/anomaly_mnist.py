@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
-import torch
 from accelerate.utils import tqdm
 
 from latent_ebm_text.anomaly.images import SCORES, anomaly_scores, held_out_split, image_labels
@@ -36,6 +35,7 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.models.sharing import all_processes
 from latent_ebm_text.training.arguments import TrainingArguments, option
 from latent_ebm_text.training.files import replace_text, replaced_folder
+from latent_ebm_text.training.tracking import set_precision
 
 #: What each model changes in the settings of model and training.
 MODELS = {
@@ -86,7 +86,7 @@ def main() -> int:
         default_config=Path(__file__).parent / "configs" / "anomaly_mnist.yaml",
         description=__doc__,
     )
-    torch.set_float32_matmul_precision(args.matmul_precision)
+    set_precision(args.matmul_precision)
     accelerator = all_processes()
     corpus = prepare(data_args, accelerator)
     images, labels = image_labels(corpus)

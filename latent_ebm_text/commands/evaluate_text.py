@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 
@@ -47,6 +46,7 @@ from latent_ebm_text.models.loading import load_text_model
 from latent_ebm_text.models.sentences import SentenceRows
 from latent_ebm_text.models.sharing import all_processes, share_out
 from latent_ebm_text.training.arguments import option, required
+from latent_ebm_text.training.tracking import set_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -244,7 +244,7 @@ def evaluate_text_model(
     has_labels = model.config.latent_dim > 0 and "label" in text.corpus.splits["train"].column_names
     if has_labels:
         require_probes()
-    torch.set_float32_matmul_precision(args.matmul_precision)
+    set_precision(args.matmul_precision)
     _change_prior_sampler(model, args)
     train_texts, test_texts = (text.corpus.splits[split]["text"][:] for split in ("train", "test"))
     test = text.splits["test"]

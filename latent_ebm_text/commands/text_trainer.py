@@ -21,7 +21,7 @@ from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
 from latent_ebm_text.training.arguments import AUTO, TrainingArguments
 from latent_ebm_text.training.files import replaced_folder
 from latent_ebm_text.training.reporting import find_problems
-from latent_ebm_text.training.tracking import make_accelerator
+from latent_ebm_text.training.tracking import make_accelerator, set_precision
 from latent_ebm_text.training.trainer import TrainingResult
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class LatentEBMTrainer:
             DivergenceError: If going back to a checkpoint does not help against values that are not finite.
             CheckpointError: If the newest checkpoint belongs to another model or library version.
         """
-        torch.set_float32_matmul_precision(self.args.matmul_precision)
+        set_precision(self.args.matmul_precision)
         accelerator = make_accelerator(self.args)
         accelerator.print("\n".join([self.text.description, *self._notes]))
         result = train_text.train(self.model, self.text, self.args, accelerator)

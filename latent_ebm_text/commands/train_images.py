@@ -42,7 +42,7 @@ from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.files import replaced_folder
 from latent_ebm_text.training.locking import only_run
 from latent_ebm_text.training.sharding import check_sharding
-from latent_ebm_text.training.tracking import make_accelerator, start_tracking
+from latent_ebm_text.training.tracking import make_accelerator, set_precision, start_tracking
 from latent_ebm_text.training.trainer import TrainingData, TrainingResult
 
 #: Key, title and unit of the metrics that the end of a run prints for each split.
@@ -64,7 +64,7 @@ def train_image_model(
     """
     args.check_encoder(model_args.settings["encoder_hidden_size"] is not None)
     check_sharding(is_causal_lm=False)
-    torch.set_float32_matmul_precision(args.matmul_precision)
+    set_precision(args.matmul_precision)
     accelerator = make_accelerator(args)
     pusher = make_pusher(hub_args, args.output_dir, accelerator)
 

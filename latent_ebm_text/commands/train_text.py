@@ -55,7 +55,7 @@ from latent_ebm_text.training.arguments import AUTO, TrainingArguments
 from latent_ebm_text.training.files import replace_text, replaced_folder
 from latent_ebm_text.training.locking import only_run
 from latent_ebm_text.training.sharding import check_sharding
-from latent_ebm_text.training.tracking import make_accelerator, start_tracking
+from latent_ebm_text.training.tracking import make_accelerator, set_precision, start_tracking
 from latent_ebm_text.training.trainer import TrainingData, TrainingResult, minutes
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def train_text_model(
     """
     args.check_encoder(model_args.settings["encoder_hidden_size"] is not None)
     check_sharding(model_args.pretrained_decoder is not None or model_args.settings["decoder_type"] != "lstm")
-    torch.set_float32_matmul_precision(args.matmul_precision)
+    set_precision(args.matmul_precision)
     accelerator = make_accelerator(args)
     pusher = make_pusher(hub_args, args.output_dir, accelerator)
 

@@ -455,11 +455,8 @@ def _explaining_memory(share: _Share, args: TrainingArguments) -> Iterator[None]
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         batch = next(iter(share.inputs.values()))
-        lower, size, further = (
-            [f"train_batch_size to {max(1, args.train_batch_size // 2)}"],
-            f"{len(batch)} images",
-            "",
-        )
+        lower = [f"train_batch_size to {max(1, args.train_batch_size // 2)}"]
+        size, further = f"{len(batch)} images", ""
         if batch.dim() == 2:
             lower.append(f"max_length to {batch.shape[1] // 2}")
             size = f"{len(batch)} sentences of {batch.shape[1]} tokens"
