@@ -286,7 +286,7 @@ def test_a_step_of_training_waits_seldom_for_its_device(gpu_check: ModuleType) -
     long = {"name": "langevin", "num_steps": 9, "step_size": 0.1}
     settings = {"prior_sampler": long, "posterior_sampler": long}
     assert gpu_check.reads_of_a_step(torch.device("cpu"), settings, {"inference": "short_run"}) == short_run
-    assert sum(short_run.values()) == 4
+    assert sum(short_run.values()) == 3, "beside the numbers of the step, whose copy to the host does not show here"
 
 
 def test_the_report_goes_on_after_a_part_that_fails(

@@ -60,7 +60,7 @@ class BatchGenerator(torch.Generator):
 
     def __new__(cls, seed: int, rows: Tensor, batch_size: int, device: torch.device | str = "cpu") -> BatchGenerator:
         generator = torch.Generator.__new__(cls, device=device)  # type: ignore[call-arg]
-        generator.rows, generator.batch_size = rows.to(device), batch_size
+        generator.rows, generator.batch_size = rows.to(device, non_blocking=True), batch_size
         generator.manual_seed(seed)
         return generator
 

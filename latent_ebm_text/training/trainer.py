@@ -340,7 +340,8 @@ def _draw(state: TrainingState, data: TrainingData, step: int) -> _Share:
     part = len(rows) * world / len(batch)
     rows = rows if len(rows) else torch.zeros(1, dtype=torch.long)
     indices = torch.from_numpy(batch)[rows]
-    inputs = {name: value.to(accelerator.device) for name, value in data.load(indices.numpy()).items()}
+    loaded = data.load(indices.numpy())
+    inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in loaded.items()}
     weight = likelihood_weight(step, state.total, args, model.config.likelihood_weight)
     if state.controller is not None:
         weight = state.controller.weight
