@@ -67,6 +67,24 @@ def test_sharded_processes_train_what_ddp_and_one_process_train(finish_together,
     assert whole == expected, "every tensor whole, and once"
 
 
+def test_an_encoder_and_a_target_of_information_train_as_under_ddp(finish_together, tmp_path, alone):
+    settings = {
+        "model": {**TRANSFORMER, "encoder_hidden_size": 8, "latent_injection": "layers"},
+        "training": {
+            "inference": "variational",
+            "information": 1.0,
+            "num_epochs": 1.0,
+            "gradient_checkpointing": True,
+        },
+    }
+    ddp = replace(alone, folder=tmp_path / "ddp" / "run", **settings)
+    assert finish_together(ddp, 2) == [0, 0], log(ddp)
+    run = replace(ddp, folder=tmp_path / "sharded" / "run", fsdp=True)
+    assert finish_together(run, 2) == [0, 0], log(run)
+    assert losses(run) == pytest.approx(losses(ddp), rel=1e-4)
+    assert_same_training(run, ddp)
+
+
 def test_a_sharded_run_that_is_killed_ends_the_same(start, finish_together, tmp_path, sharded):
     run = replace(sharded, folder=tmp_path / "run", pause=0.1)
     first, second = start_together(start, run, world=2)
