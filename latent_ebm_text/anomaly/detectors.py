@@ -6,11 +6,13 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.latents.integrals import LogPartition
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.models.scoring import SCORE_NAMES, Marginal, ScoreName, estimate_log_partition
+from latent_ebm_text.models.sharing import share_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -279,6 +282,8 @@ class LatentEBMTextDetector(LatentEBMDetector):
         batch_size: Sentences per batch.
         seed: Seed of all draws. Every call starts from it, so the same list of sentences gets the same scores.
         progress: Whether to show progress bars.
+        accelerator: The processes that share the scoring. All of them then call each method with the same sentences,
+            and all receive the same scores; this process alone by default.
 
     Raises:
         UsageError: If the score or another setting cannot be right.
@@ -295,6 +300,7 @@ class LatentEBMTextDetector(LatentEBMDetector):
         batch_size: int = 128,
         seed: int = 0,
         progress: bool = False,
+        accelerator: Accelerator | None = None,
     ) -> None:
         super().__init__(self._score, contamination)
         known = [name for name in SCORE_NAMES if name != "squared_error"]  # only images have it
@@ -304,13 +310,15 @@ class LatentEBMTextDetector(LatentEBMDetector):
             raise UsageError(f"score={score!r} needs marginal='importance' or 'ais'")
         self.model, self.tokenizer, self.score = model, tokenizer, score
         self.marginal, self.batch_size, self.seed, self.progress = marginal, batch_size, seed, progress
+        self.accelerator = accelerator
         self._log_partition: LogPartition | None = None
 
     def _score(self, sentences: Iterable[str]) -> Scores:
         needs_marginal = self.score.startswith("nll") and self.model.config.latent_dim > 0
         if needs_marginal and self._log_partition is None:
             generator = derived_generator(self.seed, "log partition", device=self.model.device)
-            self._log_partition = estimate_log_partition(self.model, generator=generator)
+            estimate = partial(estimate_log_partition, self.model, generator=generator)
+            self._log_partition = share_out(lambda _: estimate(), 1, self.accelerator)[0]
         scores = self.model.score(
             sentences,
             tokenizer=self.tokenizer,
@@ -320,6 +328,7 @@ class LatentEBMTextDetector(LatentEBMDetector):
             batch_size=self.batch_size,
             generator=derived_generator(self.seed, "anomaly scores", device=self.model.device),
             progress=self.progress,
+            accelerator=self.accelerator,
         )
         values: Scores = scores.get(self.score).numpy()
         return values

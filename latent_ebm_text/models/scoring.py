@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.integrals import LogIntegral, LogPartition, bracket_log_partition, posterior_log_weights
 from latent_ebm_text.latents.integrals.weights import MIN_ESS
+from latent_ebm_text.latents.rng import batch_generators
 from latent_ebm_text.latents.samplers import Sampler
 from latent_ebm_text.models.inference import LatentInferenceModel
+from latent_ebm_text.models.sharing import share_out
 from latent_ebm_text.networks.dropout import evaluation_mode
 
 ScoreName = Literal[
@@ -136,6 +139,7 @@ def score_data(
     sampler: Sampler | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
+    accelerator: Accelerator | None = None,
 ) -> AnomalyScores:
     """Scores data under a model of any modality; the `score` methods of the models call it.
 
@@ -165,6 +169,8 @@ def score_data(
         generator: Random number generator of all draws, on the model's device; torch's global one by default. The
             posterior draws come first, so that they are the same whether or not `nll` is estimated.
         progress: Whether to show a progress bar.
+        accelerator: The processes that share the batches, all of which call this; this one alone by default. The
+            scores are those of one process.
 
     Raises:
         UsageError: If an option is unknown or out of range, or `latents` do not fit.
@@ -180,27 +186,38 @@ def score_data(
     data = model._read(data)
     if latents is None:
         draws = model.posterior_draws(
-            data, num_draws=num_draws, batch_size=batch_size, sampler=sampler, generator=generator, progress=progress
-        )
+            data, num_draws=num_draws, batch_size=batch_size, sampler=sampler, generator=generator, progress=progress,
+            accelerator=accelerator,
+        )  # fmt: skip
     else:
         draws = model.check_latents(latents, len(data))[None].float().cpu()
-    if marginal != "none" and log_partition is None:
-        log_partition = estimate_log_partition(model, generator=generator)
+    generators: list[torch.Generator | None] = []
+    if marginal != "none":
+        generators = batch_generators(generator, -(-len(data) // batch_size), model.device)
+        if log_partition is None:
+            estimates = share_out(lambda _: estimate_log_partition(model, generator=generator), 1, accelerator)
+            log_partition = estimates[0]
+
+    def score(indices: Tensor, inputs: dict[str, Tensor], generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        batch_draws = draws[:, indices].to(model.device, model.decoder.latent_dtype)
+        energy = torch.stack([model.prior.energy(z) for z in batch_draws])
+        log_likelihood = torch.stack([model.decoder.log_prob(inputs, z) for z in batch_draws])
+        if marginal == "none":
+            return energy, log_likelihood
+        posterior = model.posterior(inputs, likelihood_weight=1.0)
+        return energy, log_likelihood, posterior_log_weights(
+            posterior, batch_draws[0], method=marginal, num_samples=num_samples, num_levels=num_levels,
+            generator=generator,
+        )  # fmt: skip
 
     energies, log_likelihoods = torch.empty(2, *draws.shape[:2], dtype=torch.float64)
     log_weights = torch.empty(num_samples, len(data), dtype=torch.float64)
+    options: dict[str, Any] = {"progress": progress, "accelerator": accelerator}
     with evaluation_mode(model):
-        for indices, inputs in model.batches(data, batch_size, description="scoring", progress=progress):
-            batch_draws = draws[:, indices].to(model.device, model.decoder.latent_dtype)
-            for number, z in enumerate(batch_draws):
-                energies[number, indices] = model.prior.energy(z).double().cpu()
-                log_likelihoods[number, indices] = model.decoder.log_prob(inputs, z).double().cpu()
-            if marginal != "none":
-                weights = posterior_log_weights(
-                    model.posterior(inputs, likelihood_weight=1.0), batch_draws[0], method=marginal,
-                    num_samples=num_samples, num_levels=num_levels, generator=generator,
-                )  # fmt: skip
-                log_weights[:, indices] = weights.double().cpu()
+        scored = model.map_batches(score, data, batch_size, generators, description="scoring", **options)
+    for indices, found in scored:
+        for all_values, values in zip((energies, log_likelihoods, log_weights), found, strict=False):
+            all_values[:, indices] = values.double().cpu()
 
     energy, reconstruction = energies.mean(dim=0), -log_likelihoods.mean(dim=0)
     nll: dict[str, Any] = {}

@@ -57,8 +57,8 @@ def test_the_encoder_reads_the_embedding_of_the_sentence(model, encoder):
     assert index.mean.shape == proposal.mean.shape
     # Rows in another order, and of other lengths beside them, have the same proposals.
     rows = model._read(SENTENCES[::-1], tokenizer=tiny_tokenizer())
-    for indices, inputs in model.batches(rows, 2, description="", progress=False):
-        torch.testing.assert_close(model.encoder.propose(inputs).mean, proposal.mean.flip(0)[indices])
+    for indices, mean in model.map_batches(lambda _, inputs, __: model.encoder.propose(inputs).mean, rows, 2):
+        torch.testing.assert_close(mean, proposal.mean.flip(0)[indices])
 
 
 def test_strings_and_token_ids_are_read_alike(model):
