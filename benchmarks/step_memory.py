@@ -54,7 +54,8 @@ def measure(batch: int, length: int, training: str, dtype: str, checkpointing: b
     model.decoder.lm.to(getattr(torch, dtype))
     model.to("cuda" if on_gpu else "cpu").train()
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     optimizer = build_optimizer(model, TrainingArguments())
     ids = torch.randint(3, 49152, (batch, length + 1), device=model.device)
     for _ in range(2):

@@ -92,6 +92,10 @@ def _python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def _accelerate(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert words[0] == "launch", words
     launch = launch_command_parser().parse_args(words[1:])
+    if launch.module:
+        assert launch.training_script == "latent_ebm_text.commands", words
+        _latent_ebm(launch.training_script_args, monkeypatch)
+        return
     _script(launch.training_script, launch.training_script_args, monkeypatch)
 
 

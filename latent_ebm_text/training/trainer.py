@@ -152,7 +152,9 @@ def _train(
     if args.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise UsageError("gradient_checkpointing is for transformer decoders; leave it out")
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # The name of transformers from 5.23 on, and the one before.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     is_sharded = is_sharding_asked_for(accelerator) and accelerator.num_processes > 1
     sharded = ShardedCopy(model, accelerator) if is_sharded else None
     learner = model if sharded is None else sharded.learner

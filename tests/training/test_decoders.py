@@ -106,7 +106,7 @@ def test_gradient_checkpointing_changes_memory_and_not_what_is_learned(make, mak
     assert run(kept, args).step == 3
     args = make_args(output_dir=str(tmp_path / "again"), num_epochs=0.5, gradient_checkpointing=True)
     assert run(computed_again, args).step == 3
-    assert computed_again.decoder.lm.is_gradient_checkpointing
+    assert any(getattr(module, "gradient_checkpointing", False) for module in computed_again.decoder.lm.modules())
     for name, weight in kept.named_parameters():
         torch.testing.assert_close(computed_again.get_parameter(name), weight, rtol=1e-4, atol=1e-6, msg=name)
     with pytest.raises(UsageError, match="gradient_checkpointing is for transformer decoders"):

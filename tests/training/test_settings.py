@@ -37,7 +37,7 @@ def stopped(make_model, make_args, run):
 
 def test_every_setting_is_decided():
     untold = {"output_dir", "usr1_exit_code"}
-    elsewhere = {"information"}  # in test_information.py: it needs an encoder
+    elsewhere = {"information", "gradient_checkpointing"}  # in test_information.py and test_decoders.py
     assert ALLOWED.keys() | REFUSED.keys() | untold | elsewhere == {field.name for field in fields(TrainingArguments)}
 
 
