@@ -86,7 +86,7 @@ class Neighbours:
 
 
 class _ShrunkGaussian:
-    """The squared Mahalanobis distance under the mean and the shrunk covariance of Ledoit and Wolf (2004)."""
+    """The Mahalanobis distance under the mean and the shrunk covariance of Ledoit and Wolf (2004)."""
 
     names: ClassVar[tuple[str, ...]]
 
@@ -112,7 +112,8 @@ class _ShrunkGaussian:
     def score(self, view: TextView) -> Floats:
         """The distances, `(n, 1)`."""
         centred = self._vectors(view) - self.mean
-        return ((centred @ self.precision) * centred).sum(axis=1)[:, None]
+        squares: Floats = ((centred @ self.precision) * centred).sum(axis=1)
+        return np.sqrt(np.maximum(squares, 0.0))[:, None]
 
     def arrays(self) -> Arrays:
         """Mean and precision."""
