@@ -325,9 +325,9 @@ class LatentEBMDetector(OutlierMixin, BaseEstimator):
             self.contamination, threshold = float(saved["contamination"]), float(saved["threshold"])
             if not (0 < self.contamination <= 0.5 and math.isfinite(threshold)):
                 raise ValueError(f"contamination {self.contamination}, threshold {threshold}")
-            for known in (decision_scores, calibration):
+            for name, known in (("decision_scores", decision_scores), ("calibration_scores", calibration)):
                 if known.ndim != 1 or len(known) == 0 or not np.isfinite(known).all():
-                    raise ValueError(f"scores must be finite numbers (n,), got {known.shape}")
+                    raise ValueError(f"{name} must be finite numbers (n,), got {known.shape}")
         except (OSError, KeyError, TypeError, ValueError, OverflowError, SafetensorError) as error:
             raise DataError(f"{folder} cannot be read as a detector: {error}") from error
         if len(decision_scores) != saved.get("num_training_data"):
