@@ -252,12 +252,6 @@ class LatentEBMDetector(OutlierMixin, BaseEstimator):
         limit = np.quantile(scores, 1 - labels.mean())
         return float(precision_score(labels, scores > limit, zero_division=0))
 
-    def _predict_rank(self, X: Any, normalized: bool = False) -> Scores:
-        """The number of training data that score lower, `(n,)`, or their share; for users of pyod's method."""
-        self._check_fitted()
-        ranks = np.searchsorted(np.sort(self.decision_scores_), self.decision_function(X)).astype(np.float64)
-        return ranks / len(self.decision_scores_) if normalized else ranks
-
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The arguments that the detector was made with, as `clone` of scikit-learn asks for them."""
         return {name: getattr(self, name) for name in list(inspect.signature(type(self)).parameters)}
