@@ -1,4 +1,4 @@
-"""How well scores separate anomalies from ordinary data: areas under ROC and precision-recall curves, with intervals."""
+"""How well scores separate anomalies: areas under ROC and precision-recall curves, with intervals."""
 
 from __future__ import annotations
 
@@ -112,3 +112,19 @@ def _resampled_areas(
     precision = found / np.maximum(found + false_alarms, 1)
     area = pairs_in_order.sum() / (found[-1] * false_alarms[-1])
     return float(area), float((gained * precision).sum() / found[-1])
+
+
+def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+    try:
+        kinds, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"scores must be numbers, got {type(scores).__name__}: {error}") from error
+    if kinds.ndim != 1 or kinds.shape != values.shape:
+        raise UsageError(f"labels and scores must both have shape (n,), got {kinds.shape} and {values.shape}")
+    if not np.isin(kinds, (0, 1)).all():
+        raise UsageError("labels must be 1 for anomalies and 0 for ordinary data")
+    if kinds.all() or not kinds.any():
+        raise UsageError("labels must hold anomalies and ordinary data; one kind is missing")
+    if not np.isfinite(values).all():
+        raise UsageError("scores contain values that are not finite (nan or inf)")
+    return kinds.astype(bool), values
