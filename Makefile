@@ -11,7 +11,7 @@ DEMO_VENV ?= .venv-demo
 DEMO_STAMP := $(DEMO_VENV)/.setup-stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow lint types format bench audit docs figures demo test-demo test-peers clean
+.PHONY: help setup quickstart test test-slow lint types format bench gpu-check audit docs figures demo test-demo test-peers clean
 
 help:  ## List the chores
 	@echo "usage: make CHORE [PYTHON=python3.11] [ARGS='options of the chore']"
@@ -56,6 +56,11 @@ bench: setup  ## Run the benchmarks (ARGS=--write keeps their tables in benchmar
 	@$(BIN)/python -c 'import torchebm' 2>/dev/null || $(PIP) install -c constraints.txt -e '.[bench]' || \
 	  echo "make bench: torchebm could not be installed; the comparison with it is left out" >&2
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+gpu-check: setup  ## Check a GPU and measure it, in at most 8 minutes (ARGS='--ptb FOLDER --output benchmarks/GPU.md')
+	@$(BIN)/python -c 'import torchebm' 2>/dev/null || $(PIP) install -c constraints.txt -e '.[bench]' || \
+	  echo "make gpu-check: torchebm could not be installed; the comparison with it is left out" >&2
+	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 audit: setup  ## Look up known vulnerabilities of the pinned dependencies (needs PyPI)
 	@$(BIN)/python -c 'import pip_audit' 2>/dev/null || $(PIP) install pip-audit

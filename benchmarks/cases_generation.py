@@ -67,7 +67,7 @@ def _gpt2(sizes: Sizes) -> GPT2LMHeadModel:
     )
     model = GPT2LMHeadModel(config).eval()
     model.lm_head.bias = nn.Parameter(torch.zeros(sizes.vocab))  # GPT-2 has none; it costs next to nothing
-    return model
+    return model.to(sizes.device)
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def _generate_ours(model: LatentEBMForTextGeneration, batch: int, longest: int) 
 
 
 def _generate_gpt2(model: GPT2LMHeadModel, batch: int, longest: int) -> Callable[[], Tensor]:
-    beginnings = torch.full((batch, 1), model.config.bos_token_id)
+    beginnings = torch.full((batch, 1), model.config.bos_token_id, device=model.device)
     mask = torch.ones_like(beginnings)
     return lambda: model.generate(
         beginnings, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=longest, use_cache=True

@@ -34,7 +34,7 @@ def training_steps(sizes: Sizes, repeats: int) -> Iterator[str]:
 def posterior_gradient(sizes: Sizes, tied: bool) -> Case:
     """`d log p(x | z) / d z` of a batch, everything that depends on the batch included."""
     model, inputs = sizes.model(tied), sizes.inputs()
-    plain, latents = PlainModel(model), torch.randn(sizes.batch, sizes.latent)
+    plain, latents = PlainModel(model), torch.randn(sizes.batch, sizes.latent, device=sizes.device)
     return Case(
         f"posterior-gradient, {_layer(tied)}",
         lambda: [model.decoder.likelihood(inputs).score(latents)],
@@ -46,7 +46,7 @@ def posterior_gradient(sizes: Sizes, tied: bool) -> Case:
 def posterior_chain(sizes: Sizes, tied: bool) -> Case:
     """The posterior's Langevin chain of a batch."""
     model, inputs = sizes.model(tied), sizes.inputs()
-    plain, start = PlainModel(model), torch.randn(sizes.batch, sizes.latent)
+    plain, start = PlainModel(model), torch.randn(sizes.batch, sizes.latent, device=sizes.device)
     return Case(
         f"posterior-chain, {sizes.posterior_steps} steps, {_layer(tied)}",
         seeded(lambda: [model.sample_posterior(inputs, initial_latents=start).latents]),
@@ -58,7 +58,7 @@ def posterior_chain(sizes: Sizes, tied: bool) -> Case:
 def training_step(sizes: Sizes, tied: bool) -> Case:
     """Short-run posterior and prior chains, loss, backward pass, clipping and update, as `train` does them."""
     model, inputs, args = sizes.model(tied), sizes.inputs(), TrainingArguments()
-    plain, start = PlainModel(model), torch.randn(sizes.batch, sizes.latent)
+    plain, start = PlainModel(model), torch.randn(sizes.batch, sizes.latent, device=sizes.device)
     batch = {**inputs, "labels": inputs["input_ids"]}
     optimizer = build_optimizer(model, args)
     decoder_group, prior_group = optimizer.param_groups

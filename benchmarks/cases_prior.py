@@ -36,7 +36,7 @@ def prior_chains(sizes: Sizes, repeats: int) -> Iterator[str]:
 def plain_chain(sizes: Sizes, batch: int) -> Case:
     """Our chain and a loop over `torch.autograd.grad`."""
     model = sizes.model(tied=True)
-    plain, start = PlainModel(model), torch.randn(batch, sizes.latent)
+    plain, start = PlainModel(model), torch.randn(batch, sizes.latent, device=sizes.device)
     return Case(
         f"prior-chain, {sizes.prior_steps} steps, batch {batch}, against plain autograd",
         seeded(lambda: [model.sample_prior(batch, initial_latents=start).latents]),
@@ -48,8 +48,8 @@ def plain_chain(sizes: Sizes, batch: int) -> Case:
 def torchebm_chain(sizes: Sizes, batch: int) -> Case:
     """Our chain and torchebm's, whose step size `eta` is our `s^2 / 2`."""
     model = sizes.model(tied=True)
-    start, step_size = torch.randn(batch, sizes.latent), model.config.prior_sampler["step_size"]
-    sampler = _torchebm_sampler(model.prior, step_size**2 / 2)
+    start, step_size = torch.randn(batch, sizes.latent, device=sizes.device), model.config.prior_sampler["step_size"]
+    sampler = _torchebm_sampler(model.prior, step_size**2 / 2, sizes.device)
 
     def theirs() -> Sequence[Tensor]:
         return [sampler.sample(x=start, n_steps=sizes.prior_steps)]
@@ -62,7 +62,7 @@ def torchebm_chain(sizes: Sizes, batch: int) -> Case:
     )
 
 
-def _torchebm_sampler(prior: EnergyPrior, step_size: float):  # type: ignore[no-untyped-def]
+def _torchebm_sampler(prior: EnergyPrior, step_size: float, device: str):  # type: ignore[no-untyped-def]
     from torchebm.core import BaseModel  # type: ignore[import-not-found]
     from torchebm.samplers import LangevinDynamics  # type: ignore[import-not-found]
 
@@ -70,10 +70,10 @@ def _torchebm_sampler(prior: EnergyPrior, step_size: float):  # type: ignore[no-
         """The same weights, with the gradient that torchebm takes of any energy."""
 
         def __init__(self) -> None:
-            super().__init__(device="cpu")
+            super().__init__(device=device)
             self.prior = prior
 
         def forward(self, x: Tensor) -> Tensor:
             return self.prior.energy(x)
 
-    return LangevinDynamics(Energy(), step_size=step_size, noise_scale=1.0, device="cpu")
+    return LangevinDynamics(Energy(), step_size=step_size, noise_scale=1.0, device=device)

@@ -12,7 +12,9 @@ from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of model and batch, and how far each benchmark goes."""
+    """Sizes of model and batch, how far each benchmark goes, and the device of models and batches."""
+
+    device: str = "cpu"
 
     embedding: int = 128
     hidden: int = 512
@@ -65,7 +67,7 @@ class Sizes:
             prior_sampler={"name": "langevin", "num_steps": self.prior_steps, "step_size": 0.4},
             posterior_sampler={"name": "langevin", "num_steps": self.posterior_steps, "step_size": 0.1},
         )
-        return LatentEBMForTextGeneration(config)
+        return LatentEBMForTextGeneration(config).to(self.device)
 
     def generation_model(self) -> LatentEBMForTextGeneration:
         """The model that generates, as large as the GPT-2 that it is compared with."""
@@ -75,7 +77,7 @@ class Sizes:
         """Sentences of one length: padding, which the library skips and the plain code would not, plays no part."""
         generator = torch.Generator().manual_seed(1)
         ids = torch.randint(self.vocab, (self.batch, self.tokens + 1), generator=generator)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return {"input_ids": ids.to(self.device), "attention_mask": torch.ones_like(ids, device=self.device)}
 
 
 QUICK = Sizes(

@@ -117,9 +117,17 @@ def in_turn(*tasks: Callable[[], object], repeats: int) -> list[list[float]]:
 
 
 def seconds(task: Callable[[], object]) -> float:
+    """How long a task takes, until a GPU has done what it was given."""
+    _wait()
     started = time.perf_counter()
     task()
+    _wait()
     return time.perf_counter() - started
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def ratios(theirs: Sequence[float], ours: Sequence[float]) -> str:

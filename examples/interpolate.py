@@ -2,7 +2,7 @@
 
     python examples/interpolate.py runs/quickstart/model "the bank recovers sharply" "rival laboratories fail badly"
 
-Each sentence is encoded as one draw from its posterior. Points on the line between the two are decoded greedily.
+Each sentence is encoded as one draw from its posterior. Points on the line between the two are decoded by beam search.
 """
 
 import argparse

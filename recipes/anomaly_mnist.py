@@ -20,8 +20,6 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
-import torch
-from accelerate import Accelerator
 from accelerate.utils import tqdm
 
 from latent_ebm_text.anomaly.images import SCORES, anomaly_scores, held_out_split, image_labels
@@ -34,8 +32,10 @@ from latent_ebm_text.commands.train_images import build, prepare, train_on_image
 from latent_ebm_text.data.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.data.images import ImageCollator
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.models.sharing import all_processes
 from latent_ebm_text.training.arguments import TrainingArguments, option
 from latent_ebm_text.training.files import replace_text, replaced_folder
+from latent_ebm_text.training.tracking import set_precision
 
 #: What each model changes in the settings of model and training.
 MODELS = {
@@ -86,8 +86,8 @@ def main() -> int:
         default_config=Path(__file__).parent / "configs" / "anomaly_mnist.yaml",
         description=__doc__,
     )
-    torch.set_float32_matmul_precision(args.matmul_precision)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    set_precision(args.matmul_precision)
+    accelerator = all_processes()
     corpus = prepare(data_args, accelerator)
     images, labels = image_labels(corpus)
     collate = ImageCollator(corpus.image_size, corpus.num_channels)
@@ -125,17 +125,19 @@ def main() -> int:
                     with replaced_folder(folder / "model") as written:
                         model.save_pretrained(written)
                         LatentEBMImageProcessor(corpus.image_size, corpus.num_channels).save_pretrained(written)
-                    scores = anomaly_scores(
-                        model,
-                        images.select(test),
-                        collate,
-                        num_chains=task.num_chains,
-                        mode_steps=task.mode_steps,
-                        batch_size=args.eval_batch_size,
-                        seed=seed,
-                        training_images=images.select(training[:: -(-len(training) // CALIBRATION_IMAGES)]),
-                        progress=partial(tqdm, desc="scoring"),
-                    )
+                scores = anomaly_scores(
+                    model,
+                    images.select(test),
+                    collate,
+                    num_chains=task.num_chains,
+                    mode_steps=task.mode_steps,
+                    batch_size=args.eval_batch_size,
+                    seed=seed,
+                    training_images=images.select(training[:: -(-len(training) // CALIBRATION_IMAGES)]),
+                    progress=partial(tqdm, desc="scoring"),
+                    accelerator=accelerator,
+                )
+                if accelerator.is_main_process:
                     is_anomaly = labels[test] == held_out
                     natural = float((labels == held_out).mean())
                     for metric, (title, area) in METRICS.items():

@@ -2,6 +2,7 @@
 
     python recipes/anomaly_text.py --model runs/ptb/model --dataset_name path/to/ptb --documents path/to/yahoo/test.txt
     python recipes/anomaly_text.py --model runs/ptb/model --dataset_name path/to/ptb --language_model runs/lm/model
+    accelerate launch recipes/anomaly_text.py --model runs/ptb/model --dataset_name path/to/ptb  # on all devices
 
 Test sentences with their words shuffled against the same sentences intact; and, with `--documents` (a text file, one
 document a line, or a table with one a row), the beginnings of documents of another source against test sentences of
@@ -26,6 +27,7 @@ from latent_ebm_text.data.text import load_text_dataset
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.models.loading import load_text_model
+from latent_ebm_text.models.sharing import all_processes
 from latent_ebm_text.training.arguments import option, required
 
 
@@ -51,6 +53,7 @@ class AnomalyArguments:
 def main() -> None:
     (args,) = parse_arguments((AnomalyArguments,), description=__doc__)
     started, folder = time.monotonic(), Path(args.output_dir)
+    accelerator = all_processes()
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_text_model(args.model)
     language_model = None
@@ -58,8 +61,9 @@ def main() -> None:
         language_model, its_tokenizer = load_text_model(args.language_model)
         if language_model.config.latent_dim:
             raise UsageError(f"{args.language_model} has a latent; a language model is one with latent_dim 0")
-    corpus = load_text_dataset(args.dataset_name, text_column=args.text_column)
-    print(corpus.describe())
+    with accelerator.main_process_first():
+        corpus = load_text_dataset(args.dataset_name, text_column=args.text_column)
+    accelerator.print(corpus.describe())
     test = corpus.splits["test"]["text"][:]
     tasks = [shuffled_words_task(test, args.num_pairs, seed=args.seed)]
     if args.documents is not None:
@@ -74,6 +78,17 @@ def main() -> None:
         "control: share of unknown words": [np.mean([w not in known for w in text.split()]) for text in texts],
     }
 
+    # The models, on all processes.
+    options = {"batch_size": args.batch_size, "progress": True, "accelerator": accelerator}
+    by_language_model = None
+    if language_model is not None:
+        by_language_model = language_model.score(texts, tokenizer=its_tokenizer, marginal="none", **options)
+    generator = derived_generator(args.seed, "anomaly scores", device=model.device)
+    found = model.score(texts, tokenizer=tokenizer, marginal=args.marginal, generator=generator, **options)
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return
+
     # Embed, then detect.
     if args.baseline:
         train = corpus.splits["train"]["text"][:]
@@ -83,14 +98,9 @@ def main() -> None:
         scores["embeddings, 5th neighbour"] = knn_scores(train_vectors, vectors)
         scores["embeddings, isolation forest"] = isolation_forest_scores(train_vectors, vectors, seed=args.seed)
 
-    # The models.
-    options = {"batch_size": args.batch_size, "progress": True}
-    if language_model is not None:
-        found = language_model.score(texts, tokenizer=its_tokenizer, marginal="none", **options)
+    if by_language_model is not None:
         for name in ("nll_per_token", "nll"):
-            scores[f"language model, {name}"] = found.get(name).tolist()
-    generator = derived_generator(args.seed, "anomaly scores", device=model.device)
-    found = model.score(texts, tokenizer=tokenizer, marginal=args.marginal, generator=generator, **options)
+            scores[f"language model, {name}"] = by_language_model.get(name).tolist()
     for name in found.names():
         scores[f"ours, {name}"] = found.get(name).tolist()
 

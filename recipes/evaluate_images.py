@@ -2,6 +2,7 @@
 
     python recipes/evaluate_images.py --model runs/cifar10/model --dataset_name cifar10
     python recipes/evaluate_images.py --model runs/mnist/model --dataset_name mnist --features classifier
+    accelerate launch recipes/evaluate_images.py --model runs/cifar10/model --dataset_name cifar10  # on all devices
 
 As in the paper, --num_samples samples are compared with as many training images. With `--features classifier`, a
 classifier that is trained once on the labels of the data set and kept in --cache_dir, nothing is downloaded; the
@@ -36,6 +37,7 @@ from latent_ebm_text.evaluation.image_features import (
 from latent_ebm_text.evaluation.images import evaluate_images, generate_images, long_run
 from latent_ebm_text.evaluation.plots import save_grid, save_reconstructions
 from latent_ebm_text.hub.folders import IMAGE, find_model, model_kind
+from latent_ebm_text.models.sharing import all_processes
 from latent_ebm_text.training.arguments import option, required
 
 
@@ -66,22 +68,24 @@ class EvaluationArguments:
 
 def main() -> None:
     data_args, args = parse_arguments((ImageDataArguments, EvaluationArguments), description=__doc__)
-    extractor = inception_features() if args.features == "inception" else None  # may be missing
+    accelerator = all_processes()
+    with accelerator.main_process_first():  # which downloads, where that is needed
+        extractor = inception_features() if args.features == "inception" else None  # may be missing
     folder = find_model(args.model)
     if model_kind(folder) != IMAGE:
         raise UsageError(f"{args.model} is a model of text; this needs one of images")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = LatentEBMForImageGeneration.from_pretrained(folder).eval().to(device)
-    corpus = prepare(data_args)
-    print(corpus.describe())
+    model = LatentEBMForImageGeneration.from_pretrained(folder).eval().to(accelerator.device)
+    corpus = prepare(data_args, accelerator)
+    accelerator.print(corpus.describe())
     collate, name = ImageCollator(corpus.image_size, corpus.num_channels), args.features
     notes = corpus.describe().splitlines()
     if extractor is None:
         progress = partial(tqdm, desc="training the classifier")
-        classifier, name = load_classifier(corpus, cache_dir=args.cache_dir, progress=progress)
+        with accelerator.main_process_first():
+            classifier, name = load_classifier(corpus, cache_dir=args.cache_dir, progress=progress)
         notes.append(f"{name} classifies {accuracy(classifier, corpus):.1%} of the test images correctly")
         extractor = classifier.features
-        print(notes[-1])
+        accelerator.print(notes[-1])
     test = corpus.splits["test"]
     metrics = evaluate_images(
         model,
@@ -90,17 +94,27 @@ def main() -> None:
         batch_size=args.batch_size,
         seed=args.seed,
         progress=partial(tqdm, desc="test images"),
+        accelerator=accelerator,
     )
 
     num_images = min(args.num_samples, len(corpus.splits["train"]))
-    progress = partial(tqdm, desc="real images")
-    real = collate.batches(corpus.splits["train"], args.batch_size, max_images=num_images, progress=progress)
-    samples = generate_images(model, num_images, batch_size=args.batch_size, seed=args.seed)
-    distances = image_distances(
-        collect_features(extractor, real),
-        collect_features(extractor, tqdm(samples.split(args.batch_size), desc="samples")),
-        name,
+    samples = generate_images(model, num_images, batch_size=args.batch_size, seed=args.seed, accelerator=accelerator)
+    sampled = samples.split(args.batch_size)
+
+    def real(number: int) -> torch.Tensor:
+        start = number * args.batch_size
+        return collate.batch(corpus.splits["train"], start, min(start + args.batch_size, num_images))
+
+    real_features, features = (
+        collect_features(
+            extractor, batch, len(sampled), progress=partial(tqdm, desc=description), accelerator=accelerator
+        )
+        for description, batch in (("real images", real), ("samples", sampled.__getitem__))
     )
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return
+    distances = image_distances(real_features, features, name)
 
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,11 @@ import importlib
 import importlib.util
 import math
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -244,3 +246,82 @@ def test_write_keeps_table_and_machine(
     assert f"torch {torch.__version__}" in written
     assert "| latent size | 4 |" in written
     assert written.startswith("# Results\n")
+
+
+# --- the check of a GPU, on a CPU ---
+
+
+@pytest.fixture
+def gpu_check() -> ModuleType:
+    """`benchmarks/gpu_check.py`."""
+    return importlib.import_module("gpu_check")
+
+
+@pytest.fixture
+def check(gpu_check: ModuleType) -> Any:
+    return gpu_check.Check(torch.device("cpu"), quick=True, ptb=None, started=time.monotonic())
+
+
+def test_every_part_of_the_model_is_compared_with_the_cpu(gpu_check: ModuleType, check: Any) -> None:
+    rows = [line for line in gpu_check.equality(check) if line.endswith("equal |")]
+    for part in (
+        "decoder: LSTM",
+        "decoder: transformer",
+        "decoder: convolutions",
+        "encoder",
+        "prior",
+        "log p(x) by ais",
+    ):
+        assert any(row.startswith(f"| {part}") for row in rows), part
+    assert sum(row.startswith("| sampler") for row in rows) == 6
+
+
+def test_a_difference_from_the_cpu_is_a_failure(
+    gpu_check: ModuleType, check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check, "_random_differences", lambda check: [])
+    monkeypatch.setattr(gpu_check, "_by_hand", lambda *_: [torch.zeros(8), torch.zeros(8, 4)])
+    with pytest.raises(gpu_check.Failure, match="not equal to the CPU: decoder: LSTM, by cuDNN"):
+        list(gpu_check.equality(check))
+
+
+def test_a_step_of_training_waits_seldom_for_its_device(gpu_check: ModuleType) -> None:
+    """No chain waits at any of its steps: the counts do not depend on the length of the chains."""
+    short_run = gpu_check.reads_of_a_step(torch.device("cpu"), {}, {"inference": "short_run"})
+    long = {"name": "langevin", "num_steps": 9, "step_size": 0.1}
+    settings = {"prior_sampler": long, "posterior_sampler": long}
+    assert gpu_check.reads_of_a_step(torch.device("cpu"), settings, {"inference": "short_run"}) == short_run
+    assert sum(short_run.values()) == 3, "beside the numbers of the step, whose copy to the host does not show here"
+
+
+def test_the_report_goes_on_after_a_part_that_fails(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken(check: Any) -> Iterator[str]:
+        yield "begun"
+        raise gpu_check.Failure("it is broken")
+
+    parts = {"Broken": broken, "Speed": gpu_check.speed, "Memory": gpu_check.memory}
+    monkeypatch.setattr(gpu_check, "PARTS", parts)
+    assert gpu_check.main(["--device", "cpu", "--quick", "--output", str(tmp_path / "report.md")]) == 1
+    report = (tmp_path / "report.md").read_text()
+    assert report == capsys.readouterr().out
+    for line in ("**No figure here is one of a GPU.**", "**FAILED**: Failure: it is broken", "failed: Broken"):
+        assert line in report
+    assert len(RATIO.findall(report)) >= 12
+
+
+@pytest.mark.slow
+def test_the_whole_check_runs_on_a_cpu(gpu_check: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main(["--device", "cpu", "--quick"]) == 0
+    output = capsys.readouterr().out
+    assert all(f"## {title}" in output for title in gpu_check.PARTS)
+    assert "everything is right" in output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_how_to_try_it(gpu_check: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        gpu_check.main([])
+    assert raised.value.code == 2
+    assert "--device cpu --quick" in capsys.readouterr().err

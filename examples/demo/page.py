@@ -142,7 +142,7 @@ def _chain_tab(text: TextViews, tab: gr.Tab) -> None:
 
 def _path_tab(text: TextViews, tab: gr.Tab, sentences: list[str]) -> None:
     gr.Markdown(
-        "A path between latents of two sentences, one draw from each posterior. Every point on it is decoded greedily."
+        "A path between latents of two sentences, one draw from each posterior. Beam search decodes every point on it."
     )
     with gr.Row():
         start, end = gr.Textbox(sentences[0], label="from"), gr.Textbox(sentences[-1], label="to")

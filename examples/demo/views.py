@@ -75,7 +75,7 @@ class TextViews:
         return pd.DataFrame({"step": range(len(energies)), "energy": energies, "sentence": self._text(ids)})
 
     def path(self, start: str, end: str, num_points: int, kind: PathKind, seed: int) -> pd.DataFrame:
-        """Sentences on a path between posterior draws of two sentences, decoded greedily."""
+        """Sentences on a path between posterior draws of two sentences, decoded by beam search."""
         generator = self._generator(seed, "path")
         ends = [
             self.model.encode(**self._inputs(sentence), tokenizer=self.tokenizer, generator=generator)[0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from latent_ebm_text.evaluation.image_features import image_classes
 from latent_ebm_text.latents.rng import derived_generator, derived_seed
 from latent_ebm_text.latents.samplers import LangevinSampler
 from latent_ebm_text.latents.samplers.schedules import schedule_values
+from latent_ebm_text.models.sharing import share_out
 from latent_ebm_text.networks.dropout import evaluation_mode
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ def anomaly_scores(
     seed: int = 0,
     training_images: Any = None,
     progress: Callable[[range], Any] = iter,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, Tensor]:
     """The scores of [`SCORES`] that are available, `(n,)` each; higher for the more anomalous.
 
@@ -105,43 +108,48 @@ def anomaly_scores(
         batch_size: Images per batch.
         seed: Seed of the chains.
         training_images: Rows with `pixels` that the model was trained on, a few thousand, for the calibrated score.
-        progress: Wraps the range of batch starts, to show progress.
+        progress: Wraps the range of batches, to show progress.
+        accelerator: The processes that share the batches, all of which call this; this one alone by default.
 
     Raises:
         UsageError: If there is neither an encoder nor a chain whose latent could be scored.
     """
     if num_chains < 1 and model.encoder is None:
         raise UsageError("a model without an encoder needs num_chains of 1 or more")
-    parts: dict[str, list[Tensor]] = {}
     with evaluation_mode(model):
         generator = derived_generator(seed, "mean image", device=model.device)
         mean_image = model.generate(num_samples=512, generator=generator).mean(dim=0)
-        for number, pixels in enumerate(collate.batches(images, batch_size, progress=progress)):
-            pixels = pixels.to(model.device)
-            generator = derived_generator(seed, "anomaly scores", number, device=model.device)
-            draws = model.posterior_draws(
-                pixels, num_draws=max(num_chains, 1), batch_size=len(pixels), generator=generator
-            )
-            last = model.score(pixels, latents=draws[0], batch_size=len(pixels))
-            found = {"joint": last.joint_energy}
-            if model.encoder is not None:
-                proposal = model.encoder.propose({"pixel_values": pixels}).mean
-                last = model.score(pixels, latents=proposal, batch_size=len(pixels))
-                found["proposal"] = last.joint_energy
-            if num_chains > 0:
-                mode = _most_probable(model, pixels, draws, mode_steps)
-                last = model.score(pixels, latents=mode, batch_size=len(pixels))
-                found["mode"] = last.joint_energy
-            assert last.squared_error is not None
-            distance = (pixels - mean_image).square().flatten(1).mean(dim=1).cpu()
-            found["squared_error"], found["prior_energy"] = last.squared_error, last.prior_energy
-            found["unexplained"] = last.squared_error / distance.clamp(min=1e-6)  # the mean image itself has none
-            for name, score in found.items():
-                parts.setdefault(name, []).append(score)
-    scores = {name: torch.cat(each) for name, each in parts.items()}
+
+    def score(number: int) -> dict[str, Tensor]:
+        pixels = collate.batch(images, number * batch_size, min((number + 1) * batch_size, len(images)))
+        pixels = pixels.to(model.device)
+        generator = derived_generator(seed, "anomaly scores", number, device=model.device)
+        draws = model.posterior_draws(
+            pixels, num_draws=max(num_chains, 1), batch_size=len(pixels), generator=generator
+        )
+        last = model.score(pixels, latents=draws[0], batch_size=len(pixels))
+        found = {"joint": last.joint_energy}
+        if model.encoder is not None:
+            proposal = model.encoder.propose({"pixel_values": pixels}).mean
+            last = model.score(pixels, latents=proposal, batch_size=len(pixels))
+            found["proposal"] = last.joint_energy
+        if num_chains > 0:
+            mode = _most_probable(model, pixels, draws, mode_steps)
+            last = model.score(pixels, latents=mode, batch_size=len(pixels))
+            found["mode"] = last.joint_energy
+        assert last.squared_error is not None
+        distance = (pixels - mean_image).square().flatten(1).mean(dim=1).cpu()
+        found["squared_error"], found["prior_energy"] = last.squared_error, last.prior_energy
+        found["unexplained"] = last.squared_error / distance.clamp(min=1e-6)  # the mean image itself has none
+        return found
+
+    with evaluation_mode(model):
+        parts = share_out(score, -(-len(images) // batch_size), accelerator, progress=progress)
+    scores = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
     if training_images is not None:
-        options = {"num_chains": num_chains, "mode_steps": mode_steps, "batch_size": batch_size, "seed": seed}
-        usual = anomaly_scores(model, training_images, collate, **options, progress=progress)
+        options: dict[str, Any] = {"num_chains": num_chains, "mode_steps": mode_steps, "batch_size": batch_size}
+        options |= {"seed": seed, "progress": progress, "accelerator": accelerator}
+        usual = anomaly_scores(model, training_images, collate, **options)
         both = [(scores[name], usual[name]) for name in ("prior_energy", "squared_error")]
         scores["calibrated"] = torch.stack([(score - own.mean()) / own.std() for score, own in both]).amax(dim=0)
     return scores

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from latent_ebm_text.anomaly.text_views import word_spans
@@ -15,6 +17,7 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.integrals import LogPartition
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.models.scoring import SCORE_NAMES, Marginal, ScoreName, estimate_log_partition
+from latent_ebm_text.models.sharing import share_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +40,7 @@ class ModelScorer:
         batch_size: Sentences per batch.
         seed: Seed of all draws, from which every call starts.
         progress: Whether to show progress bars.
+        accelerator: The processes that share the scoring; this one alone by default.
 
     Attributes:
         log_partition: log Z, once it was needed.
@@ -51,12 +55,14 @@ class ModelScorer:
         batch_size: int,
         seed: int,
         progress: bool,
+        accelerator: Accelerator | None = None,
     ) -> None:
         self.model, self.tokenizer, self.score = model, tokenizer, score
         self.marginal: Marginal = (
             ("importance" if model.encoder is None else "elbo") if marginal == "auto" else marginal
         )
         self.batch_size, self.seed, self.progress = batch_size, seed, progress
+        self.accelerator = accelerator
         self.log_partition: LogPartition | None = None
 
     @staticmethod
@@ -75,7 +81,8 @@ class ModelScorer:
         needs_marginal = self.score.startswith("nll") and self.model.config.latent_dim > 0
         if needs_marginal and self.log_partition is None:
             generator = derived_generator(self.seed, "log partition", device=self.model.device)
-            self.log_partition = estimate_log_partition(self.model, generator=generator)
+            estimate = partial(estimate_log_partition, self.model, generator=generator)
+            self.log_partition = share_out(lambda _: estimate(), 1, self.accelerator)[0]
         options: dict[str, Any] = {"marginal": self.marginal if needs_marginal else "none"}
         if needs_marginal and self.marginal != "elbo":
             options["num_draws"] = 1  # the estimate starts from one draw and needs no average
@@ -86,6 +93,7 @@ class ModelScorer:
             batch_size=self.batch_size,
             generator=derived_generator(self.seed, "anomaly scores", device=self.model.device),
             progress=self.progress,
+            accelerator=self.accelerator,
             **{"num_draws": _NUM_DRAWS, **options},
         )
         values: NDArray[np.float64] = scores.get(self.score).numpy()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from latent_ebm_text.anomaly.detectors import LatentEBMDetector, Scores, read_saved
@@ -109,6 +110,8 @@ class LatentEBMTextDetector(LatentEBMDetector):
         batch_size: Sentences per batch.
         seed: Seed of all draws. Every call starts from it, so the same list of sentences gets the same scores.
         progress: Whether to show progress bars.
+        accelerator: With a model, the processes that share the scoring. All of them then call each method with the
+            same sentences, and all receive the same scores; this process alone by default.
 
     Attributes:
         ensemble_: The fitted [`~latent_ebm_text.anomaly.ensemble.TextEnsemble`], without a model.
@@ -134,12 +137,14 @@ class LatentEBMTextDetector(LatentEBMDetector):
         batch_size: int = 128,
         seed: int = 0,
         progress: bool = False,
+        accelerator: Accelerator | None = None,
     ) -> None:
         super().__init__(self._score, contamination)
         require_positive("time_budget", time_budget)
         self.model, self.tokenizer, self.score, self.fused_scores = model, tokenizer, score, fused_scores
         self.sentence_encoder, self.time_budget = sentence_encoder, time_budget
         self.marginal, self.batch_size, self.seed, self.progress = marginal, batch_size, seed, progress
+        self.accelerator = accelerator
         TextEnsemble(fused_scores)  # which refuses unknown names
         ModelScorer.check(score, marginal)
         self._scorer: ModelScorer | None = None
@@ -238,7 +243,14 @@ class LatentEBMTextDetector(LatentEBMDetector):
             if tokenizer is None:
                 raise UsageError("the model's tokenizer is missing: give it as tokenizer, or the model by its folder")
             self._scorer = ModelScorer(
-                model, tokenizer, self.score, self.marginal, self.batch_size, self.seed, self.progress
+                model,
+                tokenizer,
+                self.score,
+                self.marginal,
+                self.batch_size,
+                self.seed,
+                self.progress,
+                self.accelerator,
             )
         return self._scorer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
+from accelerate import Accelerator
 from accelerate.utils import tqdm
 
 from latent_ebm_text.commands import parsing
@@ -43,7 +44,9 @@ from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.latents.samplers import sampler_from_dict
 from latent_ebm_text.models.loading import load_text_model
 from latent_ebm_text.models.sentences import SentenceRows
+from latent_ebm_text.models.sharing import all_processes, share_out
 from latent_ebm_text.training.arguments import option, required
+from latent_ebm_text.training.tracking import set_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,8 +76,10 @@ class TextEvaluationArguments:
     prior_temperature: float | None = option(None, "Temperature of the prior's chains; none for the model's own.")
     token_temperature: float = option(1.0, "Temperature at which tokens are drawn.")
     num_likelihood_sentences: int = option(500, "Random test sentences for log p(x); 0 leaves it out.")
-    num_likelihood_samples: int = option(16, "Annealed walks per sentence.")
-    num_likelihood_levels: int = option(100, "Levels of each walk.")
+    num_likelihood_samples: int | None = option(
+        None, "Weights per sentence; none for 256, or for 16 annealed walks, which cost more."
+    )
+    num_likelihood_levels: int = option(0, "Levels of each annealed walk; 0 for importance weights without walks.")
     num_information_sentences: int = option(128, "Sentences for the mutual information.")
     num_samples: int | None = option(None, "Generated sentences; none for as many as training sentences, for RPPL.")
     chain_repetitions: int = option(100, "Run the prior's chains for this many times their length; 0 for none.")
@@ -88,7 +93,7 @@ class TextEvaluationArguments:
         least = {
             "num_samples": 4,
             "num_likelihood_samples": 2,
-            "num_likelihood_levels": 1,
+            "num_likelihood_levels": 0,
             "num_information_sentences": 2,
             "prior_num_steps": 1,
             "chain_repetitions": 0,
@@ -164,6 +169,7 @@ def evaluate(argv: list[str]) -> None:
 
         latent-ebm evaluate --model runs/ptb --dataset_name path/to/ptb --evaluator quick
         latent-ebm evaluate --model me/latent-ebm-ptb --dataset_name ptb --output_dir runs/evaluation --json
+        accelerate launch -m latent_ebm_text.commands evaluate --model runs/ptb --dataset_name ptb  # on all devices
     """
     data_args, args, command = parsing.parse_arguments(
         (CorpusArguments, TextEvaluationArguments, EvaluateArguments),
@@ -173,18 +179,22 @@ def evaluate(argv: list[str]) -> None:
     )
     with redirect_stdout(sys.stderr) if command.json else nullcontext():  # standard output is for the report alone
         paths = run_text_evaluation(data_args, args)
-    if command.json:
+    if command.json and paths:
         print_json_file(Path(args.output_dir) / "evaluation.json")
-    else:
-        print("\n".join(map(str, paths)))
+    elif not command.json:
+        for path in paths:
+            print(path)
 
 
 def run_text_evaluation(corpus_args: CorpusArguments, args: TextEvaluationArguments) -> list[Path]:
     """Loads a model and its data, evaluates it, prints the report and writes it; returns the paths of the files.
 
+    The processes of `accelerate launch` share the work; the main one writes, and the others return no path.
+
     Text is tokenized by the model's tokenizer, and truncated to the model's own length.
     """
     new_plot(1, 1)  # a missing extra is reported before any work is done
+    accelerator = all_processes()
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     folder = find_model(args.model)
     model, tokenizer = load_text_model(folder)
@@ -192,10 +202,14 @@ def run_text_evaluation(corpus_args: CorpusArguments, args: TextEvaluationArgume
     run = run_of(folder)
     trained_with = read_json(run / "results.json").get("settings", {}) if run else {}
     data_args = DataArguments(**(asdict(corpus_args) | {"max_length": model.config.max_sequence_length}))
-    text = prepare(data_args, trained_with.get("seed", args.seed), tokenizer=tokenizer)
-    text = text.embedded(model.config.sentence_encoder)
-    print(text.description)
-    found = evaluate_text_model(model, tokenizer, text, args)
+    text = prepare(data_args, trained_with.get("seed", args.seed), accelerator, tokenizer)
+    with accelerator.main_process_first():
+        text = text.embedded(model.config.sentence_encoder)
+    accelerator.print(text.description)
+    found = evaluate_text_model(model, tokenizer, text, args, accelerator)
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return []
     found.report.settings = flat_settings(data_args, args)
     paths = found.write(Path(args.output_dir))
     print(f"\n{found.report.to_markdown()}")
@@ -207,14 +221,19 @@ def evaluate_text_model(
     tokenizer: PreTrainedTokenizerBase,
     text: PreparedText,
     args: TextEvaluationArguments,
+    accelerator: Accelerator | None = None,
 ) -> TextEvaluation:
     """Measures a model on the test split of a corpus.
+
+    Batches are shared out among processes; of the rest, one process trains the evaluators while another runs the
+    prior's chains.
 
     Args:
         model: The model; `args` change the settings of its prior's sampler.
         tokenizer: Its tokenizer.
         text: The corpus, tokenized by it.
         args: What to measure, and how.
+        accelerator: Devices and processes, which share the work and all call this; this process alone by default.
 
     Raises:
         UsageError: If settings of the prior's chains are given for a model without such chains, an extra is missing,
@@ -227,7 +246,7 @@ def evaluate_text_model(
     has_labels = model.config.latent_dim > 0 and "label" in text.corpus.splits["train"].column_names
     if has_labels:
         require_probes()
-    torch.set_float32_matmul_precision(args.matmul_precision)
+    set_precision(args.matmul_precision)
     _change_prior_sampler(model, args)
     train_texts, test_texts = (text.corpus.splits[split]["text"][:] for split in ("train", "test"))
     test = text.splits["test"]
@@ -245,7 +264,7 @@ def evaluate_text_model(
     )
 
     # How probable real text is under the model.
-    common = {"batch_size": args.batch_size, "seed": args.seed}
+    common: dict[str, Any] = {"batch_size": args.batch_size, "seed": args.seed, "accelerator": accelerator}
     found, draws = text_metrics.reconstruction_metrics(model, test, text.collate, **common)
     report.add(found)
     per_sentence: dict[str, Any] = {}
@@ -263,26 +282,35 @@ def evaluate_text_model(
         if "log_prob" in text.corpus.splits["test"].column_names:  # a corpus that knows its own probabilities
             report.add(text_metrics.exact_metrics(text.corpus.splits["test"][sentences]["log_prob"]))
     if model.config.latent_dim:
+        seeded: dict[str, Any] = {"seed": args.seed, "accelerator": accelerator}
         size = args.num_information_sentences
-        report.add(text_metrics.information_metrics(model, test, text.collate, num_sentences=size, seed=args.seed))
+        report.add(text_metrics.information_metrics(model, test, text.collate, num_sentences=size, **seeded))
         # Whether the latent can be used.
         report.add(reconstruction_accuracy(model, test, text.collate, num_sentences=RECONSTRUCTED, **common))
-        report.add(interpolation_metrics(model, test, text.collate, seed=args.seed))
+        report.add(interpolation_metrics(model, test, text.collate, **seeded))
         if has_labels:
-            report.add(_label_metrics(model, text, args))
+            report.add(_label_metrics(model, text, args, accelerator))
 
     # Samples, by ancestral sampling.
     number = args.num_samples or len(train_texts)
     samples = generate_texts(
-        model, tokenizer, number, seed=args.seed, progress=True, temperature=args.token_temperature
+        model,
+        tokenizer,
+        number,
+        seed=args.seed,
+        progress=True,
+        accelerator=accelerator,
+        temperature=args.token_temperature,
     )
     # They are compared with real text as the model sees it, in which unknown words are `<unk>`.
     known_train, known_test = (
         tokenizer.batch_decode(text.splits[split]["input_ids"][:], skip_special_tokens=True)
         for split in ("train", "test")
     )
-    report.add(text_metrics.sample_metrics(samples, known_train, known_test, seed=args.seed))
-    if args.evaluator != "none":
+
+    def perplexities() -> tuple[dict[str, Estimate], dict[str, Any]]:
+        if args.evaluator == "none":
+            return {}, {}
         evaluators = {
             name: train_language_model(
                 text.splits["train"]["input_ids"][:],
@@ -294,7 +322,7 @@ def evaluate_text_model(
             )
             for name in {args.evaluator, args.rppl_evaluator or args.evaluator}
         }
-        found, of_sentences = text_metrics.perplexity_metrics(
+        return text_metrics.perplexity_metrics(
             samples,
             evaluators[args.evaluator],
             tokenizer,
@@ -302,26 +330,40 @@ def evaluate_text_model(
             cache_dir=args.cache_dir,
             rppl_lm=evaluators[args.rppl_evaluator or args.evaluator],
         )
-        report.add(found)
-        per_sentence |= of_sentences
 
-    # Whether the prior's chains converge.
-    chains = None
-    if isinstance(model.prior, EnergyPrior) and args.chain_repetitions:
-        chains = report_prior_chains(
+    def prior_chains() -> ChainReport | None:
+        """Whether the prior's chains converge."""
+        if not (isinstance(model.prior, EnergyPrior) and args.chain_repetitions):
+            return None
+        return report_prior_chains(
             model,
             tokenizer,
             repetitions=args.chain_repetitions,
             seed=args.seed,
             progress=partial(tqdm, desc="chains of the prior"),
         )
+
+    # What cannot be divided is dealt out whole.
+    parts: list[Callable[[], Any]] = [
+        perplexities,
+        prior_chains,
+        partial(text_metrics.sample_metrics, samples, known_train, known_test, seed=args.seed),
+    ]
+    (found, of_sentences), chains, variety = share_out(lambda part: parts[part](), len(parts), accelerator)
+    report.add(variety)
+    report.add(found)
+    per_sentence |= of_sentences
+    if chains is not None:
         report.texts["Chains of the prior"] = chains.to_markdown()
     report.facts["wall time"] = f"{(time.monotonic() - started) / 60:.1f} min"
     return TextEvaluation(report, samples, per_sentence, draws, np.asarray(test["length"][:]), chains)
 
 
 def _label_metrics(
-    model: LatentEBMForTextGeneration, text: PreparedText, args: TextEvaluationArguments
+    model: LatentEBMForTextGeneration,
+    text: PreparedText,
+    args: TextEvaluationArguments,
+    accelerator: Accelerator | None,
 ) -> dict[str, Estimate]:
     """How well the corpus's column `label` can be told from the latent, from TF-IDF and from sentence embeddings."""
     rng = np.random.default_rng(args.seed)
@@ -336,7 +378,8 @@ def _label_metrics(
     latents = {}
     for split, read in rows.items():
         generator = derived_generator(args.seed, "labels", device=model.device)
-        latents[split] = model.build_index(read, batch_size=args.batch_size, generator=generator, progress=True).mean
+        options: dict[str, Any] = {"batch_size": args.batch_size, "progress": True, "accelerator": accelerator}
+        latents[split] = model.build_index(read, generator=generator, **options).mean
     texts = {split: column["text"] for split, column in columns.items()}
     represented = {
         "latent": tuple(latents[split].numpy() for split in ("train", "test")),

@@ -20,6 +20,8 @@ ScoreName = Literal[
 Marginal = Literal["elbo", "importance", "ais", "none"]
 PathKind = Literal["linear", "spherical", "low_energy"]
 
+#: Sentences that are generated together; it decides, with the seed, which sentences come out.
+_BATCH_SIZE = 1024
 _MODEL = "Folder of a model or of a run, or an id of the Hub."
 _REVISION = "Branch, tag or commit of a model on the Hub."
 _JSON = "Print JSON, for programs."
@@ -58,6 +60,7 @@ def generate(argv: list[str]) -> None:
         latent-ebm generate runs/quickstart
         latent-ebm generate me/latent-ebm-ptb --num_samples 100 --top_p 0.9 --seed 1 > samples.txt
         latent-ebm generate runs/quickstart --prompt "the bank" --json
+        accelerate launch -m latent_ebm_text.commands generate runs/quickstart --num_samples 100000  # on all devices
     """
     (args,) = parsing.parse_arguments(
         (GenerateArguments,), argv, description=parsing.description_of(generate), prog="latent-ebm generate"
@@ -65,25 +68,35 @@ def generate(argv: list[str]) -> None:
     from latent_ebm_text.data.lines import check_unicode
     from latent_ebm_text.latents.rng import derived_generator
     from latent_ebm_text.models.loading import load_text_model
+    from latent_ebm_text.models.sharing import all_processes, share_out
 
     check_unicode([args.prompt or ""])
+    accelerator = all_processes()
     model, tokenizer = load_text_model(args.model, args.revision)
     options: dict[str, Any] = {"do_sample": not args.greedy}
     if not args.greedy:
         options |= {"temperature": args.temperature, "top_p": args.top_p}
     if args.max_new_tokens is not None:
         options["max_new_tokens"] = args.max_new_tokens
-    if args.prompt is None:
-        options["num_samples"] = args.num_samples
-    else:
+    if args.prompt is not None:
         _note_unknown_words(tokenizer, [args.prompt])
-        options |= dict(tokenizer([args.prompt] * args.num_samples, return_tensors="pt").to(model.device))
-    generator = derived_generator(args.seed, "samples", 0, device=model.device)
-    output: Any = model.generate(generator=generator, return_dict_in_generate=True, **options)
-    texts = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
-    rows = [{"text": text, "energy": energy} for text, energy in zip(texts, output.energies.tolist(), strict=True)]
-    lines = [f"{row['energy']:8.2f}  {row['text']}" if args.energies else row["text"] for row in rows]
-    show(rows, lines, args.json)
+
+    def generate_batch(number: int) -> list[dict[str, Any]]:
+        size = min(_BATCH_SIZE, args.num_samples - number * _BATCH_SIZE)
+        inputs: dict[str, Any] = {"num_samples": size}
+        if args.prompt is not None:
+            inputs = dict(tokenizer([args.prompt] * size, return_tensors="pt").to(model.device))
+        generator = derived_generator(args.seed, "samples", number, device=model.device)
+        output: Any = model.generate(generator=generator, return_dict_in_generate=True, **inputs, **options)
+        texts = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
+        return [{"text": text, "energy": energy} for text, energy in zip(texts, output.energies.tolist(), strict=True)]
+
+    batches = share_out(generate_batch, -(-args.num_samples // _BATCH_SIZE), accelerator)
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        rows = [row for batch in batches for row in batch]
+        lines = [f"{row['energy']:8.2f}  {row['text']}" if args.energies else row["text"] for row in rows]
+        show(rows, lines, args.json)
 
 
 @dataclass
@@ -113,18 +126,28 @@ def score(argv: list[str]) -> None:
         latent-ebm score runs/quickstart "sharply the the recovers" --explain
         latent-ebm score runs/quickstart --file sentences.txt --json > scores.json
         cat sentences.txt | latent-ebm score runs/quickstart --file - --by reconstruction_per_token --marginal none
+        accelerate launch -m latent_ebm_text.commands score runs/quickstart --file sentences.txt  # on all devices
     """
     (args,) = parsing.parse_arguments(
         (ScoreArguments,), argv, description=parsing.description_of(score), prog="latent-ebm score"
     )
     from latent_ebm_text.latents.rng import derived_generator
     from latent_ebm_text.models.loading import load_text_model
+    from latent_ebm_text.models.sharing import all_processes
 
+    accelerator = all_processes()
+    if args.file == "-" and accelerator.num_processes > 1:
+        raise UsageError("standard input cannot be read by several processes: name a file")
     sentences = _sentences(args)
     model, tokenizer = load_text_model(args.model, args.revision)
     _note_unknown_words(tokenizer, sentences)
     generator = derived_generator(args.seed, "scores", device=model.device)
-    scores = model.score(sentences, tokenizer=tokenizer, marginal=args.marginal, generator=generator)
+    scores = model.score(
+        sentences, tokenizer=tokenizer, marginal=args.marginal, generator=generator, accelerator=accelerator
+    )
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return
     values, columns = scores.get(args.by).tolist(), scores.to_dict()
     rows = [
         {"text": text, **{name: column[place] for name, column in columns.items()}}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 
 from latent_ebm_text.commands import train_text
 from latent_ebm_text.commands.train_text import PreparedText
@@ -20,7 +21,7 @@ from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
 from latent_ebm_text.training.arguments import AUTO, TrainingArguments
 from latent_ebm_text.training.files import replaced_folder
 from latent_ebm_text.training.reporting import find_problems
-from latent_ebm_text.training.tracking import make_accelerator
+from latent_ebm_text.training.tracking import make_accelerator, set_precision
 from latent_ebm_text.training.trainer import TrainingResult
 
 if TYPE_CHECKING:
@@ -96,15 +97,16 @@ class LatentEBMTrainer:
             DivergenceError: If going back to a checkpoint does not help against values that are not finite.
             CheckpointError: If the newest checkpoint belongs to another model or library version.
         """
-        torch.set_float32_matmul_precision(self.args.matmul_precision)
+        set_precision(self.args.matmul_precision)
         accelerator = make_accelerator(self.args)
         accelerator.print("\n".join([self.text.description, *self._notes]))
         result = train_text.train(self.model, self.text, self.args, accelerator)
-        if result.signal is None and accelerator.is_main_process:
-            metrics = {name.removeprefix("eval_"): value for name, value in self.evaluate().items()}
+        if result.signal is None:
+            metrics = self._evaluate(accelerator)
             problems = find_problems(metrics, {**vars(self.args), **self.model.config.to_dict()})
             result.warnings.extend(problems)
             accelerator.print("\n".join(f"warning: {problem}" for problem in problems))
+        accelerator.end_training()
         return result
 
     def evaluate(self) -> dict[str, float]:
@@ -112,13 +114,19 @@ class LatentEBMTrainer:
 
         NLLs, latent gain and information are in nats per sentence, see docs/evaluation.md.
         """
+        return {f"eval_{name}": value for name, value in self._evaluate().items()}
+
+    def _evaluate(self, accelerator: Accelerator | None = None) -> dict[str, float]:
+        """The metrics of the evaluation texts; the processes of `accelerator` share the work."""
         self.model.eval()
         everything = replace(self.args, num_eval_examples=max(2, len(self.text.splits["validation"])))
-        metrics = train_text.validation_metrics(self.model, self.text, everything)
+        metrics = train_text.validation_metrics(self.model, self.text, everything, accelerator)
         if self.model.encoder is not None:
-            information = train_text.measure_information(self.model, self.text, self.args, "validation")
+            information = train_text.measure_information(
+                self.model, self.text, self.args, "validation", accelerator=accelerator
+            )
             metrics["information"] = information["validation"].value
-        return {f"eval_{name}": value for name, value in metrics.items()}
+        return metrics
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Saves the model and its tokenizer, in `args.output_dir/model` by default."""

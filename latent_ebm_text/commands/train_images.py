@@ -41,7 +41,8 @@ from latent_ebm_text.training import trainer
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.files import replaced_folder
 from latent_ebm_text.training.locking import only_run
-from latent_ebm_text.training.tracking import make_accelerator, start_tracking
+from latent_ebm_text.training.sharding import check_sharding
+from latent_ebm_text.training.tracking import make_accelerator, set_precision, start_tracking
 from latent_ebm_text.training.trainer import TrainingData, TrainingResult
 
 #: Key, title and unit of the metrics that the end of a run prints for each split.
@@ -62,7 +63,8 @@ def train_image_model(
         The exit code of a recipe: 0, or that of the signal that stopped the training.
     """
     args.check_encoder(model_args.settings["encoder_hidden_size"] is not None)
-    torch.set_float32_matmul_precision(args.matmul_precision)
+    check_sharding(is_causal_lm=False)
+    set_precision(args.matmul_precision)
     accelerator = make_accelerator(args)
     pusher = make_pusher(hub_args, args.output_dir, accelerator)
 
@@ -75,14 +77,15 @@ def train_image_model(
         result = train(model, corpus, args, accelerator, pusher)
         if result.signal is not None:
             accelerator.print(describe_stop(result))
-            return args.exit_code(result.signal)
-        if accelerator.is_main_process:
-            metrics = evaluate(model, corpus, args)
-            record = run_record(result, corpus, data_args, model_args, args)
-            results = write(model, corpus, args, {**record, **metrics})
-            show_results(results, describe_splits(results, SHOWN))
-            push(pusher)
-    return 0
+        else:
+            metrics = evaluate(model, corpus, args, accelerator)
+            if accelerator.is_main_process:
+                record = run_record(result, corpus, data_args, model_args, args)
+                results = write(model, corpus, args, {**record, **metrics})
+                show_results(results, describe_splits(results, SHOWN))
+                push(pusher)
+        accelerator.end_training()
+    return 0 if result.signal is None else args.exit_code(result.signal)
 
 
 def prepare(args: ImageDataArguments, accelerator: Accelerator | None = None) -> ImageCorpus:
@@ -159,7 +162,6 @@ def train(
         accelerator=accelerator,
         on_save=None if pusher is None else partial(pusher.push_so_far, processor=processor),
     )
-    accelerator.end_training()
     if result.signal is None and accelerator.is_main_process:
         with replaced_folder(Path(args.output_dir) / "model") as written:
             model.eval().save_pretrained(written)
@@ -214,8 +216,19 @@ def train_on_images(
     )
 
 
-def evaluate(model: LatentEBMForImageGeneration, corpus: ImageCorpus, args: TrainingArguments) -> dict[str, Any]:
+def evaluate(
+    model: LatentEBMForImageGeneration,
+    corpus: ImageCorpus,
+    args: TrainingArguments,
+    accelerator: Accelerator | None = None,
+) -> dict[str, Any]:
     """Measures a model on the splits that it was not trained on.
+
+    Args:
+        model: The model.
+        corpus: The images.
+        args: The settings of the training.
+        accelerator: Devices and processes, which share the work and all call this; this process alone by default.
 
     Returns:
         The metrics, as `results.json` holds them under `splits`.
@@ -230,6 +243,7 @@ def evaluate(model: LatentEBMForImageGeneration, corpus: ImageCorpus, args: Trai
                 batch_size=args.eval_batch_size,
                 seed=args.seed,
                 progress=partial(tqdm, desc=f"evaluating {split}"),
+                accelerator=accelerator,
             )
             for split in ("validation", "test")
         }

@@ -49,11 +49,13 @@ from latent_ebm_text.models.defaults import Choice, choose_sizes, text_config
 from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
 from latent_ebm_text.models.pretrained import load_decoder_tokenizer, split_gguf
 from latent_ebm_text.models.scoring import estimate_log_partition
+from latent_ebm_text.models.sharing import share_out
 from latent_ebm_text.training import trainer
 from latent_ebm_text.training.arguments import AUTO, TrainingArguments
 from latent_ebm_text.training.files import replace_text, replaced_folder
 from latent_ebm_text.training.locking import only_run
-from latent_ebm_text.training.tracking import make_accelerator, start_tracking
+from latent_ebm_text.training.sharding import check_sharding
+from latent_ebm_text.training.tracking import make_accelerator, set_precision, start_tracking
 from latent_ebm_text.training.trainer import TrainingData, TrainingResult, minutes
 
 if TYPE_CHECKING:
@@ -80,7 +82,8 @@ def train_text_model(
         The exit code of a recipe: 0, or that of the signal that stopped the training.
     """
     args.check_encoder(model_args.settings["encoder_hidden_size"] is not None)
-    torch.set_float32_matmul_precision(args.matmul_precision)
+    check_sharding(model_args.pretrained_decoder is not None or model_args.settings["decoder_type"] != "lstm")
+    set_precision(args.matmul_precision)
     accelerator = make_accelerator(args)
     pusher = make_pusher(hub_args, args.output_dir, accelerator)
 
@@ -97,14 +100,15 @@ def train_text_model(
         result = train(model, text, args, accelerator, pusher)
         if result.signal is not None:
             accelerator.print(describe_stop(result))
-            return args.exit_code(result.signal)
-        if accelerator.is_main_process:
-            metrics, samples = evaluate(model, text, args)
-            record = run_record(result, text.corpus, data_args, model_args, args)
-            results = write(args, text, {**record, **metrics}, samples)
-            show_results(results, describe(results, samples))
-            push(pusher)
-    return 0
+        else:
+            metrics, samples = evaluate(model, text, args, accelerator)
+            if accelerator.is_main_process:
+                record = run_record(result, text.corpus, data_args, model_args, args)
+                results = write(args, text, {**record, **metrics}, samples)
+                show_results(results, describe(results, samples))
+                push(pusher)
+        accelerator.end_training()
+    return 0 if result.signal is None else args.exit_code(result.signal)
 
 
 # -------- prepare
@@ -317,7 +321,7 @@ def train(
         return metrics
 
     if not (folder / "results.json").exists():
-        seconds = _evaluation_seconds(model.to(accelerator.device), text, args)
+        seconds = _evaluation_seconds(model.to(accelerator.device), text, args) / accelerator.num_processes
         accelerator.print(f"the evaluation at the end: about {minutes(seconds)} on this machine")
     result = trainer.train(
         model,
@@ -328,7 +332,6 @@ def train(
         accelerator=accelerator,
         on_save=None if pusher is None else partial(pusher.push_so_far, processor=text.tokenizer),
     )
-    accelerator.end_training()
     if result.signal is None and accelerator.is_main_process:
         with replaced_folder(folder / "model") as written:
             model.save_pretrained(written)
@@ -337,9 +340,15 @@ def train(
 
 
 def validation_metrics(
-    model: LatentEBMForTextGeneration, text: PreparedText, args: TrainingArguments
+    model: LatentEBMForTextGeneration,
+    text: PreparedText,
+    args: TrainingArguments,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
-    """NLLs in nats per sentence and statistics of the latents, on `num_eval_examples` validation sentences."""
+    """NLLs in nats per sentence and statistics of the latents, on `num_eval_examples` validation sentences.
+
+    The processes of `accelerator` share the work, and all call this; by default this process works alone.
+    """
     return plain_numbers(
         evaluate_likelihoods(
             model,
@@ -348,12 +357,13 @@ def validation_metrics(
             batch_size=args.eval_batch_size,
             max_sentences=args.num_eval_examples,
             seed=args.seed,
+            accelerator=accelerator,
         )
     )
 
 
 def _evaluation_seconds(model: LatentEBMForTextGeneration, text: PreparedText, args: TrainingArguments) -> float:
-    """About how long [`evaluate`] will take, from the time of a few validation sentences."""
+    """About how long [`evaluate`] takes one process, from the time of a few validation sentences."""
     for size in (2, _TIMED_SENTENCES):  # the first evaluation warms up
         started = time.monotonic()
         evaluate_likelihoods(
@@ -367,15 +377,26 @@ def _evaluation_seconds(model: LatentEBMForTextGeneration, text: PreparedText, a
 
 
 def evaluate(
-    model: LatentEBMForTextGeneration, text: PreparedText, args: TrainingArguments
+    model: LatentEBMForTextGeneration,
+    text: PreparedText,
+    args: TrainingArguments,
+    accelerator: Accelerator | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Measures a model on the splits that it was not trained on, and generates samples.
+
+    Args:
+        model: The model.
+        text: The corpus.
+        args: The settings of the training.
+        accelerator: Devices and processes, which share the work and all call this; this process alone by default.
 
     Returns:
         The metrics, as `results.json` holds them under `splits` and `samples`; and the samples.
     """
     splits: dict[str, Any] = {}
-    information = measure_information(model, text, args, "validation", "test") if model.encoder is not None else {}
+    information: dict[str, Estimate] = {}
+    if model.encoder is not None:
+        information = measure_information(model, text, args, "validation", "test", accelerator=accelerator)
     for split in ("validation", "test"):
         metrics = evaluate_likelihoods(
             model,
@@ -384,6 +405,7 @@ def evaluate(
             batch_size=args.eval_batch_size,
             seed=args.seed,
             progress=partial(tqdm, desc=f"evaluating {split}"),
+            accelerator=accelerator,
         )
         if model.encoder is not None:
             metrics["information"] = {"name": NAMES["information"], **information[split].to_dict()}
@@ -393,21 +415,35 @@ def evaluate(
             metrics["exact_nll"] = -sum(log_probs) / len(log_probs)
         splits[split] = metrics
     samples = generate_texts(
-        model, text.tokenizer, args.num_eval_samples, batch_size=args.eval_batch_size, seed=args.seed
+        model,
+        text.tokenizer,
+        args.num_eval_samples,
+        batch_size=args.eval_batch_size,
+        seed=args.seed,
+        accelerator=accelerator,
     )
     statistics = sample_statistics(samples, column_array(text.splits["test"], "words"))
     return {"splits": splits, "samples": statistics}, samples
 
 
 def measure_information(
-    model: LatentEBMForTextGeneration, text: PreparedText, args: TrainingArguments, *splits: str
+    model: LatentEBMForTextGeneration,
+    text: PreparedText,
+    args: TrainingArguments,
+    *splits: str,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, Estimate]:
-    """The information that a draw of the encoder carries about a sentence of each split, in nats."""
+    """The information that a draw of the encoder carries about a sentence of each split, in nats.
+
+    The processes of `accelerator` share the work, and all call this.
+    """
     generator = derived_generator(args.seed, "log partition", device=model.device)
+    (log_partition,) = share_out(lambda _: estimate_log_partition(model, generator=generator), 1, accelerator)
     options: dict[str, Any] = {
-        "log_partition": estimate_log_partition(model, generator=generator),
+        "log_partition": log_partition,
         "batch_size": args.eval_batch_size,
         "seed": args.seed,
+        "accelerator": accelerator,
     }
     return {split: encoder_information(model, text.splits[split], text.collate, **options) for split in splits}
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 #: The sentence encoder that comes with the extra.
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 _BATCH_SIZE = 16  # of similar lengths: larger ones are padded more, and are no faster on a CPU
+_PART_SIZE = 8192  # sentences that are embedded between one writing to the disk and the next: a minute or two
 
 
 def installed_encoder() -> str | None:
@@ -99,33 +100,38 @@ def embed_token_ids(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenize
 
 
 def add_embeddings(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, name: str) -> DatasetDict:
-    """Adds the column `sentence_embeddings` to tokenized splits; kept on disk, as the tokens are.
+    """Adds the column `sentence_embeddings` to tokenized splits; kept on disk, as the tokens are, part by part.
 
     Args:
         splits: Splits with the column `input_ids`.
         tokenizer: Their tokenizer.
         name: The sentence encoder.
     """
-    from datasets import DatasetDict, Features, List, Value
+    from datasets import DatasetDict, Features, List, Value, concatenate_datasets
 
     folder = Path(name).expanduser()
     identity = [name, file_versions(folder.rglob("*")) if folder.is_dir() else None, tokenizer_identity(tokenizer)]
     column = List(Value("float32"), length=embedding_size(name))
     embedded = {}
     for split, dataset in splits.items():
-        path = cached_path("embedded", [dataset._fingerprint, identity])
-        embedded[split] = dataset.map(
-            _embed_batch,
-            batched=True,
-            batch_size=1024,
-            input_columns=["input_ids"],
-            fn_kwargs={"tokenizer": tokenizer, "name": name},
-            features=Features({**dataset.features, "sentence_embeddings": column}),
-            cache_file_name=f"{path}.arrow",
-            load_from_cache_file=True,
-            new_fingerprint=path.name,
-            desc=f"Embedding {split}",
-        )
+        path = cached_path("embedded", [dataset._fingerprint, identity, _PART_SIZE])
+        firsts = range(0, max(1, len(dataset)), _PART_SIZE)
+        parts = [
+            dataset.select(range(first, min(first + _PART_SIZE, len(dataset)))).map(
+                _embed_batch,
+                batched=True,
+                batch_size=1024,
+                input_columns=["input_ids"],
+                fn_kwargs={"tokenizer": tokenizer, "name": name},
+                features=Features({**dataset.features, "sentence_embeddings": column}),
+                cache_file_name=f"{path}-{first}.arrow",
+                load_from_cache_file=True,
+                new_fingerprint=f"{path.name}-{first}",
+                desc=f"Embedding {split}" + (f", part {number} of {len(firsts)}" if len(firsts) > 1 else ""),
+            )
+            for number, first in enumerate(firsts, start=1)
+        ]
+        embedded[split] = concatenate_datasets(parts)
     return DatasetDict(embedded)
 
 

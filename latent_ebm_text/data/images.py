@@ -193,8 +193,12 @@ class ImageCollator:
         """
         end = min(len(images), max_images or len(images))
         for start in progress(range(0, end, batch_size)):
-            rows = images[start : min(start + batch_size, end)]["pixels"]
-            yield self([{"pixels": row} for row in rows])["pixel_values"]
+            yield self.batch(images, start, min(start + batch_size, end))
+
+    def batch(self, images: Any, start: int, end: int) -> torch.Tensor:
+        """The `pixel_values` of the rows from `start` to `end`."""
+        pixel_values: torch.Tensor = self([{"pixels": row} for row in images[start:end]["pixels"]])["pixel_values"]
+        return pixel_values
 
 
 # Sources

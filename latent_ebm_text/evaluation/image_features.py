@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from latent_ebm_text.data.images import ImageCollator
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.rng import derived_seed
+from latent_ebm_text.models.sharing import share_out
 
 if TYPE_CHECKING:
     from latent_ebm_text.data.images import ImageCorpus
@@ -40,9 +42,27 @@ NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 1000, 128, 2e-3
 
 
 @torch.no_grad()
-def collect_features(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> Tensor:
-    """Features of all images, `(n, size)` in double precision, on the CPU."""
-    return torch.cat([extractor(batch).double().cpu() for batch in batches])
+def collect_features(
+    extractor: FeatureExtractor,
+    batch: Callable[[int], Tensor],
+    num_batches: int,
+    *,
+    progress: Callable[[range], Iterable[int]] = iter,
+    accelerator: Accelerator | None = None,
+) -> Tensor:
+    """Features of all images, `(n, size)` in double precision, on the CPU.
+
+    Args:
+        extractor: Computes the features of a batch.
+        batch: The images of a batch, by its number.
+        num_batches: Number of batches.
+        progress: Wraps the range of batches, to show progress.
+        accelerator: The processes that share the batches, all of which call this; this one alone by default.
+    """
+    parts = share_out(
+        lambda number: extractor(batch(number)).double().cpu(), num_batches, accelerator, progress=progress
+    )
+    return torch.cat([part.cpu() for part in parts])
 
 
 def inception_features() -> FeatureExtractor:

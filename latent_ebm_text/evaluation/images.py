@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.latents import LatentDraws, draw_metrics, latents_of_others, split_results
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.latents.samplers import watch_chain
+from latent_ebm_text.models.sharing import share_out
 from latent_ebm_text.networks.dropout import evaluation_mode
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def evaluate_images(
     max_images: int | None = None,
     seed: int = 0,
     progress: Callable[[range], Any] = iter,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
     """How well the model explains images through their own latents and through latents of the prior.
 
@@ -40,7 +43,8 @@ def evaluate_images(
         batch_size: Images a batch.
         max_images: Number of images to use, from the first on; all by default.
         seed: Seed of the chains.
-        progress: Wraps the range of batch starts, to show progress.
+        progress: Wraps the range of batches, to show progress.
+        accelerator: The processes that share the batches, all of which call this; this one alone by default.
 
     Returns:
         The metrics as `results.json` holds them: `mse` and those of
@@ -48,31 +52,34 @@ def evaluate_images(
         `latents`, the plain numbers that describe the latents. On a test split, `mse` is the "MSE" of the paper's
         Table 1. The NLLs are those of a density, which may be negative.
     """
-    parts: list[tuple[Tensor, ...]] = []
+    num_images = min(len(dataset), max_images or len(dataset))
+    num_batches = -(-num_images // batch_size)
+
+    def pixels_of(number: int) -> Tensor:
+        return collate.batch(dataset, number * batch_size, min((number + 1) * batch_size, num_images)).to(model.device)
+
+    def draw(number: int) -> tuple[Tensor, ...]:
+        pixels = pixels_of(number)
+        generator = derived_generator(seed, "evaluation", number, device=model.device)
+        scores = model.score(pixels, num_draws=2, batch_size=len(pixels), generator=generator)
+        first, second = scores.latents.to(model.device)
+        prior = model.sample_prior(len(pixels), generator=generator).latents
+        prior_nll = -model.log_prob(pixels, latents=prior)
+        energy = model.prior.energy(first)
+        assert scores.squared_error is not None
+        return scores.squared_error, first, second, prior, energy, scores.reconstruction, prior_nll
+
     with evaluation_mode(model):
-        batches = collate.batches(dataset, batch_size, max_images=max_images, progress=progress)
-        for number, pixels in enumerate(batches):
-            pixels = pixels.to(model.device)
-            generator = derived_generator(seed, "evaluation", number, device=model.device)
-            scores = model.score(pixels, num_draws=2, batch_size=len(pixels), generator=generator)
-            first, second = scores.latents.to(model.device)
-            prior = model.sample_prior(len(pixels), generator=generator).latents
-            prior_nll = -model.log_prob(pixels, latents=prior)
-            energy = model.prior.energy(first)
-            assert scores.squared_error is not None
-            parts.append((scores.squared_error, first, second, prior, energy, scores.reconstruction, prior_nll))
+        parts = share_out(draw, num_batches, accelerator, progress=progress)
         mse, first_z, second_z, prior_z, energy, nll, prior_nll = (
             torch.cat(part) for part in zip(*parts, strict=True)
         )
         others = latents_of_others(first_z).split(batch_size, dim=1)
-        averaged_nll = -torch.cat(
-            [
-                model.decoder.averaged_log_prob({"pixel_values": pixels.to(model.device)}, latents)
-                for pixels, latents in zip(
-                    collate.batches(dataset, batch_size, max_images=max_images), others, strict=True
-                )
-            ]
-        )
+
+        def average(number: int) -> Tensor:
+            return model.decoder.averaged_log_prob({"pixel_values": pixels_of(number)}, others[number])
+
+        averaged_nll = -torch.cat(share_out(average, num_batches, accelerator))
     prior_energy = model.prior.energy(prior_z)
     draws = LatentDraws(first_z, second_z, prior_z, energy, prior_energy, nll, prior_nll, averaged_nll)
     metrics = {
@@ -88,16 +95,27 @@ def evaluate_images(
 
 @torch.no_grad()
 def generate_images(
-    model: LatentEBMForImageGeneration, num_samples: int, *, batch_size: int = 256, seed: int = 0
+    model: LatentEBMForImageGeneration,
+    num_samples: int,
+    *,
+    batch_size: int = 256,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
 ) -> Tensor:
-    """Images drawn from the model, `(num_samples, num_channels, image_size, image_size)` in [-1, 1], on the CPU."""
-    images = []
+    """Images drawn from the model, `(num_samples, num_channels, image_size, image_size)` in [-1, 1], on the CPU.
+
+    The processes of `accelerator`, all of which call this, share the batches; all of them receive all images.
+    """
+
+    def generate(number: int) -> Tensor:
+        generator = derived_generator(seed, "samples", number, device=model.device)
+        size = min(batch_size, num_samples - number * batch_size)
+        images: Tensor = model.generate(num_samples=size, generator=generator)
+        return images.cpu()
+
     with evaluation_mode(model):
-        for number, start in enumerate(range(0, num_samples, batch_size)):
-            generator = derived_generator(seed, "samples", number, device=model.device)
-            size = min(batch_size, num_samples - start)
-            images.append(model.generate(num_samples=size, generator=generator).cpu())
-    return torch.cat(images)
+        batches = share_out(generate, -(-num_samples // batch_size), accelerator)
+    return torch.cat([batch.cpu() for batch in batches])
 
 
 @torch.no_grad()

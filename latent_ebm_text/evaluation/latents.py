@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.bootstrap import Floats, percentile_interval, resampled_sums
 from latent_ebm_text.evaluation.estimates import Estimate
+from latent_ebm_text.models.sharing import share_out
 
 #: Variance of the posterior mean above which a dimension counts as active (Burda et al., 2016, appendix C).
 ACTIVE_VARIANCE = 0.01
@@ -226,7 +228,11 @@ def plain_numbers(results: Mapping[str, Any]) -> dict[str, float]:
 
 @torch.no_grad()
 def mutual_information(
-    log_likelihood: Callable[[Tensor], Tensor], latents: Tensor, *, likelihood_weight: float = 1.0
+    log_likelihood: Callable[[Tensor], Tensor],
+    latents: Tensor,
+    *,
+    likelihood_weight: float = 1.0,
+    accelerator: Accelerator | None = None,
 ) -> Estimate:
     """A lower bound of I(x; z) between data and their posterior draws, in nats.
 
@@ -240,6 +246,8 @@ def mutual_information(
         log_likelihood: Latents `(n, latent_dim)` to `log p(x_i | z_i)`, `(n,)`, for the same n data at every call.
         latents: `(n, latent_dim)` posterior draws, one per datum.
         likelihood_weight: `w` of the posterior that they are drawn from.
+        accelerator: The processes that share the n pairings of data and latents, all of which call this with the same
+            latents; this one alone by default.
 
     Raises:
         UsageError: If there are fewer than 2 data.
@@ -247,12 +255,15 @@ def mutual_information(
     size = len(latents)
     if size < 2:
         raise UsageError(f"mutual information needs at least 2 data, got {size}")
-    own = likelihood_weight * log_likelihood(latents).double()
-    total = torch.full_like(own, -math.inf)
-    for shift in range(size):
-        others = likelihood_weight * log_likelihood(latents.roll(shift, dims=0)).double()
-        total = torch.logaddexp(total, others)
-    bounds, limit = own - total + math.log(size), math.log(size)
+
+    def critic(shift: int) -> Tensor:
+        return likelihood_weight * log_likelihood(latents.roll(shift, dims=0)).double()
+
+    critics = share_out(critic, size, accelerator)
+    total = torch.full_like(critics[0], -math.inf)
+    for values in critics:
+        total = torch.logaddexp(total, values)
+    bounds, limit = critics[0] - total + math.log(size), math.log(size)
     saturated = float(bounds.mean()) > limit - 0.5
     return Estimate.of_mean(
         bounds,

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate import Accelerator
 from accelerate.utils import tqdm
+from torch import Tensor
 
 from latent_ebm_text.data.batching import count_words, ordered_batches
 from latent_ebm_text.data.cleaning import column_array
@@ -22,6 +24,7 @@ from latent_ebm_text.latents.integrals import LogPartition
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.models.scoring import AnomalyScores, estimate_log_partition
 from latent_ebm_text.models.sentences import SentenceRows
+from latent_ebm_text.models.sharing import share_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 FPPL_SAMPLES = 10_000
 #: Sentences behind the metrics of variety and novelty, most of which depend on the number.
 MAX_SAMPLES = 2000
+#: Weights per sentence behind log p(x), without annealing, and annealed walks.
+_NUM_WEIGHTS, _NUM_WALKS = 256, 16
 _UNIT = "sentence (its end counted)"
 _PER_WORD = (
     "per word: exp of the nats over the number of words between white space, the end of a sentence counted as one, "
@@ -73,6 +78,7 @@ def encoder_information(
     log_partition: LogPartition,
     batch_size: int,
     seed: int,
+    accelerator: Accelerator | None = None,
 ) -> Estimate:
     """The information that a draw of the encoder carries about a sentence, `E[log q(z | x) - log p(z)]` in nats.
 
@@ -83,16 +89,20 @@ def encoder_information(
         log_partition: log Z of the model's prior.
         batch_size: Sentences a batch.
         seed: Seed of the draws.
+        accelerator: The processes that share the batches, all of which call this; this one alone by default.
     """
-    assert model.encoder is not None
-    rates = []
-    for number, indices in enumerate(ordered_batches(column_array(dataset, "length"), batch_size)):
-        proposal = model.encoder.propose(batch_inputs(model, dataset, collate, indices))
+    encoder = model.encoder
+    assert encoder is not None
+    batches = ordered_batches(column_array(dataset, "length"), batch_size)
+
+    def rate(number: int) -> Tensor:
+        proposal = encoder.propose(batch_inputs(model, dataset, collate, batches[number]))
         z = proposal.sample(derived_generator(seed, "information", number, device=model.device))
         log_prior = model.prior.log_prob(z.to(model.decoder.latent_dtype), log_partition.value)
-        rates.append((proposal.log_prob(z) - log_prior).double().cpu())
+        return (proposal.log_prob(z) - log_prior).double()
+
     return Estimate.of_mean(
-        torch.cat(rates),
+        torch.cat(share_out(rate, len(batches), accelerator)),
         f"log q(z | x) - log p(z) in nats per {_UNIT}, with z from the encoder q and the learned prior p, whose log Z "
         "is estimated by annealed importance sampling",
     )
@@ -120,16 +130,20 @@ def sample_statistics(texts: Sequence[str], reference_lengths: npt.ArrayLike) ->
 
 
 def reconstruction_metrics(
-    model: LatentEBMForTextGeneration, dataset: Any, collate: Collate, *, batch_size: int, seed: int
+    model: LatentEBMForTextGeneration, dataset: Any, collate: Collate, **options: Any
 ) -> tuple[dict[str, Estimate], SentenceDraws]:
     """Reconstruction and prior NLL, active units, standard deviations and energies of posterior and prior draws.
+
+    Args:
+        model: The model.
+        dataset: The sentences.
+        collate: Makes a batch of rows.
+        **options: Options of [`~latent_ebm_text.evaluation.text.draw_latents`].
 
     Returns:
         The metrics, and the draws behind them.
     """
-    draws = draw_latents(
-        model, dataset, collate, batch_size=batch_size, seed=seed, progress=partial(tqdm, desc="reconstruction")
-    )
+    draws = draw_latents(model, dataset, collate, **options, progress=partial(tqdm, desc="reconstruction"))
     return {NAMES[key]: metric for key, metric in draw_metrics(draws, _UNIT).items()}, draws
 
 
@@ -138,32 +152,38 @@ def marginal_likelihood_metrics(
     dataset: Any,
     *,
     num_sentences: int,
-    num_samples: int,
+    num_samples: int | None,
     num_levels: int,
     batch_size: int,
     seed: int,
+    accelerator: Accelerator | None = None,
 ) -> tuple[dict[str, Estimate], AnomalyScores, np.ndarray]:
-    """log p(x) of random sentences by annealed importance sampling, as NLL and as perplexity, and log Z.
+    """log p(x) of random sentences by importance weights, annealed or not, as NLL and as perplexity, and log Z.
+
+    The processes of `accelerator`, all of which call this, share the batches.
 
     Returns:
         The metrics, the scores of every sentence, and which sentences of the dataset they are.
     """
+    num_samples = num_samples or (_NUM_WALKS if num_levels else _NUM_WEIGHTS)
     lengths = column_array(dataset, "length")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(lengths))[:num_sentences])
     log_partition = None
     if model.config.latent_dim > 0:
         generator = derived_generator(seed, "log partition", device=model.device)
-        log_partition = estimate_log_partition(model, num_chains=1024, generator=generator)
+        estimate = partial(estimate_log_partition, model, num_chains=1024, generator=generator)
+        log_partition = share_out(lambda _: estimate(), 1, accelerator)[0]
     scores = model.score(
         SentenceRows.of_columns(dataset[chosen]),
-        marginal="ais",
+        marginal="ais" if num_levels else "importance",
         num_draws=1,
         num_samples=num_samples,
-        num_levels=num_levels,
+        num_levels=max(1, num_levels),
         log_partition=log_partition,
         batch_size=batch_size,
         generator=derived_generator(seed, "marginal likelihood", device=model.device),
         progress=True,
+        accelerator=accelerator,
     )
     nll = scores.nll
     assert nll is not None
@@ -175,7 +195,8 @@ def marginal_likelihood_metrics(
             warning += f", log Z between {log_partition.lower:.1f} and {log_partition.upper:.1f}"
     method = "exact"
     if log_partition is not None:
-        method = f"ais, {num_samples} weights over {num_levels} levels, given log Z a bound from above"
+        walks = f"annealed over {num_levels} levels" if num_levels else "of draws from a Laplace approximation"
+        method = f"{num_samples} importance weights {walks}, a bound from above"
     metrics = {
         "marginal NLL": Estimate.of_mean(
             nll,
@@ -218,15 +239,22 @@ def exact_metrics(log_probs: Sequence[float]) -> dict[str, Estimate]:
 
 
 def information_metrics(
-    model: LatentEBMForTextGeneration, dataset: Any, collate: Collate, *, num_sentences: int, seed: int
+    model: LatentEBMForTextGeneration,
+    dataset: Any,
+    collate: Collate,
+    *,
+    num_sentences: int,
+    seed: int,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, Estimate]:
-    """The mutual information of sentences and their latents, from random sentences."""
+    """The mutual information of sentences and their latents, from random sentences; shared out among processes."""
     indices = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:num_sentences])
     inputs = batch_inputs(model, dataset, collate, indices)
     generator = derived_generator(seed, "information", device=model.device)
-    latents = model.sample_posterior(inputs, generator=generator).latents
+    (latents,) = share_out(lambda _: model.sample_posterior(inputs, generator=generator).latents, 1, accelerator)
     weight = 1.0 if model.encoder is not None else model.config.likelihood_weight
-    found = mutual_information(model.decoder.likelihood(inputs), latents, likelihood_weight=weight)
+    likelihood = model.decoder.likelihood(inputs)
+    found = mutual_information(likelihood, latents, likelihood_weight=weight, accelerator=accelerator)
     return {"mutual information": found}
 
 

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate import Accelerator
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.text import Collate, batch_inputs
 from latent_ebm_text.latents.rng import derived_generator
+from latent_ebm_text.models.sentences import NUM_BEAMS
+from latent_ebm_text.models.sharing import share_out
 
 if TYPE_CHECKING:
     from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
@@ -34,8 +37,9 @@ def reconstruction_accuracy(
     num_sentences: int,
     batch_size: int,
     seed: int,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, Estimate]:
-    """What greedy decoding of a posterior draw keeps of a sentence: tokens in their places, and whole sentences.
+    """What beam search from a posterior draw keeps of a sentence: tokens in their places, and whole sentences.
 
     Args:
         model: The model, in evaluation mode.
@@ -44,26 +48,33 @@ def reconstruction_accuracy(
         num_sentences: Number of sentences, the first ones.
         batch_size: Sentences a batch.
         seed: Seed of the draws.
+        accelerator: The processes that share the batches, all of which call this; this one alone by default.
     """
-    shares, exact = [], 0
-    for first in range(0, min(num_sentences, len(dataset)), batch_size):
-        indices = np.arange(first, min(first + batch_size, num_sentences, len(dataset)))
+    num_sentences = min(num_sentences, len(dataset))
+
+    def compare(number: int) -> list[tuple[float, bool]]:
+        first = number * batch_size
+        indices = np.arange(first, min(first + batch_size, num_sentences))
         inputs = batch_inputs(model, dataset, collate, indices)
         generator = derived_generator(seed, "reconstruction", first, device=model.device)
         latents = model.sample_posterior(inputs, generator=generator).latents
-        decoded = model.generate(latents=latents, do_sample=False)
+        decoded = model.generate(latents=latents, do_sample=False, num_beams=NUM_BEAMS)
+        compared = []
         for row, found in zip(dataset[indices]["input_ids"], decoded.tolist(), strict=True):
             hits = [token == other for token, other in zip(row[1:], found[1:], strict=False)]
-            shares.append(sum(hits) / (len(row) - 1))
-            exact += all(hits) and len(hits) == len(row) - 1
+            compared.append((sum(hits) / (len(row) - 1), all(hits) and len(hits) == len(row) - 1))
+        return compared
+
+    batches = share_out(compare, -(-num_sentences // batch_size), accelerator)
+    shares, exact = zip(*(pair for batch in batches for pair in batch), strict=True)
     return {
         "tokens in place": Estimate.of_mean(
             torch.tensor(shares),
-            "share of the tokens of a sentence, its end included, that greedy decoding of one posterior draw has in "
+            "share of the tokens of a sentence, its end included, that beam search from one posterior draw has in "
             "the same place",
         ),
         "exact reconstructions": Estimate.of_proportion(
-            exact, len(shares), "share of sentences that greedy decoding of one posterior draw gives back whole"
+            sum(exact), len(shares), "share of sentences that beam search from one posterior draw gives back whole"
         ),
     }
 
@@ -77,6 +88,7 @@ def interpolation_metrics(
     num_pairs: int = 50,
     num_points: int = 8,
     seed: int,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, Estimate]:
     """Whether straight paths between the latents of two sentences pass through sentences between them.
 
@@ -87,19 +99,24 @@ def interpolation_metrics(
         num_pairs: Number of paths.
         num_points: Points of a path, both ends included.
         seed: Seed of the posterior draws at the ends.
+        accelerator: The processes that share the paths, all of which call this; this one alone by default.
     """
     num_pairs = min(num_pairs, len(dataset) // 2)
     inputs = batch_inputs(model, dataset, collate, np.arange(2 * num_pairs))
     generator = derived_generator(seed, "interpolation", device=model.device)
-    ends = model.sample_posterior(inputs, generator=generator).latents.view(num_pairs, 2, -1)
-    distinct, onward = [], []
-    for start, end in ends:
+    (latents,) = share_out(lambda _: model.sample_posterior(inputs, generator=generator).latents, 1, accelerator)
+    ends = latents.view(num_pairs, 2, -1)
+
+    def walk(pair: int) -> tuple[float, float]:
+        start, end = ends[pair]
         ids = model.interpolate(start, end, num_points).tolist()
         bags = [Counter(token for token in row[1:] if token != model.config.pad_token_id) for row in ids]
         nearness = np.array([_overlap(bag, bags[-1]) - _overlap(bag, bags[0]) for bag in bags])
-        distinct.append(float(np.mean([a != b for a, b in zip(ids[:-1], ids[1:], strict=True)])))
-        onward.append(float(np.mean(np.diff(nearness) >= 0)))
-    path = f"of a straight path of {num_points} points between posterior draws of two sentences, decoded greedily"
+        distinct = np.mean([a != b for a, b in zip(ids[:-1], ids[1:], strict=True)])
+        return float(distinct), float(np.mean(np.diff(nearness) >= 0))
+
+    distinct, onward = zip(*share_out(walk, num_pairs, accelerator), strict=True)
+    path = f"of a straight path of {num_points} points between posterior draws of two sentences, by beam search"
     return {
         "distinct steps of a path": Estimate.of_mean(
             torch.tensor(distinct), f"share of the steps {path}, that lead to another sentence"

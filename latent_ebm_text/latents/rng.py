@@ -23,6 +23,25 @@ def derived_generator(seed: int, purpose: str, *indices: int, device: torch.devi
     return torch.Generator(device=device).manual_seed(derived_seed(seed, purpose, *indices))
 
 
+def batch_generators(
+    generator: torch.Generator | None, number: int, device: torch.device | str
+) -> list[torch.Generator | None]:
+    """A generator on `device` for each of several batches, seeded by `generator`; a single batch gets `generator`.
+
+    What is drawn for a batch then does not depend on the batches before it, which another process may compute.
+
+    Args:
+        generator: A generator on any device; `None` is torch's global one.
+        number: Number of batches.
+        device: The device on which the batches are drawn.
+    """
+    if number == 1:
+        return [generator]
+    place = "cpu" if generator is None else generator.device
+    seeds = torch.randint(2**63 - 1, (number,), generator=generator, device=place).tolist()
+    return [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
+
+
 class BatchGenerator(torch.Generator):
     """A generator for a batch that is split among processes: the noise of an example is the same in any process.
 
@@ -41,7 +60,7 @@ class BatchGenerator(torch.Generator):
 
     def __new__(cls, seed: int, rows: Tensor, batch_size: int, device: torch.device | str = "cpu") -> BatchGenerator:
         generator = torch.Generator.__new__(cls, device=device)  # type: ignore[call-arg]
-        generator.rows, generator.batch_size = rows.to(device), batch_size
+        generator.rows, generator.batch_size = rows.to(device, non_blocking=True), batch_size
         generator.manual_seed(seed)
         return generator
 

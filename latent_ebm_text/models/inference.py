@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import tqdm
 from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.interpolation import STIFFNESS, PathKind, latent_path
 from latent_ebm_text.latents.neighbours import LatentIndex, Metric, Neighbours
+from latent_ebm_text.latents.rng import batch_generators
 from latent_ebm_text.latents.samplers import Sampler
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
+from latent_ebm_text.models.sharing import share_out
 from latent_ebm_text.networks.base import GaussianPosterior
 from latent_ebm_text.networks.dropout import evaluation_mode
+
+Result = TypeVar("Result")
 
 
 class LatentInferenceModel(LatentEBMPreTrainedModel):
@@ -42,26 +47,51 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
         """`generate` from these latents, without further randomness unless `options` ask for it."""
         return self.generate(latents=latents, **options)
 
-    def batches(
-        self, data: Any, batch_size: int, *, description: str, progress: bool = False
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Batches of data that were read: the indices of their examples, and the decoder's inputs.
+    def map_batches(
+        self,
+        work: Callable[[Tensor, dict[str, Tensor], torch.Generator | None], Result],
+        data: Any,
+        batch_size: int,
+        generators: Sequence[torch.Generator | None] = (),
+        *,
+        description: str = "",
+        progress: bool = False,
+        accelerator: Accelerator | None = None,
+    ) -> list[tuple[Tensor, Result]]:
+        """Applies `work` to batches of data that were read; returns the indices of each batch and its result.
 
         Args:
+            work: A function of the indices of a batch, the decoder's inputs, and a random number generator.
             data: What `_read` returned.
             batch_size: Examples per batch.
+            generators: One for each batch, see [`~latent_ebm_text.latents.rng.batch_generators`]; none for work that
+                draws nothing.
             description: The label of the progress bar.
-            progress: Whether to show a progress bar.
+            progress: Whether to show a progress bar, of the examples of all processes.
+            accelerator: The processes that share the batches, see [`~latent_ebm_text.models.sharing.share_out`].
 
         Raises:
             UsageError: If `batch_size` is not positive.
         """
+        batches = self._batches(data, batch_size)
+
+        def work_on(number: int) -> Result:
+            inputs = self._collate(data, batches[number])
+            return work(batches[number], inputs, generators[number] if generators else None)
+
+        def shown(numbers: range) -> Iterator[int]:
+            with tqdm(total=len(data), desc=description, unit="example", disable=not progress) as bar:
+                for number in numbers:
+                    yield number
+                    bar.update(len(batches[number]))
+
+        return list(zip(batches, share_out(work_on, len(batches), accelerator, progress=shown), strict=True))
+
+    def _batches(self, data: Any, batch_size: int) -> tuple[Tensor, ...]:
+        """The indices of the examples of every batch."""
         if batch_size < 1:
             raise UsageError(f"batch_size must be a positive integer, got {batch_size}")
-        with tqdm(total=len(data), desc=description, unit="example", disable=not progress) as bar:
-            for indices in self._order(data).split(batch_size):
-                yield indices, self._collate(data, indices)
-                bar.update(len(indices))
+        return self._order(data).split(batch_size)
 
     def log_prob(self, *data: Any, latents: Tensor, **named_data: Any) -> Tensor:
         """`log p(x | z)` in nats of every example, `(n,)`; differentiable in the weights.
@@ -114,6 +144,7 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
         sampler: Sampler | None = None,
         generator: torch.Generator | None = None,
         progress: bool = False,
+        accelerator: Accelerator | None = None,
         **named_data: Any,
     ) -> Tensor:
         """Latents of data from independent posterior chains, `(num_draws, n, latent_dim)`, float32 on the CPU.
@@ -125,6 +156,7 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
             sampler: A sampler in place of the model's own.
             generator: Random number generator of the chains.
             progress: Whether to show a progress bar.
+            accelerator: The processes that share the batches, all of which call this; this one alone by default.
             **named_data: The data.
 
         Raises:
@@ -133,17 +165,28 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
         if num_draws < 1:
             raise UsageError(f"num_draws must be a positive integer, got {num_draws}")
         read = self._read(*data, **named_data)
+        generators = batch_generators(generator, len(self._batches(read, batch_size)), self.device)
+
+        def draw(indices: Tensor, inputs: dict[str, Tensor], generator: torch.Generator | None) -> Tensor:
+            chains = (self.sample_posterior(inputs, sampler=sampler, generator=generator) for _ in range(num_draws))
+            return torch.stack([chain.latents.float() for chain in chains])
+
         draws = torch.empty(num_draws, len(read), self.config.latent_dim)
+        options: dict[str, Any] = {"progress": progress, "accelerator": accelerator}
         with evaluation_mode(self):
-            for indices, inputs in self.batches(read, batch_size, description="posterior draws", progress=progress):
-                for draw in draws:
-                    latents = self.sample_posterior(inputs, sampler=sampler, generator=generator).latents
-                    draw[indices] = latents.float().cpu()
+            found = self.map_batches(draw, read, batch_size, generators, description="posterior draws", **options)
+        for indices, latents in found:
+            draws[:, indices] = latents.cpu()
         return draws
 
     @torch.no_grad()
     def encoder_proposals(
-        self, *data: Any, batch_size: int = 128, progress: bool = False, **named_data: Any
+        self,
+        *data: Any,
+        batch_size: int = 128,
+        progress: bool = False,
+        accelerator: Accelerator | None = None,
+        **named_data: Any,
     ) -> GaussianPosterior:
         """The encoder's own posteriors q(z | x), mean and log standard deviation `(n, latent_dim)`, on the CPU.
 
@@ -151,6 +194,7 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
             *data: The data.
             batch_size: Examples per batch.
             progress: Whether to show a progress bar.
+            accelerator: The processes that share the batches, all of which call this; this one alone by default.
             **named_data: The data.
 
         Raises:
@@ -159,11 +203,17 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
         if self.encoder is None:
             raise UsageError("this model has no encoder, and infers latents by chains: use posterior_draws")
         read = self._read(*data, **named_data)
-        mean, log_std = torch.empty(2, len(read), self.config.latent_dim)
-        for indices, inputs in self.batches(read, batch_size, description="encoding", progress=progress):
-            proposal = self.encoder.propose(inputs)
-            mean[indices], log_std[indices] = proposal.mean.float().cpu(), proposal.log_std.float().cpu()
-        return GaussianPosterior(mean, log_std)
+        encoder = self.encoder
+
+        def propose(indices: Tensor, inputs: dict[str, Tensor], _: torch.Generator | None) -> Tensor:
+            proposal = encoder.propose(inputs)
+            return torch.stack([proposal.mean.float(), proposal.log_std.float()])
+
+        parameters = torch.empty(2, len(read), self.config.latent_dim)
+        options: dict[str, Any] = {"progress": progress, "accelerator": accelerator}
+        for indices, found in self.map_batches(propose, read, batch_size, description="encoding", **options):
+            parameters[:, indices] = found.cpu()
+        return GaussianPosterior(*parameters)
 
     def build_index(self, *data: Any, source: str = "", num_draws: int | None = None, **options: Any) -> LatentIndex:
         """Posterior means and standard deviations of a corpus, in which `neighbours` searches.
@@ -248,7 +298,7 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
             path: `"linear"`; `"spherical"`, which keeps the norms of typical draws; or `"low_energy"`, the path of
                 least action under the prior, see [`~latent_ebm_text.latents.low_energy_path`].
             stiffness: Stiffness of a path of low energy: with small values it makes detours.
-            **options: Options of `generate`. Text is decoded greedily by default.
+            **options: Options of `generate`. Text is decoded by beam search by default.
 
         Returns:
             What `generate` returns. A text model with `return_dict_in_generate=True` also gives the `latents` and

@@ -150,7 +150,8 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
             initial_latents = self.sample_reference(num_samples, generator)
             if sampler is None and isinstance(self.prior, GaussianPrior):
                 return SamplerOutput(initial_latents)  # exact draws need no chain
-        initial_latents = self.check_latents(initial_latents, num_samples)
+        else:
+            initial_latents = self.check_latents(initial_latents, num_samples)
         sampler = self.prior_sampler if sampler is None else sampler
         with self._full_precision():
             return sampler.sample(initial_latents, self.prior, generator=generator, return_trace=return_trace)
@@ -365,6 +366,9 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
     def check_latents(self, latents: Tensor, batch: int | None = None) -> Tensor:
         """Moves latents to the model's device.
 
+        In training mode values are not looked at, because the host would wait for a GPU; there a loss that is not
+        finite tells as much.
+
         Args:
             latents: `(batch, latent_dim)`.
             batch: The number of latents that is needed; any number by default.
@@ -378,16 +382,16 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
         if latents.dim() != 2 or latents.shape[1] != expected or (batch is not None and latents.shape[0] != batch):
             wanted = f"({'batch' if batch is None else batch}, {expected})"
             raise UsageError(f"latents must have shape {wanted}, got {tuple(latents.shape)}")
-        if is_exporting():  # values are not known while a graph is recorded
-            return latents.to(self.device, self.decoder.latent_dtype)
-        if not bool(torch.isfinite(latents).all()):
-            raise UsageError("latents contain values that are not finite (nan or inf)")
-        latents = latents.to(self.device, self.decoder.latent_dtype)
-        if not bool(latents.float().square().sum(dim=-1).isfinite().all()):
+        moved = latents.to(self.device, self.decoder.latent_dtype)
+        if self.training or is_exporting():  # values are not known while a graph is recorded
+            return moved
+        if not bool(moved.float().square().sum(dim=-1).isfinite().all()):
+            if not bool(latents.isfinite().all()):
+                raise UsageError("latents contain values that are not finite (nan or inf)")
             raise UsageError(
                 "latents contain values so large that their energy is infinite; those of a prior are a few units long"
             )
-        return latents
+        return moved
 
 
 def moment_divergence(latents: Tensor) -> Tensor:

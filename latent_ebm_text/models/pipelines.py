@@ -80,7 +80,7 @@ class _SentencePipeline(_TextPipeline):
 
 
 class TextReconstructionPipeline(_SentencePipeline):
-    """`pipe(sentence, seed=0, **generate_options)`: decodes a posterior draw of the sentence, greedily by default."""
+    """`pipe(sentence, seed=0, **generate_options)`: decodes a posterior draw of the sentence, by default by beams."""
 
     def _forward(self, inputs: dict[str, Tensor], seed: int = 0, **kwargs: Any) -> dict[str, Tensor]:
         generator = self._generator(seed)

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.integrals import LogIntegral, LogPartition, bracket_log_partition, posterior_log_weights
 from latent_ebm_text.latents.integrals.weights import MIN_ESS
+from latent_ebm_text.latents.rng import batch_generators
 from latent_ebm_text.latents.samplers import Sampler
 from latent_ebm_text.models.inference import LatentInferenceModel
+from latent_ebm_text.models.sharing import share_out
 from latent_ebm_text.networks.base import GaussianPosterior
 from latent_ebm_text.networks.dropout import evaluation_mode
 
@@ -138,6 +141,7 @@ def score_data(
     sampler: Sampler | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
+    accelerator: Accelerator | None = None,
 ) -> AnomalyScores:
     """Scores data under a model of any modality; the `score` methods of the models call it.
 
@@ -171,6 +175,8 @@ def score_data(
         generator: Random number generator of all draws, on the model's device; torch's global one by default. The
             posterior draws come first, so that they are the same whether or not `nll` is estimated.
         progress: Whether to show a progress bar.
+        accelerator: The processes that share the batches, all of which call this; this one alone by default. The
+            scores are those of one process.
 
     Raises:
         UsageError: If an option is unknown or out of range, or `latents` do not fit.
@@ -187,30 +193,41 @@ def score_data(
     if marginal == "elbo":
         if latents is not None or sampler is not None:
             raise UsageError("marginal='elbo' draws latents from the encoder: leave latents and sampler out")
-        return _elbo_scores(model, data, num_draws, log_partition, batch_size, generator, progress)
+        return _elbo_scores(model, data, num_draws, log_partition, batch_size, generator, progress, accelerator)
     if latents is None:
         draws = model.posterior_draws(
-            data, num_draws=num_draws, batch_size=batch_size, sampler=sampler, generator=generator, progress=progress
-        )
+            data, num_draws=num_draws, batch_size=batch_size, sampler=sampler, generator=generator, progress=progress,
+            accelerator=accelerator,
+        )  # fmt: skip
     else:
         draws = model.check_latents(latents, len(data))[None].float().cpu()
-    if marginal != "none" and log_partition is None:
-        log_partition = estimate_log_partition(model, generator=generator)
+    generators: list[torch.Generator | None] = []
+    if marginal != "none":
+        generators = batch_generators(generator, -(-len(data) // batch_size), model.device)
+        if log_partition is None:
+            estimates = share_out(lambda _: estimate_log_partition(model, generator=generator), 1, accelerator)
+            log_partition = estimates[0]
+
+    def score(indices: Tensor, inputs: dict[str, Tensor], generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        batch_draws = draws[:, indices].to(model.device, model.decoder.latent_dtype)
+        energy = torch.stack([model.prior.energy(z) for z in batch_draws])
+        log_likelihood = torch.stack([model.decoder.log_prob(inputs, z) for z in batch_draws])
+        if marginal == "none":
+            return energy, log_likelihood
+        posterior = model.posterior(inputs, likelihood_weight=1.0)
+        return energy, log_likelihood, posterior_log_weights(
+            posterior, batch_draws[0], method=marginal, num_samples=num_samples, num_levels=num_levels,
+            generator=generator,
+        )  # fmt: skip
 
     energies, log_likelihoods = torch.empty(2, *draws.shape[:2], dtype=torch.float64)
     log_weights = torch.empty(num_samples, len(data), dtype=torch.float64)
+    options: dict[str, Any] = {"progress": progress, "accelerator": accelerator}
     with evaluation_mode(model):
-        for indices, inputs in model.batches(data, batch_size, description="scoring", progress=progress):
-            batch_draws = draws[:, indices].to(model.device, model.decoder.latent_dtype)
-            for number, z in enumerate(batch_draws):
-                energies[number, indices] = model.prior.energy(z).double().cpu()
-                log_likelihoods[number, indices] = model.decoder.log_prob(inputs, z).double().cpu()
-            if marginal != "none":
-                weights = posterior_log_weights(
-                    model.posterior(inputs, likelihood_weight=1.0), batch_draws[0], method=marginal,
-                    num_samples=num_samples, num_levels=num_levels, generator=generator,
-                )  # fmt: skip
-                log_weights[:, indices] = weights.double().cpu()
+        scored = model.map_batches(score, data, batch_size, generators, description="scoring", **options)
+    for indices, found in scored:
+        for all_values, values in zip((energies, log_likelihoods, log_weights), found, strict=False):
+            all_values[:, indices] = values.double().cpu()
 
     energy, reconstruction = energies.mean(dim=0), -log_likelihoods.mean(dim=0)
     nll: dict[str, Any] = {}
@@ -238,25 +255,35 @@ def _elbo_scores(
     batch_size: int,
     generator: torch.Generator | None,
     progress: bool,
+    accelerator: Accelerator | None,
 ) -> AnomalyScores:
     """The scores of data that were read at draws of the tempered proposal, `nll` being minus the lower bound."""
     if model.encoder is None:
         raise UsageError("marginal='elbo' needs a model with an encoder: take marginal='importance'")
+    encoder, weight = model.encoder, model.config.likelihood_weight
+    generators = batch_generators(generator, -(-len(data) // batch_size), model.device)
     if log_partition is None:
-        log_partition = estimate_log_partition(model, generator=generator)
+        estimates = share_out(lambda _: estimate_log_partition(model, generator=generator), 1, accelerator)
+        log_partition = estimates[0]
     reference = prior_moments(model, generator=generator)
+
+    def score(indices: Tensor, inputs: dict[str, Tensor], generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        proposal = tempered_proposal(encoder.propose(inputs), reference, weight)
+        batch_draws = torch.stack([proposal.sample(generator) for _ in range(num_draws)])
+        latents = batch_draws.to(model.decoder.latent_dtype)
+        energy = torch.stack([model.prior.energy(z) for z in latents])
+        likelihood = model.decoder.likelihood(inputs)  # what does not depend on z is computed once
+        log_likelihood = torch.stack([likelihood(z) for z in latents])
+        return energy, log_likelihood, torch.stack([proposal.log_prob(z) for z in batch_draws]), batch_draws
+
     draws = torch.empty(num_draws, len(data), model.config.latent_dim)
     energies, log_likelihoods, log_proposals = torch.empty(3, num_draws, len(data), dtype=torch.float64)
+    options: dict[str, Any] = {"progress": progress, "accelerator": accelerator}
     with evaluation_mode(model):
-        for indices, inputs in model.batches(data, batch_size, description="scoring", progress=progress):
-            proposal = tempered_proposal(model.encoder.propose(inputs), reference, model.config.likelihood_weight)
-            for number in range(num_draws):
-                z = proposal.sample(generator)
-                log_proposals[number, indices] = proposal.log_prob(z).double().cpu()
-                z = z.to(model.decoder.latent_dtype)
-                energies[number, indices] = model.prior.energy(z).double().cpu()
-                log_likelihoods[number, indices] = model.decoder.log_prob(inputs, z).double().cpu()
-                draws[number, indices] = z.float().cpu()
+        scored = model.map_batches(score, data, batch_size, generators, description="scoring", **options)
+    for indices, found in scored:
+        for all_values, values in zip((energies, log_likelihoods, log_proposals, draws), found, strict=True):
+            all_values[:, indices] = values.to(all_values.dtype).cpu()
     constant = log_partition.value + 0.5 * model.config.latent_dim * math.log(2 * math.pi)
     bounds = energies - log_likelihoods + log_proposals + constant
     error = bounds.std(dim=0) / num_draws**0.5 if num_draws > 1 else torch.full_like(bounds[0], math.inf)

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 #: may come from anything with an order, see [`~latent_ebm_text.data.inputs.each_entry`].
 Sentences = Iterable[str] | Iterable[Sequence[int]] | Tensor
 
+#: Beams of the search for the most probable sentence of a latent. Greedy choices fall into loops.
+NUM_BEAMS = 4
+#: Latents decoded by beam search at a time, which bounds the memory of the logits,
+_BEAM_BATCH = 128
+#: and options of `generate` that ask for another search, or cannot be had with beams.
+_OTHER_SEARCHES = {"num_beams", "streamer", "penalty_alpha", "assistant_model", "generation_config"}
+
 
 class SentenceRows(list[list[int]]):
     """The token ids of sentences that were read and checked, with what the encoder reads of them beside.
@@ -154,16 +161,20 @@ class SentenceModel(LatentInferenceModel):
         """
         rows = self._read(input_ids, attention_mask, tokenizer=tokenizer)
         draws = self.posterior_draws(
-            rows, num_draws=num_draws, batch_size=batch_size, sampler=sampler, generator=generator
+            rows, num_draws=num_draws, batch_size=batch_size, sampler=sampler, generator=generator, progress=progress
         )
         decoder: Any = self.decoder
+
+        def surprise(indices: Tensor, inputs: dict[str, Tensor], _: torch.Generator | None) -> Tensor:
+            latents = draws[:, indices].to(self.device, decoder.latent_dtype)
+            return decoder.token_surprise(inputs, latents).double().cpu()  # type: ignore[no-any-return]
+
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         with evaluation_mode(self):
-            for indices, inputs in self.batches(rows, batch_size, description="tokens", progress=progress):
-                latents = draws[:, indices].to(self.device, self.decoder.latent_dtype)
-                surprise = decoder.token_surprise(inputs, latents).double().cpu()
-                for row, index in zip(surprise, indices.tolist(), strict=True):
-                    found[index] = row[: len(rows[index]) - 1].clone()
+            batches = self.map_batches(surprise, rows, batch_size, description="tokens", progress=progress)
+        for indices, of_batch in batches:
+            for row, index in zip(of_batch, indices.tolist(), strict=True):
+                found[index] = row[: len(rows[index]) - 1].clone()
         return found
 
     def reconstruct(
@@ -176,7 +187,7 @@ class SentenceModel(LatentInferenceModel):
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> Tensor | ModelOutput:
-        """Encodes sentences, each as one posterior draw, and decodes the latents, greedily by default.
+        """Encodes sentences, each as one posterior draw, and decodes the latents, by beam search by default.
 
         Args:
             input_ids: The sentences.
@@ -205,7 +216,7 @@ class SentenceModel(LatentInferenceModel):
         progress: bool = False,
         **options: Any,
     ) -> ReconstructionDraws:
-        """Decodes several posterior draws of every sentence, greedily by default, and compares the results.
+        """Decodes several posterior draws of every sentence, by beam search by default, and compares the results.
 
         Args:
             input_ids: The sentences.
@@ -318,7 +329,16 @@ class SentenceModel(LatentInferenceModel):
         return inputs
 
     def _decode(self, latents: Tensor, **options: Any) -> Any:
-        return self.generate(latents=latents, **{"do_sample": False, **options})
+        """Decodes latents into their most probable sentences, by beam search unless the options choose otherwise."""
+        options = {"do_sample": False, **options}
+        if not options["do_sample"] and not options.keys() & _OTHER_SEARCHES:
+            options["num_beams"] = NUM_BEAMS
+        if len(latents) <= _BEAM_BATCH or "num_beams" not in options or options.get("return_dict_in_generate"):
+            return self.generate(latents=latents, **options)
+        parts = [self.generate(latents=part, **options) for part in latents.split(_BEAM_BATCH)]
+        length = max(part.shape[1] for part in parts)
+        pad = self.config.pad_token_id or 0
+        return torch.cat([nn.functional.pad(part, (0, length - part.shape[1]), value=pad) for part in parts])
 
 
 def _token_ids(entry: Any) -> list[int]:

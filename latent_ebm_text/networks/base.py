@@ -274,6 +274,27 @@ def predicted_mask(inputs: dict[str, Tensor]) -> Tensor:
     return mask[:, 1:].bool()
 
 
+class PredictedPositions:
+    """The positions of the predicted tokens of a batch, found once, so that no step of a chain waits for the host.
+
+    Args:
+        predicted: `(batch, length)` booleans, or the same with time first.
+    """
+
+    def __init__(self, predicted: Tensor) -> None:
+        self._shape = predicted.shape
+        self._indices = predicted.reshape(-1).nonzero().squeeze(1)
+
+    def take(self, values: Tensor) -> Tensor:
+        """Selects the predicted tokens; values of the shape of `predicted`, or of more, to `(tokens, ...)`."""
+        return values.reshape(-1, *values.shape[2:]).index_select(0, self._indices)
+
+    def sum_tokens(self, values: Tensor, dim: int) -> Tensor:
+        """Sums over the predicted tokens of every sentence; `(tokens,)` to `(batch,)`. `dim` is that of the time."""
+        per_token = values.new_zeros(self._shape.numel()).index_copy(0, self._indices, values)
+        return per_token.view(self._shape).sum(dim=dim)
+
+
 @dataclass(frozen=True)
 class GaussianPosterior:
     """A diagonal Gaussian per example, the output of an encoder q(z | x).

@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.networks.base import (
     FrozenLikelihood,
+    PredictedPositions,
     TextDecoder,
     TokenCache,
     frozen,
@@ -247,7 +248,7 @@ class CausalLMDecoder(TextDecoder):
             values = chunked_log_prob(fill_rows(features), weight, bias, targets, self.candidates(targets))
         else:
             values = pick_log_prob(features, targets)
-        return positions.sum_tokens(values)
+        return positions.sum_tokens(values, dim=1)
 
     def likelihood(self, inputs: dict[str, Tensor]) -> CausalLMLikelihood:
         """`log p(x | z)` as a function of z alone, see [`CausalLMLikelihood`]."""
@@ -352,8 +353,8 @@ class CausalLMLikelihood(FrozenLikelihood):
         with frozen(self._decoder):
             features = self._positions.take(self._decoder.features(self._embedded, latents))
         if self._output is None:
-            return self._positions.sum_tokens(pick_log_prob(features, self._targets))
-        return self._positions.sum_tokens(self._output.log_prob(features, self._targets))
+            return self._positions.sum_tokens(pick_log_prob(features, self._targets), dim=1)
+        return self._positions.sum_tokens(self._output.log_prob(features, self._targets), dim=1)
 
     def _evaluate(self, latents: Tensor, with_value: bool) -> tuple[Tensor | None, Tensor]:
         with torch.inference_mode(False), torch.enable_grad(), frozen(self._decoder):
@@ -368,29 +369,8 @@ class CausalLMLikelihood(FrozenLikelihood):
             else:
                 values, gradient = self._output.score(features.detach(), self._targets, with_value)
                 (score,) = torch.autograd.grad(features, latents, gradient)
-        value = self._positions.sum_tokens(values.detach()) if with_value and values is not None else None
+        value = self._positions.sum_tokens(values.detach(), dim=1) if with_value and values is not None else None
         return value, score
-
-
-class PredictedPositions:
-    """The positions of the predicted tokens of a batch, found once, so that no step of a chain waits for the host.
-
-    Args:
-        predicted: `(batch, length)` booleans.
-    """
-
-    def __init__(self, predicted: Tensor) -> None:
-        self._shape = predicted.shape
-        self._indices = predicted.flatten().nonzero().squeeze(1)
-
-    def take(self, values: Tensor) -> Tensor:
-        """Selects the predicted tokens; `(batch, length, ...)` to `(tokens, ...)`."""
-        return values.flatten(0, 1).index_select(0, self._indices)
-
-    def sum_tokens(self, values: Tensor) -> Tensor:
-        """Sums over the predicted tokens of every sentence; `(tokens,)` to `(batch,)`."""
-        per_token = values.new_zeros(self._shape.numel()).index_copy(0, self._indices, values)
-        return per_token.view(self._shape).sum(dim=1)
 
 
 State = tuple[CausalLMCache, Tensor]

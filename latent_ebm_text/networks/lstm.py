@@ -13,6 +13,7 @@ from latent_ebm_text.networks.base import (
     FrozenLikelihood,
     GaussianPosterior,
     LatentEncoder,
+    PredictedPositions,
     TextDecoder,
     TokenCache,
     predicted_mask,
@@ -165,17 +166,17 @@ class LSTMDecoder(TextDecoder):
 
     def log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
         """`log p(x | z)` in nats per sentence, with its end, `(batch,)`; differentiable in weights and latents."""
-        input_ids, predicted = inputs["input_ids"], predicted_mask(inputs)
+        input_ids, positions = inputs["input_ids"], PredictedPositions(predicted_mask(inputs).t())
         hidden, _ = self.hidden_states(input_ids[:, :-1], latents)
-        rows = predicted.t()  # (length - 1, batch)
-        targets = input_ids[:, 1:].t()[rows]
-        values = self.output.log_prob(hidden[rows], targets, self._tied_weight(), self.candidates(targets))
-        per_token = torch.zeros(rows.shape, dtype=values.dtype, device=values.device).masked_scatter(rows, values)
-        return per_token.sum(dim=0)
+        targets = positions.take(input_ids[:, 1:].t())
+        features = positions.take(hidden)  # (predicted tokens, hidden_size)
+        values = self.output.log_prob(features, targets, self._tied_weight(), self.candidates(targets))
+        return positions.sum_tokens(values, dim=0)
 
-    def likelihood(self, inputs: dict[str, Tensor]) -> LSTMLikelihood:
-        """`log p(x | z)` as a function of z alone, see [`LSTMLikelihood`]."""
-        return LSTMLikelihood(self, inputs)
+    def likelihood(self, inputs: dict[str, Tensor]) -> FrozenLikelihood:
+        """`log p(x | z)` as a function of z alone: [`LSTMLikelihood`] on a CPU, [`FusedLSTMLikelihood`] elsewhere."""
+        on_cpu = inputs["input_ids"].device.type == "cpu"
+        return LSTMLikelihood(self, inputs) if on_cpu else FusedLSTMLikelihood(self, inputs)
 
     def make_cache(self, implementation: str | None = None) -> LSTMCache:
         """Creates a cache for the recurrent state."""
@@ -230,7 +231,8 @@ class LSTMLikelihood(FrozenLikelihood):
     """`log p(x | z)` of a batch of sentences as a function of z, for the inner loop of posterior sampling.
 
     Weights are frozen and dropout is off. The forward and backward passes through time are written out by hand: the
-    tokens are projected and the weights packed once per chain, and no gradient of a weight is formed.
+    tokens are projected and the weights packed once per chain, and no gradient of a weight is formed. This suits a
+    CPU; a GPU would spend more time on starting some thirty small kernels a token than on computing.
 
     Args:
         decoder: The decoder.
@@ -320,6 +322,53 @@ class LSTMLikelihood(FrozenLikelihood):
         score = total @ self._latent_weight
         score.addmm_(carried, decoder.initial_hidden.weight)
         return score.addmm_(grad_cell, decoder.initial_cell.weight)
+
+
+class FusedLSTMLikelihood(FrozenLikelihood):
+    """The same function as [`LSTMLikelihood`], by the device's own kernels for LSTMs (cuDNN), as suits a GPU.
+
+    Weights are detached, so that autograd goes through the recurrence to z alone; the gradient in the hidden states
+    comes from the output layer, in closed form.
+
+    Args:
+        decoder: The decoder.
+        inputs: `input_ids` and `attention_mask` of shape `(batch, length)`.
+    """
+
+    def __init__(self, decoder: LSTMDecoder, inputs: dict[str, Tensor]) -> None:
+        # Tensors made in inference mode cannot be part of a graph, hence the clones.
+        with torch.inference_mode(False), torch.no_grad():
+            input_ids, rows = inputs["input_ids"].clone(), predicted_mask(inputs).clone().t()
+            self._embedded = decoder.embedding(input_ids[:, :-1].t())  # (time, batch, embedding_size)
+            self._positions = PredictedPositions(rows)
+            self._targets = self._positions.take(input_ids[:, 1:].t())
+            self._output = decoder.output.frozen(decoder._tied_weight(), decoder.candidates(self._targets))
+            self._weights = [weight.detach() for weight in decoder.lstm.all_weights[0]]
+            self._initial = [
+                [weight.detach() for weight in layer.parameters()]  # matrix and bias
+                for layer in (decoder.initial_hidden, decoder.initial_cell)
+            ]
+
+    def _features(self, latents: Tensor) -> Tensor:
+        """Hidden states before the predicted tokens, `(predicted tokens, hidden_size)`."""
+        state = [nn.functional.linear(latents, *layer).unsqueeze(0) for layer in self._initial]
+        inputs = torch.cat([self._embedded, latents.expand(len(self._embedded), *latents.shape)], dim=-1)
+        # As in training even where the decoder is not: cuDNN keeps what its backward pass needs only then.
+        hidden, *_ = torch.lstm(inputs, state, self._weights, True, 1, 0.0, True, False, False)
+        return self._positions.take(hidden)
+
+    @torch.no_grad()
+    def _value(self, latents: Tensor) -> Tensor:
+        values = self._output.log_prob(self._features(latents), self._targets)
+        return self._positions.sum_tokens(values, dim=0)
+
+    def _evaluate(self, latents: Tensor, with_value: bool) -> tuple[Tensor | None, Tensor]:
+        with torch.inference_mode(False), torch.enable_grad():
+            latents = latents.detach().clone().requires_grad_()
+            features = self._features(latents)
+            values, gradient = self._output.score(features.detach(), self._targets, with_value)
+            (score,) = torch.autograd.grad(features, latents, gradient)
+        return None if values is None else self._positions.sum_tokens(values, dim=0), score
 
 
 class LSTMGenerator(SentenceGenerator):
@@ -422,9 +471,20 @@ class LSTMEncoder(LatentEncoder):
         embedded = self.embedding(input_ids.t())
         if self.training and self.embedding_dropout > 0:
             embedded = drop_features(embedded, self.embedding_dropout)
-        packed = nn.utils.rnn.pack_padded_sequence(embedded, lengths.clamp(min=1).cpu(), enforce_sorted=False)
-        _, (hidden, _) = self.lstm(packed)
-        proposal = self.out(hidden[0])
+        last = self._last_packed if embedded.device.type == "cpu" else self._last_padded
+        proposal = self.out(last(embedded, lengths.clamp(min=1)))
         proposal = proposal.to(torch.promote_types(proposal.dtype, torch.float32))  # also under autocast
         mean, log_std = proposal.chunk(2, dim=-1)
         return GaussianPosterior(mean, log_std)
+
+    def _last_packed(self, embedded: Tensor, lengths: Tensor) -> Tensor:
+        """The hidden state after the last token, `(batch, hidden_size)`, without a step for padding."""
+        packed = nn.utils.rnn.pack_padded_sequence(embedded, lengths.cpu(), enforce_sorted=False)
+        _, (hidden, _) = self.lstm(packed)
+        return hidden[0]
+
+    def _last_padded(self, embedded: Tensor, lengths: Tensor) -> Tensor:
+        """The same with steps for padding, whose results nobody reads; the host does not wait for the lengths."""
+        hidden, _ = self.lstm(embedded)  # (length, batch, hidden_size)
+        last = (lengths - 1)[None, :, None].expand(1, -1, hidden.shape[2])
+        return hidden.gather(0, last)[0]

@@ -1,8 +1,8 @@
 """The output layer of a text decoder: log-probabilities of given tokens, and their gradients, at low cost.
 
 With a vocabulary of ten thousand words this layer, not the recurrent network, is where the time goes. Everything here
-works on a few hundred rows of logits at a time: such a chunk stays in the cache between its matrix products, and the
-whole `(tokens, vocabulary)` array is never in memory.
+works on a chunk of the rows of logits at a time. On a CPU these are a few hundred, which stay in the cache between two
+matrix products; on a GPU as many as take a small part of its memory, since few large kernels are faster than many.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from latent_ebm_text.networks.frozen import FrozenLinear
 
-#: Rows of logits computed at a time.
+#: Rows of logits that are computed at a time on a CPU, where they should stay in the cache.
 CHUNK_ROWS = 256
+#: The part of a device's memory that the logits of a chunk may take elsewhere.
+_LOGITS_MEMORY = 1 / 32
 #: Rows and candidate tokens are filled up to a multiple of this. CPU kernels are generated and kept for every shape,
 #: and without filling every batch would bring new shapes, which costs time and, over an epoch, gigabytes.
 SIZE_MULTIPLE = 64
@@ -179,7 +181,7 @@ class FrozenSoftmaxOutput:
         """`log p(target | hidden)` in nats; `(rows, hidden_size)` and `(rows,)` to `(rows,)`."""
         num_rows, features, targets = self._prepare(hidden, targets)
         value = hidden.new_empty(num_rows, dtype=value_dtype(hidden))
-        for rows in _chunks(len(features)):
+        for rows in _chunks(features, len(self._weight)):
             value[rows] = pick_log_prob(self._logits(features[rows]), targets[rows])
         return value
 
@@ -205,7 +207,7 @@ class FrozenSoftmaxOutput:
         gradient = torch.zeros_like(features)
         gradient[:num_rows] = self._weight[targets]  # d logit_target / d features; its expectation is subtracted below
         value = hidden.new_empty(num_rows, dtype=value_dtype(hidden)) if with_value else None
-        for rows in _chunks(len(features)):
+        for rows in _chunks(features, len(self._weight)):
             logits = self._logits(features[rows])
             if value is not None:
                 value[rows] = pick_log_prob(logits, targets[rows])
@@ -294,16 +296,28 @@ def _add_gradients(
 
 def _logit_chunks(features: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yields slices of rows with their logits, in one buffer that every chunk overwrites."""
-    buffer = features.new_empty(min(CHUNK_ROWS, len(features)), len(weight))  # (rows, vocab_size)
-    for rows in _chunks(len(features)):
+    chunks = list(_chunks(features, len(weight)))
+    buffer = features.new_empty(chunks[0].stop if chunks else 0, len(weight))  # (rows, vocab_size)
+    for rows in chunks:
         logits = buffer[: rows.stop - rows.start]
         torch.mm(features[rows], weight.t(), out=logits)
         yield rows, logits.add_(bias)
 
 
-def _chunks(num_rows: int) -> Iterator[slice]:
-    for first in range(0, num_rows, CHUNK_ROWS):
-        yield slice(first, min(first + CHUNK_ROWS, num_rows))
+def _chunks(features: Tensor, vocab_size: int) -> Iterator[slice]:
+    """Slices of the rows of features, whose logits are computed at a time."""
+    size = chunk_rows(features.device, vocab_size)
+    for first in range(0, len(features), size):
+        yield slice(first, min(first + size, len(features)))
+
+
+def chunk_rows(device: torch.device, vocab_size: int) -> int:
+    """How many rows of logits are computed at a time: few on a CPU, and by the size of the memory on a GPU."""
+    if device.type != "cuda":
+        return CHUNK_ROWS
+    memory = torch.cuda.get_device_properties(device).total_memory
+    rows = int(memory * _LOGITS_MEMORY) // (4 * vocab_size)
+    return max(SIZE_MULTIPLE, rows - rows % SIZE_MULTIPLE)
 
 
 def fill_rows(hidden: Tensor) -> Tensor:

@@ -92,6 +92,11 @@ class TrainingArguments:
     )
     num_eval_examples: int = option(512, "Validation examples of evaluations while training; the last one takes all.")
     num_eval_samples: int = option(1000, "Sentences generated for the sample statistics of the last evaluation.")
+    gradient_checkpointing: bool = option(
+        False,
+        "Compute the layers of a transformer decoder again in the backward pass of the loss, in place of keeping what "
+        "they have computed: less memory, more time.",
+    )
     matmul_precision: Literal["highest", "high", "medium"] = option(
         "highest", "torch.set_float32_matmul_precision; `medium` may be several times as fast and is less exact."
     )

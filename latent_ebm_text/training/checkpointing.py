@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from latent_ebm_text import __version__
 from latent_ebm_text.errors import CheckpointError, UsageError
@@ -366,9 +367,13 @@ def restore_optimizer_state(
         for key, value in tensors.items():
             section, index, name = key.split(".", 2)
             sections[section][int(index)][name] = value.clone()  # or the next step would modify the caller's tensors
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for number, moments in sections["state"].items():
+            tensors_of_weight = {name: value for name, value in moments.items() if isinstance(value, torch.Tensor)}
+            moments |= {name: sharded_like(value, weights[number]) for name, value in tensors_of_weight.items()}
         groups = [group for _, group in sorted(sections["param_groups"].items())]
         optimizer.load_state_dict({"state": sections["state"], "param_groups": groups})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"this optimizer state belongs to another optimizer: {error}") from error
     for group, before in zip(optimizer.param_groups, own, strict=True):
         for name in before.keys() & group.keys() - {"params", "lr"}:
@@ -377,3 +382,17 @@ def restore_optimizer_state(
                     f"this optimizer state belongs to another optimizer: {name} is {group[name]} there and "
                     f"{before[name]} here"
                 )
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole of a tensor, gathered where it is sharded; every process must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A tensor, sharded as a parameter of the same shape is; itself where neither is sharded."""
+    if not isinstance(parameter, DTensor) or whole.shape != parameter.shape:
+        return whole
+    local = parameter.to_local()
+    whole = whole.to(local.device, local.dtype)
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements)

@@ -24,7 +24,8 @@ _MOST_ROLLBACKS = 1000
 #: Settings that decide what is measured, written or survived, or on which machine, and not what is learned.
 _NOT_LEARNING = {
     "eval_batch_size", "log_every", "eval_every", "save_every", "keep_checkpoints", "report_to", "max_rollbacks",
-    "num_eval_examples", "num_eval_samples", "matmul_precision", "mixed_precision", "num_processes",
+    "num_eval_examples", "num_eval_samples", "matmul_precision", "gradient_checkpointing", "mixed_precision",
+    "num_processes", "device",
 }  # fmt: skip
 #: Settings of a training that may differ when it is resumed. Those of no other name may.
 _MAY_DIFFER = {
@@ -37,7 +38,11 @@ _MAY_DIFFER = {
 def run_settings(args: TrainingArguments, accelerator: Accelerator) -> dict[str, Any]:
     """The settings that a checkpoint records, with JSON's types: all but where the run is and how its process ends."""
     settings = {name: value for name, value in asdict(args).items() if name not in ("output_dir", "usr1_exit_code")}
-    machine = {"mixed_precision": str(accelerator.mixed_precision), "num_processes": accelerator.num_processes}
+    machine = {
+        "mixed_precision": str(accelerator.mixed_precision),
+        "num_processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+    }
     return dict(json.loads(json.dumps({**settings, **machine})))
 
 

@@ -21,10 +21,12 @@ from latent_ebm_text.training.checkpointing import (
     load_latest_checkpoint,
     restore_optimizer_state,
     save_checkpoint,
+    whole_tensor,
 )
 from latent_ebm_text.training.information import INITIAL_WEIGHT, InformationController
 from latent_ebm_text.training.reporting import MetricsFile, RunningMeans, find_problems
 from latent_ebm_text.training.resuming import changed_settings, check_state, check_tensors, run_settings
+from latent_ebm_text.training.sharding import ShardedCopy
 
 
 class TrainingState:
@@ -41,6 +43,7 @@ class TrainingState:
         num_examples: Number of training examples, each with a chain if inference is persistent.
         total: Number of steps of the whole training.
         accelerator: Devices and processes.
+        sharded: The copy of the model that learns in its place, whose parameters the optimizer has.
 
     Attributes:
         step: Number of optimizer steps done.
@@ -77,9 +80,10 @@ class TrainingState:
         num_examples: int,
         total: int,
         accelerator: Accelerator,
+        sharded: ShardedCopy | None = None,
     ) -> None:
         self.model, self.optimizer, self.args, self.identity = model, optimizer, args, identity
-        self.accelerator, self.folder = accelerator, Path(args.output_dir)
+        self.accelerator, self.sharded, self.folder = accelerator, sharded, Path(args.output_dir)
         self.num_examples, self.total = num_examples, total
         self.settings = run_settings(args, accelerator)
         self.settings_history = []
@@ -110,8 +114,13 @@ class TrainingState:
     def save(self) -> None:
         """Publishes a checkpoint of this step, unless it already exists."""
         self.accelerator.wait_for_everyone()  # every process has written the chains of its examples
-        if self.accelerator.is_main_process:
-            optimizer_tensors, optimizer_rest = flatten_optimizer_state(self.optimizer)
+        is_main = self.accelerator.is_main_process
+        optimizer_tensors, optimizer_rest = flatten_optimizer_state(self.optimizer)
+        for name, tensor in optimizer_tensors.items():
+            if self.sharded is not None:
+                whole = whole_tensor(tensor)
+                optimizer_tensors[name] = whole.cpu() if is_main else tensor
+        if is_main:
             tensors = {"model": dict(self.model.state_dict()), "optimizer": optimizer_tensors}
             if self.averaged is not None:
                 tensors["averaged"] = dict(self.averaged.state_dict())
@@ -212,6 +221,8 @@ class TrainingState:
             )
         if checkpoint is not None:
             self.model.load_state_dict(checkpoint.tensors["model"])
+            if self.sharded is not None:
+                self.sharded.take(self.model)
             try:
                 restore_optimizer_state(self.optimizer, checkpoint.tensors["optimizer"], state["optimizer"])
             except CheckpointError as error:

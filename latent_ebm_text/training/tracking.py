@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import parse_choice_from_env
 
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.models.sharing import refuse_deepspeed
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.trainer import require_no_loss_scale
 
@@ -25,8 +26,9 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     If bfloat16 is requested on a processor without kernels for it, training runs in float32, with a printed note.
 
     Raises:
-        UsageError: If a tracker is unknown or not installed, or the precision is fp16.
+        UsageError: If a tracker is unknown or not installed, the precision is fp16, or DeepSpeed is asked for.
     """
+    refuse_deepspeed()
     names = [name.strip() for name in args.report_to.split(",") if name.strip() not in ("", "none")]
     for name in names:
         if name not in TRACKERS:
@@ -48,6 +50,17 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     if replaced:
         accelerator.print(f"note: this processor has no kernels for {asked}; training in float32 instead")
     return accelerator
+
+
+def set_precision(precision: str) -> None:
+    """Sets the precision of matrix products and, on a GPU, of LSTMs and convolutions, which torch sets apart.
+
+    Args:
+        precision: `"highest"` for float32; `"high"` or `"medium"` for what is faster, see
+            `torch.set_float32_matmul_precision`.
+    """
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
 
 
 def _has_bfloat16_kernels() -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,13 @@ from latent_ebm_text.data.batching import BucketedBatches
 from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.latents.rng import BatchGenerator, derived_generator, derived_seed
 from latent_ebm_text.latents.samplers import LangevinSampler, Sampler, sampler_from_dict
+from latent_ebm_text.latents.samplers.base import FiniteCheck, deferred_checks
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.checkpointing import whole_tensor
 from latent_ebm_text.training.information import step_size_under
 from latent_ebm_text.training.locking import only_run
+from latent_ebm_text.training.sharding import ShardedCopy, check_sharding, is_sharding_asked_for
 from latent_ebm_text.training.state import TrainingState
 from latent_ebm_text.training.stopping import StopSignals, failing_together
 
@@ -79,6 +83,7 @@ class _Share:
         latents: `(share, latent_dim)` posterior draws; none where the model draws them itself.
         prior_latents: `(share, latent_dim)`.
         likelihood_weight: `w` at this step.
+        checks: Whether the chains have stayed finite, each with the name of the chains; not read yet.
     """
 
     inputs: dict[str, Tensor]
@@ -87,6 +92,7 @@ class _Share:
     latents: Tensor | None
     prior_latents: Tensor
     likelihood_weight: float
+    checks: list[tuple[str, FiniteCheck]]
 
 
 def train(
@@ -121,13 +127,15 @@ def train(
         CheckpointError: If the newest complete checkpoint belongs to another model or library version, or is none that
             a training writes.
         UsageError: If `args.output_dir` cannot be a folder, another run is going on in it, a setting differs from
-            that of its checkpoint and may not, or the precision is fp16.
+            that of its checkpoint and may not, the precision is fp16, FSDP does not go with the decoder, or
+            `args.gradient_checkpointing` does not.
     """
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     require_no_loss_scale(accelerator.mixed_precision)
     if args.automatic:
         raise UsageError(f"{args.automatic[0]} is 'auto', and nothing here says what it follows from: give a number")
     args.check_encoder(model.encoder is not None)
+    check_sharding(hasattr(model.decoder, "lm"), accelerator)
     with only_run(Path(args.output_dir), accelerator):
         return _train(model, data, args, identity, evaluate, accelerator, on_save)
 
@@ -141,16 +149,27 @@ def _train(
     accelerator: Accelerator,
     on_save: Callable[[LatentEBMPreTrainedModel, int], None] | None,
 ) -> TrainingResult:
-    optimizer = build_optimizer(model, args)
+    if args.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise UsageError("gradient_checkpointing is for transformer decoders; leave it out")
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    is_sharded = is_sharding_asked_for(accelerator) and accelerator.num_processes > 1
+    sharded = ShardedCopy(model, accelerator) if is_sharded else None
+    learner = model if sharded is None else sharded.learner
+    optimizer = build_optimizer(learner, args)
     total = max(1, math.ceil(args.num_epochs * len(data.batches)))
-    state = TrainingState(model, optimizer, args, identity, len(data.batches.lengths), total, accelerator)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    state = TrainingState(model, optimizer, args, identity, len(data.batches.lengths), total, accelerator, sharded)
+    if sharded is None:
+        wrapped, optimizer = accelerator.prepare(model, optimizer)
+    else:
+        wrapped = sharded.module
+        accelerator.print(f"FSDP2 shards gradients and optimizer state over {accelerator.num_processes} processes")
 
     bar = tqdm(total=total, initial=min(state.step, total), desc="training", unit="step", dynamic_ncols=True)
     model.train()
     with bar, StopSignals() as stopped:
         if total - state.step >= _MIN_FORECAST_STEPS:
-            seconds = (total - state.step) * _seconds_per_step(state, data, wrapped)
+            seconds = (total - state.step) * _seconds_per_step(state, data, wrapped, learner)
             accelerator.print(f"training {total - state.step:,} steps: about {minutes(seconds)} on this machine")
         while state.step < total:
             step = state.step
@@ -168,9 +187,10 @@ def _train(
                 assert share is not None
 
                 # 2. One loss whose gradient is the learning gradient of both parts (eq. 6 and 7).
-                with failing_together(accelerator):
+                with failing_together(accelerator), _explaining_memory(share, args):
                     output = _add_gradient(wrapped, share, accelerator)
-                    norms = _clip_gradients(model, args, accelerator, output, share)
+                    measured = _clip_and_measure(learner, args, accelerator, output, share)
+                _require_finite_gradients(learner, measured, share)
             except DivergenceError as error:
                 optimizer.zero_grad()
                 reason = f"training step {step + 1}: {error}"
@@ -186,11 +206,13 @@ def _train(
                 group["lr"] = rate / 2**state.rollbacks
             optimizer.step()
             optimizer.zero_grad()
+            if sharded is not None:
+                sharded.update(model)
             if state.averaged is not None and step >= state.averaging_from:
                 state.averaged.update_parameters(model)
             if state.chains is not None and share.part:
                 state.chains.write(share.indices, output.latents)
-            measured = _measure(output, share, norms, optimizer)
+            measured["decoder_learning_rate"] = optimizer.param_groups[0]["lr"]
             if state.controller is not None:
                 generator = derived_generator(args.seed, "information", step, device=accelerator.device)
                 state.controller.observe(step, model, share.inputs, share.prior_latents, generator, accelerator)
@@ -266,7 +288,9 @@ _MIN_FORECAST_STEPS = 100
 _TIMED_QUANTILES = (1 / 6, 1 / 2, 5 / 6)
 
 
-def _seconds_per_step(state: TrainingState, data: TrainingData, wrapped: nn.Module) -> float:
+def _seconds_per_step(
+    state: TrainingState, data: TrainingData, wrapped: nn.Module, learner: LatentEBMPreTrainedModel
+) -> float:
     """The time of a step, measured on batches of typical sizes before the training; leaves no trace in it.
 
     Every draw is a function of its step and no weight is updated, so the training is the same with and without it.
@@ -278,7 +302,8 @@ def _seconds_per_step(state: TrainingState, data: TrainingData, wrapped: nn.Modu
         started = time.monotonic()
         try:
             share = _draw(state, data, step)
-            _add_gradient(wrapped, share, state.accelerator)
+            output = _add_gradient(wrapped, share, state.accelerator)
+            _clip_and_measure(learner, state.args, state.accelerator, output, share)  # waits for the device
         except DivergenceError:  # the loop meets it again, and deals with it
             pass
         state.optimizer.zero_grad()
@@ -315,7 +340,8 @@ def _draw(state: TrainingState, data: TrainingData, step: int) -> _Share:
     part = len(rows) * world / len(batch)
     rows = rows if len(rows) else torch.zeros(1, dtype=torch.long)
     indices = torch.from_numpy(batch)[rows]
-    inputs = {name: value.to(accelerator.device) for name, value in data.load(indices.numpy()).items()}
+    loaded = data.load(indices.numpy())
+    inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in loaded.items()}
     weight = likelihood_weight(step, state.total, args, model.config.likelihood_weight)
     if state.controller is not None:
         weight = state.controller.weight
@@ -325,13 +351,14 @@ def _draw(state: TrainingState, data: TrainingData, step: int) -> _Share:
 
     # What the model draws from torch's global generator: the tokens of its softmax, dropout, an encoder's draws.
     torch.manual_seed(derived_seed(args.seed, "likelihood", step, rank))
+    chains: list[tuple[str, FiniteCheck]] = []
     latents = None  # those of variational inference are drawn with a gradient, by the model
     if args.inference != "variational":
         initial = None
         if state.chains is not None:
             start_noise = noise("chain start", "cpu")
             initial = state.chains.start(indices, refresh=args.chain_refresh, generator=start_noise)
-        try:
+        with _naming_chains("posterior", indices), deferred_checks() as checks:
             latents = model.sample_posterior(
                 inputs,
                 likelihood_weight=weight,
@@ -339,13 +366,21 @@ def _draw(state: TrainingState, data: TrainingData, step: int) -> _Share:
                 sampler=_posterior_sampler(model, args),
                 generator=noise("posterior"),
             ).latents
-        except DivergenceError as error:
-            raise DivergenceError(f"posterior of {_name(indices[error.rows])}: {error}") from error
-    try:
+        chains += [("posterior", check) for check in checks]
+    with _naming_chains("prior", indices), deferred_checks() as checks:
         prior_latents = model.sample_prior(len(rows), generator=noise("prior")).latents
+    chains += [("prior", check) for check in checks]
+    return _Share(inputs, indices, part, latents, prior_latents, weight, chains)
+
+
+@contextmanager
+def _naming_chains(name: str, indices: Tensor) -> Iterator[None]:
+    """Says of which chains a `DivergenceError` is, those of the posterior by the numbers of their examples."""
+    try:
+        yield
     except DivergenceError as error:
-        raise DivergenceError(f"prior: {error}") from error
-    return _Share(inputs, indices, part, latents, prior_latents, weight)
+        whose = f"posterior of {_name(indices[error.rows])}" if name == "posterior" else name
+        raise DivergenceError(f"{whose}: {error}") from error
 
 
 def _posterior_sampler(model: LatentEBMPreTrainedModel, args: TrainingArguments) -> Sampler:
@@ -356,33 +391,81 @@ def _posterior_sampler(model: LatentEBMPreTrainedModel, args: TrainingArguments)
     return sampler_from_dict({**model.config.posterior_sampler, **visit})
 
 
-def _clip_gradients(
+def _clip_and_measure(
     model: LatentEBMPreTrainedModel, args: TrainingArguments, accelerator: Accelerator, output: Any, share: _Share
-) -> list[float]:
-    """The norms of the gradients of decoder (with encoder) and prior, which are shortened to their limits.
+) -> dict[str, float]:
+    """Shortens the gradients of decoder (with encoder) and prior to their limits; returns the metrics of the step.
+
+    All that the host wants to know of a step is read here, at once, before anything is updated.
 
     Raises:
-        DivergenceError: If the loss, a part of it or a gradient is not finite.
+        DivergenceError: If a chain of this process, its loss or a part of it is not finite.
     """
-    losses = {
-        "reconstruction loss": output.reconstruction_loss,
-        "posterior-prior energy gap": output.prior_loss,
-        "energy penalty": output.penalty,
-        "loss": output.loss,
-    }
-    for name, value in losses.items():
-        if not math.isfinite(float(value.detach())):
-            raise DivergenceError(f"the {name} is {float(value.detach())} on {_name(share.indices)}")
     parts = ((_likelihood_parts(model), args.max_decoder_grad_norm), (model.prior, args.max_prior_grad_norm))
-    norms = [float(accelerator.clip_grad_norm_(list(part.parameters()), limit)) for part, limit in parts]
-    if not all(math.isfinite(norm) for norm in norms):
+    decoder_norm, prior_norm = (
+        whole_tensor(accelerator.clip_grad_norm_(list(part.parameters()), limit)) for part, limit in parts
+    )
+    values = {
+        "reconstruction_nll": output.reconstruction_loss,
+        "energy_gap": output.prior_loss,
+        "penalty": output.penalty,
+        "loss": output.loss,
+        "decoder_grad_norm": decoder_norm,
+        "prior_grad_norm": prior_norm,
+        "posterior_std": _spread(output.latents),
+        "prior_std": _spread(share.prior_latents),
+    }
+    wanted = [*values.values(), *(check.finite_steps for _, check in share.checks)]
+    numbers = torch.stack([value.detach().double() for value in wanted]).tolist()
+    for (name, check), steps in zip(share.checks, numbers[len(values) :], strict=True):
+        with _naming_chains(name, share.indices):
+            check.verify(int(steps))
+    measured = dict(zip(values, numbers, strict=False))
+    for name, title in _PARTS_OF_LOSS.items():
+        if not math.isfinite(measured[name]):
+            raise DivergenceError(f"the {title} is {measured[name]} on {_name(share.indices)}")
+    return {**measured, "likelihood_weight": share.likelihood_weight}
+
+
+def _require_finite_gradients(model: LatentEBMPreTrainedModel, measured: dict[str, float], share: _Share) -> None:
+    """Raises a `DivergenceError`, in all processes or in none, since gradients are those of all of them."""
+    if not math.isfinite(measured["decoder_grad_norm"] + measured["prior_grad_norm"]):
         broken = [name for name, weight in model.named_parameters() if not _is_finite(weight.grad)]
         raise DivergenceError(f"the gradient of {', '.join(broken[:3])} is not finite on {_name(share.indices)}")
-    return norms
+
+
+#: The parts of the loss by their metrics, in the order in which they are looked at, with their names for people.
+_PARTS_OF_LOSS = {
+    "reconstruction_nll": "reconstruction loss",
+    "energy_gap": "posterior-prior energy gap",
+    "penalty": "energy penalty",
+    "loss": "loss",
+}
 
 
 def _is_finite(gradient: Tensor | None) -> bool:
-    return gradient is None or bool(gradient.isfinite().all())
+    return gradient is None or bool(whole_tensor(gradient).isfinite().all())
+
+
+@contextmanager
+def _explaining_memory(share: _Share, args: TrainingArguments) -> Iterator[None]:
+    """Says what to lower where a batch does not fit into the memory of its device."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        batch = next(iter(share.inputs.values()))
+        lower = [f"train_batch_size to {max(1, args.train_batch_size // 2)}"]
+        size, further = f"{len(batch)} images", ""
+        if batch.dim() == 2:
+            lower.append(f"max_length to {batch.shape[1] // 2}")
+            size = f"{len(batch)} sentences of {batch.shape[1]} tokens"
+            further = "" if args.gradient_checkpointing else "; for a transformer set gradient_checkpointing"
+        raise UsageError(
+            f"the memory of the device {batch.device} is too small for a step on {size}: lower {' or '.join(lower)}, "
+            f"which halves what a step needs{further}"
+        ) from error
 
 
 def _name(indices: Tensor) -> str:
@@ -412,23 +495,8 @@ def learning_rates(step: int, total: int, args: TrainingArguments) -> tuple[floa
     return rates[0], rates[1]
 
 
-def _measure(output: Any, share: _Share, norms: list[float], optimizer: Any) -> dict[str, float]:
-    return {
-        "loss": float(output.loss.detach()),
-        "reconstruction_nll": float(output.reconstruction_loss.detach()),
-        "energy_gap": float(output.prior_loss.detach()),
-        "penalty": float(output.penalty.detach()),
-        "posterior_std": _spread(output.latents),
-        "prior_std": _spread(share.prior_latents),
-        "decoder_grad_norm": norms[0],
-        "prior_grad_norm": norms[1],
-        "likelihood_weight": share.likelihood_weight,
-        "decoder_learning_rate": optimizer.param_groups[0]["lr"],
-    }
-
-
-def _spread(latents: Tensor) -> float:
+def _spread(latents: Tensor) -> Tensor:
     """Standard deviation, averaged over dimensions; zero of a single row (a short last batch may be one)."""
     if latents.numel() == 0:
-        return 0.0
-    return float(latents.std(dim=0, correction=int(len(latents) > 1)).mean())
+        return latents.new_zeros(())
+    return latents.detach().std(dim=0, correction=int(len(latents) > 1)).mean()

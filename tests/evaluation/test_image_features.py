@@ -28,7 +28,7 @@ def test_it_classifies_digits_and_its_features_see_noise(corpus, tmp_path, monke
     images = torch.cat(list(ImageCollator(8, 1).batches(corpus.splits["train"], 512, max_images=1000)))
     noisy = (images[500:] + 0.5 * torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
     real, others, spoilt = (
-        collect_features(classifier.features, [part]) for part in (images[:500], images[500:], noisy)
+        collect_features(classifier.features, [part].__getitem__, 1) for part in (images[:500], images[500:], noisy)
     )
     assert frechet_distance(real, others) < 0.5 * frechet_distance(real, spoilt)
 

@@ -68,7 +68,7 @@ def test_reconstructions_are_compared_place_by_place(monkeypatch):
     model = tiny_model()
     rows = [[1, 5, 6, 2], [1, 7, 2], [1, 8, 9, 10, 2]]
     decoded = torch.tensor([[1, 5, 6, 2, 0], [1, 8, 2, 0, 0], [1, 8, 9, 4, 4]])
-    monkeypatch.setattr(model, "generate", lambda latents, do_sample: decoded[: len(latents)])
+    monkeypatch.setattr(model, "generate", lambda latents, **options: decoded[: len(latents)])
     dataset = Dataset.from_dict({"input_ids": rows, "length": [3, 2, 4]})
     found = reconstruction_accuracy(model, dataset, TextCollator(0), num_sentences=9, batch_size=8, seed=0)
     assert found["tokens in place"].value == pytest.approx((1 + 1 / 2 + 2 / 4) / 3)

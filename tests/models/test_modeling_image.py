@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from latent_ebm_text import LatentEBMForImageGeneration, LatentEBMImageConfig
 from latent_ebm_text.data.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.latents.rng import batch_generators
 from latent_ebm_text.latents.samplers import LangevinSampler
 from tests.helpers import seeded
 
@@ -106,7 +107,7 @@ def test_images_that_a_decoder_cannot_explain_score_higher(model):
 
 def test_latents_of_images_are_compared_as_those_of_sentences(model, pixels):
     draws = model.posterior_draws(pixels, num_draws=3, batch_size=2, generator=seeded())
-    generator = seeded()
+    generator, _ = batch_generators(seeded(), 2, "cpu")
     first = [model.encode(pixels[:2], generator=generator) for _ in range(3)]
     assert torch.equal(draws[:, :2], torch.stack(first))
     means = model.posterior_draws(pixels, generator=seeded()).mean(dim=0)

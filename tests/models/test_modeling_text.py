@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from latent_ebm_text import LangevinSampler, LatentEBMForTextGeneration, LatentEBMTextConfig
 from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.models import sentences as sentences_module
 from tests.helpers import BOS, EOS, LATENT_DIM, VOCAB_SIZE, seeded, tiny_batch, tiny_model
 
 Model = LatentEBMForTextGeneration
@@ -255,8 +256,17 @@ def test_reconstruct_decodes_the_encoded(model: Model, batch: dict[str, Tensor])
     ids, mask = batch["input_ids"], batch["attention_mask"]
     generator = seeded()
     encoded = model.encode(ids, mask, generator=generator)
-    expected = model.generate(latents=encoded, do_sample=False)
+    expected = model.generate(latents=encoded, do_sample=False, num_beams=4)
     assert torch.equal(model.reconstruct(ids, mask, generator=seeded()), expected)
+    greedy = model.generate(latents=encoded, do_sample=False)
+    assert torch.equal(model.reconstruct(ids, mask, generator=seeded(), num_beams=1), greedy)
+
+
+def test_many_latents_are_searched_part_by_part(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.tensor([[BOS, 5, EOS]]).expand(5, -1)
+    whole = model.reconstruct(ids, generator=seeded())
+    monkeypatch.setattr(sentences_module, "_BEAM_BATCH", 2)
+    assert torch.equal(model.reconstruct(ids, generator=seeded()), whole)
 
 
 def test_interpolate_walks_from_end_to_end(model: Model, latents: Tensor) -> None:
@@ -264,7 +274,7 @@ def test_interpolate_walks_from_end_to_end(model: Model, latents: Tensor) -> Non
     assert ids.shape == (5, 7)
     middle = (latents[0] + latents[1]) / 2
     ends = torch.stack([latents[0], middle, latents[1]])
-    expected = model.generate(latents=ends, do_sample=False, max_new_tokens=6, min_new_tokens=6)
+    expected = model.generate(latents=ends, do_sample=False, num_beams=4, max_new_tokens=6, min_new_tokens=6)
     assert torch.equal(ids[[0, 2, 4]], expected)
     with pytest.raises(UsageError, match="num_points must be at least 2, got 1"):
         model.interpolate(latents[0], latents[1], num_points=1)

@@ -57,8 +57,8 @@ def test_the_encoder_reads_the_embedding_of_the_sentence(model, encoder):
     assert index.mean.shape == proposal.mean.shape
     # Rows in another order, and of other lengths beside them, have the same proposals.
     rows = model._read(SENTENCES[::-1], tokenizer=tiny_tokenizer())
-    for indices, inputs in model.batches(rows, 2, description="", progress=False):
-        torch.testing.assert_close(model.encoder.propose(inputs).mean, proposal.mean.flip(0)[indices])
+    for indices, mean in model.map_batches(lambda _, inputs, __: model.encoder.propose(inputs).mean, rows, 2):
+        torch.testing.assert_close(mean, proposal.mean.flip(0)[indices])
 
 
 def test_strings_and_token_ids_are_read_alike(model):
@@ -124,6 +124,30 @@ def test_embeddings_are_computed_once(encoder, monkeypatch):
     monkeypatch.setattr(embeddings_module, "embed_token_ids", lambda *args: 1 / 0)
     again = add_embeddings(tokenized, tiny_tokenizer(), encoder)
     assert again["train"]["sentence_embeddings"][:] == first["train"]["sentence_embeddings"][:]
+
+
+def test_embeddings_survive_a_kill_part_by_part(encoder, monkeypatch):
+    monkeypatch.setattr(embeddings_module, "_PART_SIZE", 2)
+    tokenized, _ = tokenize_corpus(DatasetDict(train=Dataset.from_dict({"text": SENTENCES})), tiny_tokenizer(), 12)
+    whole, seen = embeddings_module.embed_token_ids, []
+
+    def killed_in_the_second_part(rows, *args):
+        if seen:
+            raise KeyboardInterrupt
+        seen.extend(rows)
+        return whole(rows, *args)
+
+    monkeypatch.setattr(embeddings_module, "embed_token_ids", killed_in_the_second_part)
+    with pytest.raises(KeyboardInterrupt):
+        add_embeddings(tokenized, tiny_tokenizer(), encoder)
+
+    def remaining(rows, *args):
+        assert not any(row in seen for row in rows)
+        return whole(rows, *args)
+
+    monkeypatch.setattr(embeddings_module, "embed_token_ids", remaining)
+    embedded = add_embeddings(tokenized, tiny_tokenizer(), encoder)["train"]
+    np.testing.assert_allclose(embedded["sentence_embeddings"][:], embed_sentences(SENTENCES, encoder), atol=1e-6)
 
 
 def test_a_missing_extra_or_model_is_named(monkeypatch, tmp_path):

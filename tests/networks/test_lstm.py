@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from latent_ebm_text.latents.density import ScoredLogDensity
 from latent_ebm_text.networks import softmax
-from latent_ebm_text.networks.lstm import LSTMDecoder
+from latent_ebm_text.networks.lstm import FusedLSTMLikelihood, LSTMDecoder, LSTMEncoder, LSTMLikelihood
 
 VOCAB, LATENT, EMBEDDING, HIDDEN = 11, 3, 5, 7
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -364,3 +365,47 @@ def test_a_tied_output_layer_moves_with_the_embedding() -> None:
         decoder.embedding.weight[3] += 1.0
         expected = decoder.embedding.weight @ hidden + decoder.output.bias
     assert_same(decoder.logits(hidden).detach(), expected, 1e-12)
+
+
+# --- the kernels of a GPU, which give the same on a CPU ---
+
+
+@pytest.mark.parametrize("training", [False, True])
+@every_option
+def test_the_fused_likelihood_equals_the_one_written_by_hand(options: dict[str, Any], training: bool) -> None:
+    settings = {**options, "dropout": 0.3, **({"frequent_tokens": 3, "drawn_tokens": 2} if training else {})}
+    decoder, batch, latents = make_decoder(torch.float64, **settings).train(training), make_batch(), make_latents()
+    latents = latents.double()
+    found = []
+    for kind in (LSTMLikelihood, FusedLSTMLikelihood):
+        torch.manual_seed(0)  # of the candidates
+        likelihood = kind(decoder, batch)
+        found.append([likelihood(latents), *likelihood.value_and_score(latents), likelihood.score(latents)])
+    for one, other in zip(*found, strict=True):
+        assert_same(one, other, 1e-10)
+        assert not other.requires_grad
+    assert all(weight.grad is None and weight.requires_grad for weight in decoder.parameters())
+
+
+def test_the_fused_likelihood_has_a_score_in_inference_mode() -> None:
+    decoder, expected = make_decoder(), LSTMLikelihood(make_decoder(), make_batch()).score(make_latents())
+    with torch.inference_mode():
+        assert_same(FusedLSTMLikelihood(decoder, make_batch()).score(make_latents()), expected, 1e-5)
+
+
+def test_an_encoder_finds_the_last_state_with_and_without_packing() -> None:
+    torch.manual_seed(0)
+    encoder, batch = LSTMEncoder(20, 3, embedding_size=5, hidden_size=6).double(), make_batch()
+    embedded, lengths = encoder.embedding(batch["input_ids"].t()), batch["attention_mask"].sum(dim=1)
+    packed, padded = encoder._last_packed(embedded, lengths), encoder._last_padded(embedded, lengths)
+    assert_same(padded, packed, 1e-12)
+    weights = list(encoder.lstm.parameters())
+    for one, other in zip(*(torch.autograd.grad(each.sum(), weights) for each in (packed, padded)), strict=True):
+        assert_same(one, other, 1e-12)
+
+
+def test_a_gpu_takes_as_many_rows_of_logits_as_its_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert softmax.chunk_rows(torch.device("cpu"), 10_000) == 256
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**34))
+    assert softmax.chunk_rows(torch.device("cuda"), 10_000) == 13_376  # half a GiB of the 16
+    assert softmax.chunk_rows(torch.device("cuda"), 10**9) == 64

@@ -54,6 +54,7 @@ class Run:
         rank: Of `world` processes.
         world: Number of processes that train together.
         port: Where they meet.
+        fsdp: Whether they shard the model by FSDP2, as `accelerate launch --use_fsdp --fsdp_version 2` asks for it.
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class Run:
     rank: int = 0
     world: int = 1
     port: int = 0
+    fsdp: bool = False
 
 
 def main(run: Run) -> None:
@@ -81,6 +83,8 @@ def main(run: Run) -> None:
         values = (run.rank, run.rank, run.world, run.world, run.port)
         os.environ.update({name: str(value) for name, value in zip(names, values, strict=True)})
         os.environ.update(MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true")
+    if run.fsdp:
+        os.environ.update(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
     torch.set_num_threads(1)
     run_command(partial(_train, run))
 

@@ -98,3 +98,23 @@ def test_a_pretrained_decoder_is_named_and_brings_its_own_sizes():
         TextModelArguments(settings={"decoder_training": "lora"})
     arguments = TextModelArguments("gpt2", {"decoder_training": "lora", "hidden_size": 7})
     assert "hidden_size" not in arguments.settings_beside_decoder()
+
+
+def test_gradient_checkpointing_changes_memory_and_not_what_is_learned(make, make_args, run, tmp_path):
+    kept, computed_again = make("transformer"), make("transformer")
+    args = make_args(output_dir=str(tmp_path / "kept"), num_epochs=0.5)
+    assert run(kept, args).step == 3
+    args = make_args(output_dir=str(tmp_path / "again"), num_epochs=0.5, gradient_checkpointing=True)
+    assert run(computed_again, args).step == 3
+    assert computed_again.decoder.lm.is_gradient_checkpointing
+    for name, weight in kept.named_parameters():
+        torch.testing.assert_close(computed_again.get_parameter(name), weight, rtol=1e-4, atol=1e-6, msg=name)
+    with pytest.raises(UsageError, match="gradient_checkpointing is for transformer decoders"):
+        run(make("lstm"), make_args(output_dir=str(tmp_path / "lstm"), gradient_checkpointing=True))
+
+
+def test_a_batch_that_does_not_fit_into_memory_says_what_to_lower(make, make_args, run, tmp_path):
+    model = make("lstm")
+    model.decoder.log_prob = lambda *_: torch.empty(2**50)  # more than any machine has
+    with pytest.raises(UsageError, match="lower train_batch_size to .* or max_length to .*, which halves"):
+        run(model, make_args(output_dir=str(tmp_path / "run"), num_epochs=0.5))

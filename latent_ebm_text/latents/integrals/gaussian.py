@@ -47,6 +47,11 @@ class WhitenedDensity:
         """Returns the latents `z` of coordinates `u`, both `(num_data, latent_dim)`."""
         return self._proposal.mean + torch.einsum("nij,nj->ni", self._proposal.scale, whitened)
 
+    def whitened(self, latents: Tensor) -> Tensor:
+        """Returns the coordinates `u` of latents `z`, both `(num_data, latent_dim)`."""
+        shifted = (latents - self._proposal.mean)[..., None]
+        return torch.linalg.solve_triangular(self._proposal.scale, shifted, upper=False)[..., 0]
+
     def __call__(self, whitened: Tensor) -> Tensor:
         """The log-density of `u`, `(num_data,)`."""
         return self._density(self.latents(whitened)) + self._log_volume

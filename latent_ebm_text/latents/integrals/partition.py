@@ -37,8 +37,13 @@ class LogPartition:
 
     @property
     def value(self) -> float:
-        """The forward estimate."""
-        return self.lower
+        """The upper end, with which a negative log-likelihood errs upwards."""
+        return self.upper
+
+    @classmethod
+    def known(cls, value: float = 0.0) -> LogPartition:
+        """log Z of a prior for which it is known, such as a normalised one."""
+        return cls(value, value, 0.0, math.inf, 0)
 
     @property
     def reliable(self) -> bool:
@@ -74,8 +79,7 @@ def bracket_log_partition(
     sampler = AnnealedImportanceSampler(num_levels, num_leapfrog_steps=2)
     sizes = sampler.tune(prior, init[0], generator=generator)
     forward, _ = sampler.log_weights(prior, init[1], sizes, generator=generator)
-    long_run = HMCSampler(num_long_run_steps, 0.3, num_leapfrog_steps=5, num_adaptation_steps=num_long_run_steps // 3)
-    draws = long_run.sample(init[2], prior, generator=generator).latents
+    draws = long_run_draws(prior, init[2], num_steps=num_long_run_steps, generator=generator)
     backward = sampler.reverse_log_weights(prior, draws, sizes, generator=generator)
     constant = 0.5 * init[0].shape[-1] * math.log(2 * math.pi)
     estimate = LogIntegral(forward[:, None])
@@ -86,3 +90,18 @@ def bracket_log_partition(
         ess=float(estimate.ess),
         num_chains=len(init[1]),
     )
+
+
+def long_run_draws(
+    prior: LogDensity, init: Tensor, *, num_steps: int = 300, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draws from a prior by long Metropolis-corrected chains, exact as far as these have converged.
+
+    Args:
+        prior: Its log-density.
+        init: `(num_chains, latent_dim)` draws from N(0, I), where the chains start.
+        num_steps: Number of Hamiltonian steps, of which the first third find the step size.
+        generator: Source of the noise.
+    """
+    chains = HMCSampler(num_steps, 0.3, num_leapfrog_steps=5, num_adaptation_steps=num_steps // 3)
+    return chains.sample(init, prior, generator=generator).latents

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +27,44 @@ class SamplerTrace:
     energies: Tensor
     score_norms: Tensor
     displacements: Tensor
+
+
+@dataclass(frozen=True)
+class FiniteCheck:
+    """Whether chains have stayed finite: a number on their device, and what is to be done with it.
+
+    Attributes:
+        finite_steps: The number of steps after which all chains were finite, a tensor without dimensions.
+        verify: Takes that number, and raises a `DivergenceError` if there should have been more.
+    """
+
+    finite_steps: Tensor
+    verify: Callable[[int], None]
+
+    def now_or_later(self) -> None:
+        """Reads the number and verifies it, or leaves that to a [`deferred_checks`]."""
+        deferred = _deferred.get()
+        if deferred is None:
+            self.verify(int(self.finite_steps))
+        else:
+            deferred.append(self)
+
+
+_deferred: ContextVar[list[FiniteCheck] | None] = ContextVar("deferred", default=None)
+
+
+@contextmanager
+def deferred_checks() -> Iterator[list[FiniteCheck]]:
+    """A context in which the ends of Langevin chains are not checked, so that the host does not wait for a GPU.
+
+    Whoever enters it is given the checks, reads all their numbers at once, and verifies them.
+    """
+    checks: list[FiniteCheck] = []
+    token = _deferred.set(checks)
+    try:
+        yield checks
+    finally:
+        _deferred.reset(token)
 
 
 class TraceRecorder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.latents.density import LogDensity, score_function, value_and_score_function
 from latent_ebm_text.latents.rng import normal_
-from latent_ebm_text.latents.samplers.base import SamplerOutput, TraceRecorder
+from latent_ebm_text.latents.samplers.base import FiniteCheck, SamplerOutput, TraceRecorder
 from latent_ebm_text.latents.samplers.schedules import Schedule, number, schedule_values
 
 Integrator = Literal["euler", "leimkuhler_matthews"]
@@ -130,11 +131,12 @@ class LangevinSampler:
                 norms.append(torch.linalg.vector_norm(position))
                 if return_trace:
                     recorder.end_step(position - previous)
-            self._require_finite(int(torch.stack(norms).isfinite().sum()), position)
+            finite_steps = torch.stack(norms).isfinite().sum()
+            FiniteCheck(finite_steps, partial(self._require_finite, position)).now_or_later()
             trace = recorder.finish(value_and_score_of(position)[0]) if return_trace else None
         return SamplerOutput(position, trace)
 
-    def _require_finite(self, finite_steps: int, position: Tensor) -> None:
+    def _require_finite(self, position: Tensor, finite_steps: int) -> None:
         if finite_steps == self.num_steps:
             return
         rows = (~torch.linalg.vector_norm(position, dim=-1).isfinite()).nonzero().flatten().tolist()

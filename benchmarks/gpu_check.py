@@ -1,0 +1,513 @@
+"""Whether everything is right on a GPU, and how fast it is: a report in Markdown, in at most 8 minutes.
+
+    python benchmarks/gpu_check.py --output benchmarks/GPU.md         # no network and no data: the embedded corpus
+    python benchmarks/gpu_check.py --ptb path/to/ptb                  # trains on Penn Treebank as well
+    python benchmarks/gpu_check.py --device cpu --quick               # all of it at toy sizes; its times mean nothing
+
+Equality is with the CPU, at the precision `highest`. Speed is the library beside the same model in plain PyTorch,
+beside torchebm where it is installed, and beside a GPT-2 of transformers. A part that fails is reported, and the next
+one runs all the same; the exit code is then 1. What the time does not suffice for is left out, and said to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from cases_generation import generation
+from cases_posterior import posterior_chain, posterior_gradient, training_step
+from cases_prior import plain_chain, torchebm_chain
+from host_reads import counting_reads
+from sizes import QUICK, Sizes
+from timing import Case, difference, in_turn, ratios, row, table
+from timing import seconds as seconds_of
+
+from latent_ebm_text import LatentEBMForImageGeneration, LatentEBMForTextGeneration, LatentEBMImageConfig
+from latent_ebm_text.commands.runs import describe_environment
+from latent_ebm_text.data.batching import BucketedBatches, TextCollator
+from latent_ebm_text.latents.prior import GaussianPrior
+from latent_ebm_text.latents.samplers import (
+    HMCSampler,
+    LangevinSampler,
+    MALASampler,
+    ParallelTemperingSampler,
+    Sampler,
+)
+from latent_ebm_text.models.configuration import LatentEBMTextConfig
+from latent_ebm_text.models.scoring import estimate_log_partition
+from latent_ebm_text.networks.lstm import FusedLSTMLikelihood, LSTMLikelihood
+from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.trainer import TrainingData, train
+
+ROOT = Path(__file__).parents[1]
+#: Seconds of the whole, of the tests, and of the training.
+BUDGET, TESTS, TRAINING = 480.0, 90.0, 300.0
+#: Largest difference between a GPU and the CPU, relative to the norm of a tensor, and between two chains.
+TOLERANCE, CHAIN_TOLERANCE = 1e-4, 1e-3
+#: Reconstruction NLL of the shipped configuration on the test split of Penn Treebank, from docs/results.md.
+PTB_NLL = "90.2 [88.6, 91.8]"
+Tensors = list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the parts of the report have in common.
+
+    Attributes:
+        device: The device to be checked.
+        quick: Whether sizes are toys.
+        ptb: Folder of Penn Treebank, if there is one.
+        started: When the check began, by `time.monotonic`.
+    """
+
+    device: torch.device
+    quick: bool
+    ptb: Path | None
+    started: float
+
+    @property
+    def sizes(self) -> Sizes:
+        return replace(QUICK if self.quick else Sizes(), device=str(self.device))
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the budget is spent."""
+        return BUDGET - (time.monotonic() - self.started)
+
+
+class Failure(Exception):
+    """Something on the device is not as it should be."""
+
+
+# -------- equality
+
+
+def equality(check: Check) -> Iterator[str]:
+    """Every decoder, encoder, prior, sampler and likelihood gives on the device what it gives on the CPU."""
+    yield from table(("what", "largest relative difference", "allowed", ""))
+    wrong = []
+    for name, apart, allowed in (*_exact_differences(check), *_random_differences(check)):
+        is_right = apart <= allowed
+        wrong += [] if is_right else [name]
+        yield row([name, f"{apart:.1e}", f"{allowed:.1e}", "equal" if is_right else "**DIFFERENT**"])
+    if wrong:
+        raise Failure(f"not equal to the CPU: {', '.join(wrong)}")
+
+
+def _exact_differences(check: Check) -> Iterator[tuple[str, float, float]]:
+    """Functions without randomness."""
+    ids = torch.randint(4, 60, (8, 12), generator=_seeded())
+    mask = (torch.arange(12) < torch.tensor([12, 3, 5, 12, 7, 9, 4, 11])[:, None]).long()
+    batch = {"input_ids": ids, "attention_mask": mask}
+    z = torch.randn(8, 4, generator=_seeded())
+    decoders: dict[str, dict[str, Any]] = {
+        "LSTM, full-rank output": {},
+        "LSTM, low-rank output": {"output_rank": 4},
+        "LSTM, tied output": {"tie_word_embeddings": True},
+        **{f"transformer, z by {way}": _transformer(way) for way in ("prefix", "embedding", "layers")},
+    }
+    for name, settings in decoders.items():
+        model = _text_model(**settings)
+        yield f"decoder: {name}", _apart(check, _likelihoods, model, batch, z), TOLERANCE
+        yield f"greedy decoding: {name}", _apart(check, _greedy, model, z), 0.0
+    lstm = _text_model()
+    apart = _apart(check, _fused, lstm, batch, z, reference=_by_hand)
+    yield "decoder: LSTM, by cuDNN on a GPU, beside the passes written by hand", apart, TOLERANCE
+    yield "encoder: LSTM", _apart(check, _proposal, _text_model(encoder_hidden_size=8), batch), TOLERANCE
+    images, pixels = _image_model(), {"pixel_values": torch.rand(8, 1, 8, 8, generator=_seeded()) * 2 - 1}
+    yield "decoder: convolutions", _apart(check, _likelihoods, images, pixels, z), TOLERANCE
+    for activation in ("gelu", "leaky_relu"):
+        model = _text_model(prior_activation=activation)
+        yield f"prior: energy, {activation}", _apart(check, _energy, model, z), TOLERANCE
+    yield "prior: Gaussian", _apart(check, _energy, _text_model(prior_type="gaussian"), z), TOLERANCE
+    for integrator in ("euler", "leimkuhler_matthews"):
+        sampler = LangevinSampler(20, 0.1, temperature=0.0, integrator=integrator)
+        yield (
+            f"sampler: Langevin without noise, {integrator}",
+            _apart(check, _chain, lstm, sampler, batch, z),
+            TOLERANCE,
+        )
+
+
+def _random_differences(check: Check) -> Iterator[tuple[str, float, float]]:
+    """Samplers and estimates, whose draws differ from device to device; allowed are five standard errors."""
+    generator, shape = torch.Generator(check.device).manual_seed(0), (4096, 8)
+    samplers: dict[str, Sampler] = {
+        "Langevin": LangevinSampler(20, 0.1),
+        "MALA": MALASampler(20, 0.5),
+        "HMC": HMCSampler(5, 0.3, num_leapfrog_steps=5),
+        "parallel tempering": ParallelTemperingSampler(10, 0.5, num_temperatures=2),
+    }
+    target = GaussianPrior(shape[1]).to(check.device)
+    for name, sampler in samplers.items():
+        start = torch.randn(shape, generator=generator, device=check.device)
+        ends = sampler.sample(start, target, generator=generator).latents
+        allowed = 5 * (2 / ends.numel()) ** 0.5 + (0.01 if name == "Langevin" else 0.0)  # its discretisation error
+        yield f"sampler: {name}, second moment of N(0, I)", abs(float(ends.square().mean()) - 1), allowed
+    flat = _text_model().to(check.device)
+    flat.prior.out.weight.data.zero_()
+    log_z = estimate_log_partition(flat, generator=generator).value
+    yield "log Z of a flat tilt, nats", abs(log_z), 1e-3
+    model, rows = _text_model(), [[1, 5, 9, 30, 2], [1, 40, 2], [1, 7, 7, 8, 2]]
+    for marginal in ("importance", "ais"):
+        found = []
+        for device in (torch.device("cpu"), check.device):
+            seeded = torch.Generator(device).manual_seed(1)
+            scores = copy.deepcopy(model).to(device).score(rows, marginal=marginal, num_samples=64, generator=seeded)
+            found.append((scores.nll, scores.nll_standard_error))
+        (one, error), (other, other_error) = found
+        apart = float(((one - other).abs() / (error.square() + other_error.square()).sqrt().clamp(min=1e-3)).max())
+        yield f"log p(x) by {marginal}, standard errors", apart, 5.0
+
+
+def _apart(
+    check: Check,
+    compute: Callable[..., Tensors],
+    model: Any,
+    *arguments: Any,
+    reference: Callable[..., Tensors] | None = None,
+) -> float:
+    """The largest difference between what a function gives on the device and it, or a `reference`, on the CPU."""
+    found = []
+    for function, device in ((compute, check.device), (reference or compute, torch.device("cpu"))):
+        there = [_to(argument, device) for argument in arguments]
+        found.append([value.detach().cpu() for value in function(copy.deepcopy(model).to(device), *there)])
+    return difference(*found)
+
+
+def _to(argument: Any, device: torch.device) -> Any:
+    if isinstance(argument, dict):
+        return {name: value.to(device) for name, value in argument.items()}
+    return argument.to(device) if isinstance(argument, torch.Tensor) else argument
+
+
+def _likelihoods(model: Any, inputs: Any, z: torch.Tensor) -> Tensors:
+    """`log p(x | z)`, its score, and the gradients of the weights."""
+    value = model.decoder.log_prob(inputs, z)
+    value.sum().backward()
+    weights = [weight.grad for weight in model.decoder.parameters() if weight.grad is not None]
+    return [value, *model.decoder.likelihood(inputs).value_and_score(z), *weights]
+
+
+def _fused(model: Any, inputs: Any, z: torch.Tensor) -> Tensors:
+    return [*FusedLSTMLikelihood(model.decoder, inputs).value_and_score(z)]
+
+
+def _by_hand(model: Any, inputs: Any, z: torch.Tensor) -> Tensors:
+    return [*LSTMLikelihood(model.decoder, inputs).value_and_score(z)]
+
+
+def _greedy(model: Any, z: torch.Tensor) -> Tensors:
+    return [model.generate(latents=z, do_sample=False).float()]
+
+
+def _proposal(model: Any, inputs: Any) -> Tensors:
+    proposal = model.encoder.propose(inputs)
+    return [proposal.mean, proposal.log_std]
+
+
+def _energy(model: Any, z: torch.Tensor) -> Tensors:
+    return [model.prior.energy(z), model.prior.score(z)]
+
+
+def _chain(model: Any, sampler: Sampler, inputs: Any, z: torch.Tensor) -> Tensors:
+    return [model.sample_posterior(inputs, initial_latents=z, sampler=sampler).latents]
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _text_model(**settings: Any) -> LatentEBMForTextGeneration:
+    """A small model whose weights are large enough for every path to matter."""
+    short = {"name": "langevin", "num_steps": 3, "step_size": 0.1}
+    sizes = {"vocab_size": 60, "hidden_size": 16, "embedding_size": 8, "latent_dim": 4, "prior_hidden_size": 8}
+    config = {"dropout": 0.0, "max_sequence_length": 12, "prior_sampler": short, "posterior_sampler": short}
+    model = LatentEBMForTextGeneration(LatentEBMTextConfig(**{**sizes, **config, **settings})).eval()
+    generator = _seeded()
+    for weight in model.parameters():
+        weight.data.normal_(std=0.4, generator=generator)
+    return model
+
+
+def _transformer(injection: str) -> dict[str, Any]:
+    return {"decoder_type": "transformer", "latent_injection": injection, "num_attention_heads": 2}
+
+
+def _image_model() -> LatentEBMForImageGeneration:
+    torch.manual_seed(0)
+    config = LatentEBMImageConfig(
+        image_size=8, num_channels=1, latent_dim=4, decoder_channels=[8], decoder_first_size=4, prior_hidden_size=8
+    )
+    return LatentEBMForImageGeneration(config).eval()
+
+
+# -------- tests
+
+
+def fast_tests(check: Check) -> Iterator[str]:
+    """The fast tests of networks and latents, with the versions of this machine."""
+    if importlib.util.find_spec("pytest") is None:
+        yield "Not run: pytest is not installed."
+        return
+    paths = ["tests/networks/test_lstm.py"] if check.quick else ["tests/networks", "tests/latents"]
+    command = [sys.executable, "-m", "pytest", "-m", "not slow", "-p", "no:cacheprovider", *paths]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=min(TESTS, check.remaining))
+    except subprocess.TimeoutExpired:
+        yield f"Not finished within {TESTS:.0f} s."
+        return
+    last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+    yield f"`{' '.join(paths)}`: {last}"
+    if done.returncode:
+        raise Failure(f"tests failed: {last}")
+
+
+# -------- waiting
+
+
+def waiting(check: Check) -> Iterator[str]:
+    """How often the host waits for the device in one step of training, logging and saving left out."""
+    yield from table(("training", "reads a step", "where"))
+    encoder = {"encoder_hidden_size": 8, "frequent_tokens": 20, "drawn_tokens": 10}
+    for name, settings, training in (
+        ("short-run chains", {}, {"inference": "short_run"}),
+        ("persistent chains, transformer", _transformer("prefix"), {"inference": "persistent"}),
+        ("variational, as shipped", encoder, {"inference": "variational"}),
+        ("variational, information as target", encoder, {"inference": "variational", "information": 1.0}),
+    ):
+        places = reads_of_a_step(check.device, settings, training)
+        where = ", ".join(f"{place} ({count})" for place, count in sorted(places.items()))
+        yield row([name, str(sum(places.values())), where])
+
+
+def reads_of_a_step(device: torch.device, settings: dict[str, Any], training: dict[str, Any]) -> Counter[str]:
+    """The reads of the fourth step of a training; the first ones may prepare something."""
+    words = np.random.default_rng(0)
+    rows = [[1, *words.integers(4, 60, size=words.integers(1, 9)).tolist(), 2] for _ in range(64)]
+    marks: list[Counter[str]] = []
+    with tempfile.TemporaryDirectory() as folder, counting_reads(device) as places:
+        collator = TextCollator(0)
+
+        def collate(examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            marks.append(Counter(places))
+            return collator(examples)
+
+        args = TrainingArguments(output_dir=folder, train_batch_size=8, num_epochs=1, log_every=100, **training)
+        batches = BucketedBatches([len(each) - 1 for each in rows], args.train_batch_size, args.seed)
+        train(
+            _text_model(**settings), TrainingData(_Rows(rows), batches, collate), args, identity={}, evaluate=_nothing
+        )
+    return marks[4] - marks[3]
+
+
+class _Rows:
+    """Token ids by index list, as a `datasets.Dataset` gives them."""
+
+    def __init__(self, rows: list[list[int]]) -> None:
+        self.rows = rows
+
+    def __getitem__(self, indices: np.ndarray) -> dict[str, list[Any]]:
+        return {"input_ids": [self.rows[index] for index in indices]}
+
+
+def _nothing(model: Any, step: int) -> dict[str, float]:
+    return {}
+
+
+# -------- speed
+
+
+def speed(check: Check) -> Iterator[str]:
+    """The library beside plain PyTorch and torchebm, at the size of the paper's model of Penn Treebank."""
+    sizes, repeats = check.sizes, 1 if check.quick else 10
+    tokens = sizes.batch * sizes.tokens
+    cases: list[tuple[Callable[[], Case], int]] = [
+        (partial(posterior_gradient, sizes, True), tokens),
+        (partial(posterior_chain, sizes, True), tokens * sizes.posterior_steps),
+        (partial(training_step, sizes, False), tokens),
+        (partial(training_step, sizes, True), tokens),
+        *((partial(plain_chain, sizes, batch), 0) for batch in sizes.prior_batches),
+    ]
+    if importlib.util.find_spec("torchebm") is not None:
+        cases += [(partial(torchebm_chain, sizes, batch), 0) for batch in sizes.prior_batches]
+    header = ("benchmark", "precision", "theirs, ms", "ours, ms", "theirs / ours (min / median)")
+    yield from table((*header, "ours, tokens/s", "share of the peak", "difference"))
+    wrong = []
+    for precision in ("highest", "high"):
+        _set_precision(precision)
+        peak = _peak(check)
+        for make_case, count in cases:
+            case = make_case()
+            apart = difference(case.ours(), case.theirs())  # also the warm-up
+            wrong += [case.name] if precision == "highest" and not apart <= CHAIN_TOLERANCE else []
+            theirs, ours = in_turn(case.theirs, case.ours, repeats=repeats)
+            share = sum(product.flops for product in case.products) / min(ours) / peak
+            times = [f"{1e3 * statistics.median(each):,.2f}" for each in (theirs, ours)]
+            rate = f"{count / min(ours):,.0f}" if count else "-"
+            yield row([case.name, precision, *times, ratios(theirs, ours), rate, f"{share:.1%}", f"{apart:.0e}"])
+        yield row([f"the peak: {peak / 1e12:.2f} TFLOP/s, measured", precision, *["-"] * 6])
+    _set_precision("highest")
+    if importlib.util.find_spec("torchebm") is None:
+        yield "\nNot compared with torchebm, which is not installed."
+    if wrong:
+        raise Failure(f"results differ: {', '.join(wrong)}")
+
+
+def _peak(check: Check) -> float:
+    """The FLOP/s of a large matrix product, at torch's present precision."""
+    size = 256 if check.quick else 8192
+    left, right = (torch.randn(size, size, device=check.device) for _ in range(2))
+    multiply = partial(torch.mm, left, right)
+    multiply()
+    return 2.0 * size**3 / min(seconds_of(multiply) for _ in range(5))
+
+
+def _set_precision(precision: str) -> None:
+    """That of matrix products and of cuDNN: TF32 unless it is the highest."""
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
+
+
+def memory(check: Check) -> Iterator[str]:
+    """The most memory that a training step takes on the device."""
+    if check.device.type != "cuda":
+        yield "Not measured: a CPU does not say."
+        return
+    yield from table(("training step", "theirs, MiB", "ours, MiB"))
+    for tied in (False, True):
+        case, peaks = training_step(check.sizes, tied), []
+        for task in (case.theirs, case.ours):
+            torch.cuda.reset_peak_memory_stats()
+            task()
+            peaks.append(f"{torch.cuda.max_memory_allocated() / 2**20:,.0f}")
+        yield row([case.name, *peaks])
+
+
+# -------- training
+
+
+def training(check: Check) -> Iterator[str]:
+    """The shipped configuration of Penn Treebank, where there is a folder, and of the embedded corpus otherwise."""
+    limit = min(TRAINING, check.remaining - 10)
+    if limit < 30:
+        yield "Left out: the time is spent."
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "recipes" / "train_ptb.py"), "--output_dir", folder]
+        command += ["--config", "quickstart"] if check.ptb is None else ["--dataset_name", str(check.ptb)]
+        if check.quick:
+            command += ["--num_sentences", "128", "--num_epochs", "1", "--num_eval_samples", "20"]
+        on_gpu = check.device.type == "cuda"
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        environment |= {"ACCELERATE_MIXED_PRECISION": "bf16"} if on_gpu else {"ACCELERATE_USE_CPU": "true"}
+        started = time.monotonic()
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            _, errors = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.communicate()
+            yield f"Not finished within {limit:.0f} s."
+            return
+        if process.returncode:
+            raise Failure(f"the training ended with {process.returncode}: {(errors.strip().splitlines() or [''])[-1]}")
+        results = json.loads((Path(folder) / "results.json").read_text())
+    test = results["splits"]["test"]
+    low, high = test["reconstruction_nll"]["interval_95"]
+    precision = "bf16" if on_gpu else "float32"
+    yield f"- corpus: {results['dataset']['name']}; steps: {results['step']:,}; precision: {precision}"
+    yield f"- {results['training_seconds']:.0f} s of training, {time.monotonic() - started:.0f} s with all else"
+    known = f"; docs/results.md has {PTB_NLL}" if check.ptb is not None and not check.quick else ""
+    yield f"- reconstruction NLL {test['reconstruction_nll']['value']:.2f} [{low:.2f}, {high:.2f}] nats{known}"
+    yield f"- prior NLL {test['prior_nll']['value']:.2f} nats; mismatch {100 * test['latents']['std_mismatch']:.1f} %"
+    yield from (f"- warning: {warning}" for warning in results["warnings"])
+
+
+# -------- the report
+
+PARTS: dict[str, Callable[[Check], Iterator[str]]] = {
+    "Equality with the CPU": equality,
+    "Fast tests": fast_tests,
+    "Waiting for the device": waiting,
+    "Speed": speed,
+    "Generation beside GPT-2": lambda check: generation(check.sizes, 1 if check.quick else 5),
+    "Memory": memory,
+    "Training": training,
+}
+
+
+def report(check: Check) -> Iterator[str]:
+    """The lines of the report; the last one says whether everything is right."""
+    on_gpu = check.device.type == "cuda"
+    yield f"# Check of a {'GPU' if on_gpu else 'CPU, in place of a GPU'}\n"
+    if not on_gpu:
+        yield "**No figure here is one of a GPU.** The check ran on a CPU to show that it runs.\n"
+    if check.quick:
+        yield "**Toy sizes: times and ratios mean nothing.**\n"
+    yield from (f"- {name}: {value}" for name, value in describe_environment().items())
+    if on_gpu:
+        yield f"- memory: {torch.cuda.get_device_properties(check.device).total_memory / 2**30:.0f} GiB"
+    failed = []
+    for title, part in PARTS.items():
+        started = time.monotonic()
+        yield f"\n## {title}\n"
+        try:
+            yield from part(check)
+        except Exception as error:  # whatever it is, the device's time is short: the other parts shall run
+            failed.append(title)
+            yield f"\n**FAILED**: {type(error).__name__}: {error}"
+            if not isinstance(error, Failure):
+                traceback.print_exc()
+        yield f"\n({time.monotonic() - started:.0f} s)"
+    yield "\n## Verdict\n"
+    yield f"failed: {', '.join(failed)}" if failed else "everything is right"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="the device to check")
+    parser.add_argument("--quick", action="store_true", help="toy sizes: a smoke test of a minute")
+    parser.add_argument("--ptb", type=Path, help="folder of Penn Treebank (train.txt, valid.txt, test.txt)")
+    parser.add_argument("--output", type=Path, help="a file for the report, which is printed in any case")
+    options = parser.parse_args(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no GPU here: give --device cpu --quick to try the check itself")
+    if options.ptb is not None and not options.ptb.is_dir():
+        parser.error(f"--ptb {options.ptb} is no folder")
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    _set_precision("highest")
+    lines = []
+    try:
+        for line in report(Check(torch.device(options.device), options.quick, options.ptb, time.monotonic())):
+            print(line, flush=True)
+            lines.append(line)
+            if options.output is not None:  # line by line, so that a run that is cut short leaves what it has found
+                options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    return int(lines[-1].startswith("failed"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
