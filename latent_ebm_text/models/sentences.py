@@ -167,7 +167,8 @@ class SentenceModel(LatentInferenceModel):
 
         def surprise(indices: Tensor, inputs: dict[str, Tensor], _: torch.Generator | None) -> Tensor:
             latents = draws[:, indices].to(self.device, decoder.latent_dtype)
-            return decoder.token_surprise(inputs, latents).double().cpu()  # type: ignore[no-any-return]
+            of_batch: Tensor = decoder.token_surprise(inputs, latents)
+            return of_batch.double().cpu()
 
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         with evaluation_mode(self):
