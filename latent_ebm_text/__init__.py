@@ -13,7 +13,7 @@ from latent_ebm_text.models.auto import register_with_transformers
 
 if TYPE_CHECKING:
     from latent_ebm_text.anomaly.detectors import LatentEBMDetector as LatentEBMDetector
-    from latent_ebm_text.anomaly.detectors import LatentEBMTextDetector as LatentEBMTextDetector
+    from latent_ebm_text.anomaly.text_detector import LatentEBMTextDetector as LatentEBMTextDetector
     from latent_ebm_text.commands.text_trainer import LatentEBMTrainer as LatentEBMTrainer
     from latent_ebm_text.data.tokenizers import make_tokenizer as make_tokenizer
     from latent_ebm_text.latents import Control as Control
@@ -53,7 +53,7 @@ _HOMES = {
     "LatentEBMForTextGeneration": "models.modeling_text",
     "LatentEBMImageConfig": "models.configuration",
     "LatentEBMTextConfig": "models.configuration",
-    "LatentEBMTextDetector": "anomaly.detectors",
+    "LatentEBMTextDetector": "anomaly.text_detector",
     "LatentEBMTrainer": "commands.text_trainer",
     "LatentIndex": "latents",
     "LatentPosterior": "latents.posterior",

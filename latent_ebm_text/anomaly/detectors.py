@@ -1,46 +1,38 @@
-"""Anomaly detectors with the interface of pyod: one over any function from data to scores, one for sentences."""
+"""An anomaly detector over any function from data to scores, with the interfaces of pyod and scikit-learn."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterable
-from functools import partial
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, OutlierMixin
 from torch import Tensor
 
+from latent_ebm_text.anomaly.conformal import AlarmStream, calibration_size, conformal_p_values, select_at_rate
 from latent_ebm_text.errors import DataError, UsageError
-from latent_ebm_text.latents.integrals import LogPartition
-from latent_ebm_text.latents.rng import derived_generator
-from latent_ebm_text.models.scoring import SCORE_NAMES, Marginal, ScoreName, estimate_log_partition
-from latent_ebm_text.models.sharing import share_out
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from latent_ebm_text.models.modeling_text import LatentEBMForTextGeneration
 
 FORMAT = "latent_ebm_text.detector/1"
 _SETTINGS, _SCORES = "detector.json", "detector.safetensors"
 Scores = NDArray[np.float64]
-ProbabilityMethod = Literal["linear", "unify"]
-#: Posterior draws that a score other than `nll` is averaged over.
-_NUM_DRAWS = 4
+ProbabilityMethod = Literal["linear", "unify", "conformal"]
 
 
-class LatentEBMDetector:
+class LatentEBMDetector(OutlierMixin, BaseEstimator):
     """An anomaly detector: scores, and a threshold that a given share of the training data exceeds.
 
     It has the methods and attributes of `pyod.models.base.BaseDetector`, so code written for a detector of pyod
-    accepts it, but it does not need pyod. No model is trained here: `fit` scores data under a model as it is and sets
-    the threshold. Scores depend neither on the threshold nor on the data of `fit`.
+    accepts it, but it does not need pyod; and it is an outlier detector of scikit-learn, for pipelines, `clone` and
+    searches. Where the two differ it follows pyod: 1 is an anomaly and 0 is not, and higher scores are more anomalous.
+    No model is trained here: `fit` scores data under a model as it is and sets the threshold. Scores depend neither on
+    the threshold nor on the data of `fit`, so that the data of `fit` also calibrate p-values.
 
     Args:
         score_function: Maps data to scores `(n,)`, finite and higher for the more anomalous.
@@ -50,12 +42,14 @@ class LatentEBMDetector:
         decision_scores_: `(n,)`, the scores of the training data.
         threshold_: Scores above it are anomalies.
         labels_: `(n,)`, 1 for the anomalies among the training data and 0 for the others.
+        calibration_scores_: `(m,)`, the scores of data that nothing was fitted on, which p-values compare with.
 
     Raises:
         UsageError: If `contamination` is out of range.
     """
 
     decision_scores_: Scores
+    calibration_scores_: Scores
     labels_: NDArray[np.int64]
     threshold_: float
 
@@ -78,9 +72,14 @@ class LatentEBMDetector:
         scores = self.decision_function(X)
         if len(scores) < 2:
             raise UsageError(f"a threshold needs at least 2 training data, got {len(scores)}")
-        self.decision_scores_ = scores
-        self.set_threshold(float(np.quantile(scores, 1 - self.contamination)))
+        self._set_scores(scores, scores)
         return self
+
+    def _set_scores(self, scores: Scores, calibration: Scores) -> None:
+        """Takes the scores of the training data, and sets the threshold by them."""
+        self.decision_scores_, self.calibration_scores_ = scores, calibration
+        self._mu, self._sigma = float(scores.mean()), float(scores.std())  # where pyod's users look for them
+        self.set_threshold(float(np.quantile(scores, 1 - self.contamination)))
 
     def set_threshold(self, threshold: float) -> None:
         """Sets the threshold, and labels the training data by it.
@@ -143,14 +142,15 @@ class LatentEBMDetector:
         return self.fit(X, y).labels_
 
     def predict_proba(self, X: Any, method: ProbabilityMethod = "linear", return_confidence: bool = False) -> Any:
-        """Probabilities of being ordinary and of being anomalous, `(n, 2)`, in the two ways of pyod.
+        """Probabilities of being ordinary and of being anomalous, `(n, 2)`, in the two ways of pyod and a third.
 
-        They rank data as the scores do; they are not calibrated.
+        Those of pyod rank data as the scores do; they are not calibrated.
 
         Args:
             X: The data.
             method: `"linear"` is the position of the score between the smallest and the largest training score;
-                `"unify"` is the Gaussian distribution function of the standardised score (Kriegel et al., 2011).
+                `"unify"` is the Gaussian distribution function of the standardised score (Kriegel et al., 2011);
+                `"conformal"` has the p-value, see `p_values`, in place of the probability of being ordinary.
             return_confidence: Whether to return what `predict_confidence` gives, too.
 
         Raises:
@@ -158,17 +158,99 @@ class LatentEBMDetector:
         """
         self._check_fitted()
         if method not in get_args(ProbabilityMethod):
-            raise UsageError(f"method must be 'linear' or 'unify', got {method!r}")
+            raise UsageError(f"method must be 'linear', 'unify' or 'conformal', got {method!r}")
         scores, known = self.decision_function(X), self.decision_scores_
         least = np.finfo(np.float64).eps  # if all training scores are the same, any other score is far away
         if method == "linear":
             anomalous = (scores - known.min()) / max(known.max() - known.min(), least)
+        elif method == "conformal":
+            anomalous = 1 - conformal_p_values(self.calibration_scores_, scores)
         else:
             standardised = (scores - known.mean()) / max(known.std(), least)
             anomalous = torch.erf(torch.from_numpy(standardised / math.sqrt(2))).numpy()
         anomalous = anomalous.clip(0, 1)
         probabilities = np.stack([1 - anomalous, anomalous], axis=1)
         return (probabilities, self._confidence(scores)) if return_confidence else probabilities
+
+    def p_values(self, X: Any) -> Scores:
+        """Conformal p-values, `(n,)`: an ordinary datum has one of at most `t` with probability at most `t`.
+
+        That holds for ordinary data like those of `fit`. Anomalies among the latter make p-values larger, never
+        smaller, on average.
+
+        Args:
+            X: The data.
+
+        Raises:
+            UsageError: If the detector is not fitted.
+        """
+        self._check_fitted()
+        return conformal_p_values(self.calibration_scores_, self.decision_function(X))
+
+    def select(self, X: Any, rate: float = 0.1) -> NDArray[np.bool_]:
+        """Which data are anomalies, `(n,)`, so that on average at most the share `rate` of the calls is wrong.
+
+        This is the procedure of Benjamini and Hochberg on `p_values`: the more anomalies there are, the less it takes
+        to be one. A warning says where there are too few calibration data for a single anomaly to be called.
+
+        Args:
+            X: The data, all that are to be judged together.
+            rate: The false discovery rate, between 0 and 1.
+
+        Raises:
+            UsageError: If the detector is not fitted, or the rate is out of range.
+        """
+        p_values = self.p_values(X)
+        needed = calibration_size(rate, len(p_values))
+        if len(self.calibration_scores_) < needed:
+            least = math.ceil(len(p_values) / (rate * (len(self.calibration_scores_) + 1)))
+            warnings.warn(
+                f"{len(self.calibration_scores_)} ordinary data calibrate the p-values: among {len(p_values)} data "
+                f"at a rate of {rate}, nothing is called unless {least} or more stand out together; "
+                f"{needed} would do for a single one. Give fit() more data, or select() fewer at a time",
+                stacklevel=2,
+            )
+        return select_at_rate(p_values, rate)
+
+    def stream(self, rate: float = 0.01, step_size: float = 0.005) -> AlarmStream:
+        """Alarms on a stream of p-values at a long-run rate that adapts, see [`AlarmStream`].
+
+        Args:
+            rate: The share of alarms, between 0 and 1.
+            step_size: How fast the threshold follows.
+
+        Raises:
+            UsageError: If the detector is not fitted, or too few data calibrate its p-values for this rate.
+        """
+        self._check_fitted()
+        if len(self.calibration_scores_) < (needed := calibration_size(rate)):
+            raise UsageError(
+                f"alarms at a rate of {rate} need {needed} ordinary data that calibrate p-values, and there are "
+                f"{len(self.calibration_scores_)}: give fit() more data, or take a rate of at least "
+                f"{1 / (len(self.calibration_scores_) + 1):.2g}"
+            )
+        return AlarmStream(rate, step_size)
+
+    def fit_predict_score(self, X: Any, y: Any, scoring: str = "roc_auc_score") -> float:
+        """Fits, and measures the scores of the training data by their labels, as pyod does.
+
+        Args:
+            X: The data.
+            y: 1 for anomalies.
+            scoring: `"roc_auc_score"` or `"prc_n_score"`, the precision among as many data as there are anomalies.
+
+        Raises:
+            NotImplementedError: If there is no such measure.
+        """
+        from sklearn.metrics import precision_score, roc_auc_score
+
+        if scoring not in ("roc_auc_score", "prc_n_score"):
+            raise NotImplementedError(f"scoring must be 'roc_auc_score' or 'prc_n_score', got {scoring!r}")
+        scores, labels = self.fit(X).decision_scores_, np.asarray(y).ravel()
+        if scoring == "roc_auc_score":
+            return float(roc_auc_score(labels, scores))
+        limit = np.quantile(scores, 1 - labels.mean())
+        return float(precision_score(labels, scores > limit, zero_division=0))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The arguments that the detector was made with, as `clone` of scikit-learn asks for them."""
@@ -210,7 +292,8 @@ class LatentEBMDetector:
             "settings": self.settings(),
         }
         text = json.dumps(saved, indent=2, allow_nan=False) + "\n"
-        save_file({"decision_scores": self.decision_scores_}, str(folder / _SCORES))
+        scores = {"decision_scores": self.decision_scores_, "calibration_scores": self.calibration_scores_}
+        save_file(scores, str(folder / _SCORES))
         (folder / _SETTINGS).write_text(text, encoding="utf-8")
 
     @classmethod
@@ -221,7 +304,7 @@ class LatentEBMDetector:
             DataError: If the files are missing, damaged, or those of another kind of detector.
         """
         detector = cls(score_function)
-        detector._restore(folder, _read_saved(folder, cls.__name__))
+        detector._restore(folder, read_saved(folder, cls.__name__))
         return detector
 
     def _restore(self, folder: str | Path, saved: dict[str, Any]) -> None:
@@ -230,16 +313,20 @@ class LatentEBMDetector:
         from safetensors.numpy import load_file
 
         try:
-            self.decision_scores_ = load_file(str(Path(folder) / _SCORES))["decision_scores"]
+            scores = load_file(str(Path(folder) / _SCORES))
+            decision_scores = scores["decision_scores"]
+            calibration = scores.get("calibration_scores", decision_scores)  # version 0.2 had but one of the two
             self.contamination, threshold = float(saved["contamination"]), float(saved["threshold"])
             if not (0 < self.contamination <= 0.5 and math.isfinite(threshold)):
                 raise ValueError(f"contamination {self.contamination}, threshold {threshold}")
-            if self.decision_scores_.ndim != 1 or not np.isfinite(self.decision_scores_).all():
-                raise ValueError(f"decision_scores must be finite numbers (n,), got {self.decision_scores_.shape}")
+            for name, known in (("decision_scores", decision_scores), ("calibration_scores", calibration)):
+                if known.ndim != 1 or len(known) == 0 or not np.isfinite(known).all():
+                    raise ValueError(f"{name} must be finite numbers (n,), got {known.shape}")
         except (OSError, KeyError, TypeError, ValueError, OverflowError, SafetensorError) as error:
             raise DataError(f"{folder} cannot be read as a detector: {error}") from error
-        if len(self.decision_scores_) != saved.get("num_training_data"):
+        if len(decision_scores) != saved.get("num_training_data"):
             raise DataError(f"{folder} is damaged: {_SETTINGS} and {_SCORES} differ in the number of training data")
+        self._set_scores(decision_scores, calibration)
         self.set_threshold(threshold)
 
     def _check_fitted(self) -> None:
@@ -247,7 +334,7 @@ class LatentEBMDetector:
             raise UsageError("the detector has no threshold yet: call fit(training_data), or load a saved one")
 
 
-def _read_saved(folder: str | Path, detector: str) -> dict[str, Any]:
+def read_saved(folder: str | Path, detector: str) -> dict[str, Any]:
     """What `save_pretrained` of a detector of this class has written into `detector.json`."""
     try:
         saved = json.loads((Path(folder) / _SETTINGS).read_text(encoding="utf-8"))
@@ -257,119 +344,3 @@ def _read_saved(folder: str | Path, detector: str) -> dict[str, Any]:
         found = (saved.get("detector"), saved.get("format")) if isinstance(saved, dict) else saved
         raise DataError(f"{folder} holds no {detector} of format {FORMAT}, but {found}")
     return saved
-
-
-class LatentEBMTextDetector(LatentEBMDetector):
-    """Finds sentences that are improbable under a model of ordinary text.
-
-    ```python
-    detector = LatentEBMTextDetector(model, tokenizer, contamination=0.05).fit(ordinary_sentences)
-    detector.predict(["the bank recovers sharply", "sharply the the recovers"])  # 1: an anomaly
-    detector.save_pretrained("detector")  # model, tokenizer, threshold, training scores
-    ```
-
-    Fit it on sentences that the model was not trained on: the scores of training sentences are too low for a
-    threshold.
-
-    Args:
-        model: A text model, trained on ordinary text.
-        tokenizer: Its tokenizer.
-        contamination: Share of the sentences of `fit` that counts as anomalous, above 0 and at most 0.5.
-        score: The score to which the threshold applies, see [`~latent_ebm_text.models.scoring.AnomalyScores`]. The
-            default is `-log p(x)` per predicted token, since without this division every long sentence would count as
-            anomalous.
-        marginal: How `-log p(x)` is estimated, `"importance"` or `"ais"`; other scores do not need it.
-        batch_size: Sentences per batch.
-        seed: Seed of all draws. Every call starts from it, so the same list of sentences gets the same scores.
-        progress: Whether to show progress bars.
-        accelerator: The processes that share the scoring. All of them then call each method with the same sentences,
-            and all receive the same scores; this process alone by default.
-
-    Raises:
-        UsageError: If the score or another setting cannot be right.
-    """
-
-    def __init__(
-        self,
-        model: LatentEBMForTextGeneration,
-        tokenizer: PreTrainedTokenizerBase,
-        contamination: float = 0.1,
-        *,
-        score: ScoreName = "nll_per_token",
-        marginal: Marginal = "importance",
-        batch_size: int = 128,
-        seed: int = 0,
-        progress: bool = False,
-        accelerator: Accelerator | None = None,
-    ) -> None:
-        super().__init__(self._score, contamination)
-        known = [name for name in SCORE_NAMES if name != "squared_error"]  # only images have it
-        if score not in known:
-            raise UsageError(f"unknown score {score!r}; known scores: {', '.join(known)}")
-        if marginal == "none" and score.startswith("nll"):
-            raise UsageError(f"score={score!r} needs marginal='importance' or 'ais'")
-        self.model, self.tokenizer, self.score = model, tokenizer, score
-        self.marginal, self.batch_size, self.seed, self.progress = marginal, batch_size, seed, progress
-        self.accelerator = accelerator
-        self._log_partition: LogPartition | None = None
-
-    def _score(self, sentences: Iterable[str]) -> Scores:
-        needs_marginal = self.score.startswith("nll") and self.model.config.latent_dim > 0
-        if needs_marginal and self._log_partition is None:
-            generator = derived_generator(self.seed, "log partition", device=self.model.device)
-            estimate = partial(estimate_log_partition, self.model, generator=generator)
-            self._log_partition = share_out(lambda _: estimate(), 1, self.accelerator)[0]
-        scores = self.model.score(
-            sentences,
-            tokenizer=self.tokenizer,
-            marginal=self.marginal if needs_marginal else "none",
-            num_draws=1 if needs_marginal else _NUM_DRAWS,  # the estimate starts from one draw and needs no average
-            log_partition=self._log_partition,
-            batch_size=self.batch_size,
-            generator=derived_generator(self.seed, "anomaly scores", device=self.model.device),
-            progress=self.progress,
-            accelerator=self.accelerator,
-        )
-        values: Scores = scores.get(self.score).numpy()
-        return values
-
-    def settings(self) -> dict[str, Any]:
-        """The score and how it is computed, with log Z."""
-        return {
-            "score": self.score,
-            "marginal": self.marginal,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "log_partition": None if self._log_partition is None else self._log_partition.to_dict(),
-        }
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes model, tokenizer, threshold, settings and training scores into a folder: JSON and safetensors.
-
-        Raises:
-            UsageError: If the detector is not fitted.
-        """
-        super().save_pretrained(folder)
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, *, progress: bool = False) -> LatentEBMTextDetector:  # type: ignore[override]
-        """The detector saved in a folder, with its model and tokenizer.
-
-        Raises:
-            DataError: If the files are missing, damaged, or those of another kind of detector.
-        """
-        from latent_ebm_text.models.loading import read_text_model
-
-        model, tokenizer = read_text_model(folder)  # which refuses a folder that leads out of itself
-        saved = _read_saved(folder, cls.__name__)
-        try:
-            settings = dict(saved["settings"])
-            partition = settings.pop("log_partition")
-            detector = cls(model, tokenizer, **settings, progress=progress)
-            detector._log_partition = None if partition is None else LogPartition(**partition)
-        except (KeyError, TypeError, UsageError) as error:
-            raise DataError(f"{folder} cannot be read as a detector of this version: {error}") from error
-        detector._restore(folder, saved)
-        return detector

@@ -17,6 +17,7 @@ from latent_ebm_text.latents.rng import batch_generators
 from latent_ebm_text.latents.samplers import Sampler
 from latent_ebm_text.models.inference import LatentInferenceModel
 from latent_ebm_text.models.sharing import share_out
+from latent_ebm_text.networks.base import GaussianPosterior
 from latent_ebm_text.networks.dropout import evaluation_mode
 
 ScoreName = Literal[
@@ -24,9 +25,9 @@ ScoreName = Literal[
     "prior_energy", "squared_error",
 ]  # fmt: skip
 SCORE_NAMES: tuple[str, ...] = get_args(ScoreName)
-Marginal = Literal["importance", "ais", "none"]
+Marginal = Literal["elbo", "importance", "ais", "none"]
 #: Weights per example by default. An importance weight costs one value of the density, a walk many of its gradients.
-_NUM_SAMPLES: dict[Marginal, int] = {"importance": 32, "ais": 16, "none": 2}
+_NUM_SAMPLES: dict[Marginal, int] = {"elbo": 4, "importance": 32, "ais": 16, "none": 2}
 #: Share of the data whose effective sample size may be too low before all estimates together count as unreliable.
 MAX_UNRELIABLE_SHARE = 0.05
 
@@ -55,7 +56,8 @@ class AnomalyScores:
         nll: An estimate of `-log p(x)`, too high on average by at most about half its squared standard error; `None`
             if it was not asked for. It is exact for a model without a latent.
         nll_standard_error: The standard error of each `nll`, see [`~latent_ebm_text.latents.integrals.LogIntegral`].
-            The error of log Z, which shifts all data alike, is not part of it.
+            The error of log Z, which shifts all data alike, is not part of it. Of the evidence lower bound it is the
+            standard error of its mean over the draws, and does not cover the gap of the bound.
         ess: Effective sample size of the weights behind each `nll`. Below 5, the estimate rests on a few lucky draws.
         log_partition: log Z of the prior, which `nll` includes.
         num_tokens: Number of predicted tokens of each sentence, including the end token; `None` for images.
@@ -88,7 +90,7 @@ class AnomalyScores:
         total = name.removesuffix("_per_token")
         score: Tensor | None = getattr(self, total)
         if score is None and total == "nll":
-            raise UsageError(f"{name} was not estimated: ask for it with marginal='importance' or 'ais'")
+            raise UsageError(f"{name} was not estimated: ask for it with marginal='elbo', 'importance' or 'ais'")
         divisor = 1.0 if name == total else self.num_tokens
         if score is None or divisor is None:
             raise UsageError(f"these data have no {name}; their scores: {', '.join(self.names())}")
@@ -146,6 +148,10 @@ def score_data(
     `-log p(x) = -log ∫ p(z) p(x | z) dz` is that of the likelihood itself, whatever weight training gave it. Its
     estimates start from a Laplace approximation of every posterior, slightly widened:
 
+    - `marginal="elbo"` is the evidence lower bound of a few draws from the encoder's proposal, tempered to the
+      posterior of the likelihood itself, see [`tempered_proposal`]. No chain runs, so it is a hundred times as fast,
+      for models with an encoder. It is some nats too high, by more for some data than for others: compare it with
+      itself only.
     - `marginal="importance"` weights draws from the approximation (the importance-weighted bound of Burda et al.,
       2016). It is cheap, but where a posterior has several modes it may miss some of them, and then its standard
       error is too small as well.
@@ -160,7 +166,7 @@ def score_data(
         data: Sentences or images, as `posterior_draws` of this model takes them.
         latents: `(n, latent_dim)`, the latent at which each example is scored; by default posterior draws.
         marginal: How `-log p(x)` is estimated.
-        num_draws: Posterior draws that the other scores are averaged over.
+        num_draws: Posterior draws that the other scores are averaged over; under `"elbo"`, draws of the proposal.
         num_samples: Weights per example of the estimate, at least 2; by default 32 importance weights or 16 walks.
         num_levels: Levels of each annealed walk.
         log_partition: log Z of the prior, see [`estimate_log_partition`]; estimated if it is needed and not given.
@@ -184,6 +190,10 @@ def score_data(
     if not has_latent:
         marginal, num_draws = "none", 1
     data = model._read(data)
+    if marginal == "elbo":
+        if latents is not None or sampler is not None:
+            raise UsageError("marginal='elbo' draws latents from the encoder: leave latents and sampler out")
+        return _elbo_scores(model, data, num_draws, log_partition, batch_size, generator, progress, accelerator)
     if latents is None:
         draws = model.posterior_draws(
             data, num_draws=num_draws, batch_size=batch_size, sampler=sampler, generator=generator, progress=progress,
@@ -235,6 +245,89 @@ def score_data(
             "log_partition": log_partition,
         }
     return AnomalyScores(energy + reconstruction, reconstruction, energy, draws, **nll)
+
+
+def _elbo_scores(
+    model: LatentInferenceModel,
+    data: Any,
+    num_draws: int,
+    log_partition: LogPartition | None,
+    batch_size: int,
+    generator: torch.Generator | None,
+    progress: bool,
+    accelerator: Accelerator | None,
+) -> AnomalyScores:
+    """The scores of data that were read at draws of the tempered proposal, `nll` being minus the lower bound."""
+    if model.encoder is None:
+        raise UsageError("marginal='elbo' needs a model with an encoder: take marginal='importance'")
+    encoder, weight = model.encoder, model.config.likelihood_weight
+    generators = batch_generators(generator, -(-len(data) // batch_size), model.device)
+    if log_partition is None:
+        estimates = share_out(lambda _: estimate_log_partition(model, generator=generator), 1, accelerator)
+        log_partition = estimates[0]
+    reference = prior_moments(model, generator=generator)
+
+    def score(indices: Tensor, inputs: dict[str, Tensor], generator: torch.Generator | None) -> tuple[Tensor, ...]:
+        proposal = tempered_proposal(encoder.propose(inputs), reference, weight)
+        batch_draws = torch.stack([proposal.sample(generator) for _ in range(num_draws)])
+        latents = batch_draws.to(model.decoder.latent_dtype)
+        energy = torch.stack([model.prior.energy(z) for z in latents])
+        likelihood = model.decoder.likelihood(inputs)  # what does not depend on z is computed once
+        log_likelihood = torch.stack([likelihood(z) for z in latents])
+        return energy, log_likelihood, torch.stack([proposal.log_prob(z) for z in batch_draws]), batch_draws
+
+    draws = torch.empty(num_draws, len(data), model.config.latent_dim)
+    energies, log_likelihoods, log_proposals = torch.empty(3, num_draws, len(data), dtype=torch.float64)
+    options: dict[str, Any] = {"progress": progress, "accelerator": accelerator}
+    with evaluation_mode(model):
+        scored = model.map_batches(score, data, batch_size, generators, description="scoring", **options)
+    for indices, found in scored:
+        for all_values, values in zip((energies, log_likelihoods, log_proposals, draws), found, strict=True):
+            all_values[:, indices] = values.to(all_values.dtype).cpu()
+    constant = log_partition.value + 0.5 * model.config.latent_dim * math.log(2 * math.pi)
+    bounds = energies - log_likelihoods + log_proposals + constant
+    error = bounds.std(dim=0) / num_draws**0.5 if num_draws > 1 else torch.full_like(bounds[0], math.inf)
+    energy, reconstruction = energies.mean(dim=0), -log_likelihoods.mean(dim=0)
+    return AnomalyScores(
+        energy + reconstruction, reconstruction, energy, draws, nll=bounds.mean(dim=0), nll_standard_error=error,
+        log_partition=log_partition,
+    )  # fmt: skip
+
+
+def prior_moments(
+    model: LatentInferenceModel, *, num_draws: int = 1000, generator: torch.Generator | None = None
+) -> GaussianPosterior:
+    """The mean and the log standard deviation of every dimension under the prior, from draws; each `(latent_dim,)`.
+
+    Args:
+        model: The model.
+        num_draws: Number of prior draws.
+        generator: Random number generator of the chains.
+    """
+    draws = model.sample_prior(num_draws, generator=generator).latents.float()
+    return GaussianPosterior(draws.mean(dim=0), draws.std(dim=0).log())
+
+
+def tempered_proposal(
+    proposal: GaussianPosterior, prior: GaussianPosterior, likelihood_weight: float
+) -> GaussianPosterior:
+    """A proposal of the posterior `p(z) p(x | z)`, from one that was trained for `p(z) p(x | z)^w`.
+
+    A posterior at a weight w above 1 is too narrow at 1. If prior and posterior are Gaussians with the precisions l0
+    and lw, the likelihood has the precision `(lw - l0) / w`, so that at weight 1 the precision is
+    `lw / w + (1 - 1 / w) l0`; likewise for precision times mean.
+
+    Args:
+        proposal: The encoder's proposal, `(batch, latent_dim)`.
+        prior: The moments of the prior, see [`prior_moments`].
+        likelihood_weight: `w`, the weight at the end of training.
+    """
+    prior_precision, precision = (-2 * prior.log_std).exp(), (-2 * proposal.log_std).exp()
+    share = 1 / likelihood_weight
+    # Below a weight of 1 the prior is taken off; what is left keeps at least a tenth of its precision.
+    tempered = (share * precision + (1 - share) * prior_precision).clamp(min=0.1 * prior_precision)
+    mean = (share * precision * proposal.mean + (1 - share) * prior_precision * prior.mean) / tempered
+    return GaussianPosterior(mean, -0.5 * tempered.log())
 
 
 def estimate_log_partition(

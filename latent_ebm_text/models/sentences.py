@@ -18,6 +18,7 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.samplers import Sampler
 from latent_ebm_text.models.inference import LatentInferenceModel
 from latent_ebm_text.models.scoring import AnomalyScores, score_data
+from latent_ebm_text.networks.dropout import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,9 +89,9 @@ class ReconstructionDraws:
 class SentenceModel(LatentInferenceModel):
     """The methods of [`LatentEBMForTextGeneration`] that take sentences.
 
-    Every such method (`log_prob`, `encode`, `posterior_draws`, `score`, `reconstruct`, `reconstruct_draws`,
-    `build_index`, `neighbours`, `combine`) takes sentences in three forms, as `input_ids`, `attention_mask` and
-    `tokenizer`:
+    Every such method (`log_prob`, `encode`, `posterior_draws`, `score`, `token_surprise`, `reconstruct`,
+    `reconstruct_draws`, `build_index`, `neighbours`, `combine`) takes sentences in three forms, as `input_ids`,
+    `attention_mask` and `tokenizer`:
 
     - a list of strings, with the model's `tokenizer`; also a generator, a column of a table (pandas, Arrow, datasets),
       a table with one clear column of text, or an array `(n,)` or `(n, 1)`;
@@ -124,6 +125,58 @@ class SentenceModel(LatentInferenceModel):
         rows = self._read(input_ids, attention_mask, tokenizer=tokenizer)
         num_tokens = torch.tensor([len(row) - 1.0 for row in rows], dtype=torch.float64)
         return replace(score_data(self, rows, **options), num_tokens=num_tokens)
+
+    @torch.no_grad()
+    def token_surprise(
+        self,
+        input_ids: Sentences,
+        attention_mask: Tensor | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        num_draws: int = 4,
+        batch_size: int = 128,
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+    ) -> list[Tensor]:
+        """`-log p` of every token in nats, given those before it and the latent of its sentence.
+
+        Probabilities are averaged over posterior draws of the latent, which has seen the whole sentence.
+
+        Args:
+            input_ids: The sentences.
+            attention_mask: The mask of a tensor of ids.
+            tokenizer: The tokenizer of strings.
+            num_draws: Posterior draws per sentence.
+            batch_size: Sentences per batch.
+            sampler: A sampler in place of the model's own.
+            generator: Random number generator of the chains.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            A tensor for each sentence, `(num_tokens,)`, float64: its tokens after the beginning, the end included.
+
+        Raises:
+            UsageError: As `posterior_draws`.
+        """
+        rows = self._read(input_ids, attention_mask, tokenizer=tokenizer)
+        draws = self.posterior_draws(
+            rows, num_draws=num_draws, batch_size=batch_size, sampler=sampler, generator=generator, progress=progress
+        )
+        decoder: Any = self.decoder
+
+        def surprise(indices: Tensor, inputs: dict[str, Tensor], _: torch.Generator | None) -> Tensor:
+            latents = draws[:, indices].to(self.device, decoder.latent_dtype)
+            of_batch: Tensor = decoder.token_surprise(inputs, latents)
+            return of_batch.double().cpu()
+
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        with evaluation_mode(self):
+            batches = self.map_batches(surprise, rows, batch_size, description="tokens", progress=progress)
+        for indices, of_batch in batches:
+            for row, index in zip(of_batch, indices.tolist(), strict=True):
+                found[index] = row[: len(rows[index]) - 1].clone()
+        return found
 
     def reconstruct(
         self,

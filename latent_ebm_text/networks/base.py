@@ -141,6 +141,21 @@ class TextDecoder(LatentDecoder):
     @torch.no_grad()
     def averaged_log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
         """Each token's probability, given those before it, is averaged over the latents; see [`LatentDecoder`]."""
+        return -self.token_surprise(inputs, latents).sum(dim=1)
+
+    @torch.no_grad()
+    def token_surprise(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """`-log p` of every token in nats, given those before it, its probability averaged over several latents.
+
+        No gradient is formed; dropout must be off.
+
+        Args:
+            inputs: The sentences, `(batch, length)` tokens.
+            latents: `(num_latents, batch, latent_dim)`.
+
+        Returns:
+            `(batch, length - 1)`, 0 where a token is not predicted.
+        """
         ids, mask = inputs["input_ids"], predicted_mask(inputs)
         rows = max(1, _MAX_LOGITS // (mask.shape[1] * self.vocab_size))
         parts = []
@@ -153,7 +168,7 @@ class TextDecoder(LatentDecoder):
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).transpose(1, 2)
                 nlls.append(F.cross_entropy(logits, part[:, 1:], reduction="none"))
             log_probs = torch.logsumexp(-torch.stack(nlls), dim=0) - math.log(len(nlls))
-            parts.append(log_probs.masked_fill(~predicted, 0.0).sum(dim=1))
+            parts.append(-log_probs.masked_fill(~predicted, 0.0))
         return torch.cat(parts)
 
     def sentence_generator(self, choice: TokenChoice, num_sentences: int) -> SentenceGenerator:

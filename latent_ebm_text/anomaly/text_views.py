@@ -1,0 +1,120 @@
+"""What the scores of a text detector read of texts: computed once, and then looked at by row."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Codes = NDArray[np.uint64]
+Floats = NDArray[np.float64]
+#: Maps texts to vectors `(n, width)`.
+Embedder = Callable[[Sequence[str]], NDArray[np.float32]]
+
+_WORD = re.compile(r"<\w+>|\w+|[^\w\s]")
+_NOT_WORD, _DIGITS = re.compile(r"\W+"), re.compile(r"\d+")
+#: Characters of a text that are read; the rest of a longer one is not.
+MAX_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True)
+class TextView:
+    """Texts, and what scores read of them.
+
+    Attributes:
+        texts: The texts, cut after 20,000 characters.
+        vectors: `(n, width)`, float32, their embeddings.
+    """
+
+    texts: list[str]
+    vectors: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, texts: Sequence[str], embed: Embedder) -> TextView:
+        """The view of texts."""
+        read = [text[:MAX_CHARACTERS] for text in texts]
+        return cls(read, np.asarray(embed(read), dtype=np.float32))
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def characters(self) -> list[Codes]:
+        """The characters of every text as codes."""
+        return [_character_codes(text) for text in self.texts]
+
+    @cached_property
+    def words(self) -> list[Codes]:
+        """The words and marks of every text, in lower case, as codes."""
+        return [word_codes([text[a:b] for a, b in word_spans(text)]) for text in self.texts]
+
+    @cached_property
+    def surface(self) -> Floats:
+        """`(n, 8)`, what can be counted in a text: its length, and shares of digits, marks, capitals and the like."""
+        return np.array([_surface(text) for text in self.texts]).reshape(len(self), -1)
+
+    def take(self, rows: NDArray[np.int64]) -> TextView:
+        """The view of some rows; what was computed already is not computed again."""
+        part = TextView([self.texts[row] for row in rows], self.vectors[rows])
+        for name in ("characters", "words"):
+            if name in self.__dict__:
+                whole = self.__dict__[name]
+                part.__dict__[name] = [whole[row] for row in rows]
+        if "surface" in self.__dict__:
+            part.__dict__["surface"] = self.surface[rows]
+        return part
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where the words and marks of a text begin and end."""
+    return [match.span() for match in _WORD.finditer(text)]
+
+
+def word_codes(words: Sequence[str]) -> Codes:
+    """The codes of words, regardless of capitals."""
+    return np.array([_word_code(word.lower()) for word in words], dtype=np.uint64)
+
+
+def near_duplicates(texts: Sequence[str]) -> NDArray[np.int64]:
+    """For every text the first one that is the same but for capitals, numbers, marks and white space, `(n,)`."""
+    first: dict[str, int] = {}
+    keys = [_NOT_WORD.sub(" ", _DIGITS.sub("0", text.lower())).strip() or text for text in texts]
+    return np.array([first.setdefault(key, row) for row, key in enumerate(keys)], dtype=np.int64)
+
+
+@lru_cache(maxsize=200_000)
+def _word_code(word: str) -> int:
+    return max(3, int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big"))
+
+
+def _character_codes(text: str) -> Codes:
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    return codes.astype(np.uint64) + np.uint64(3)
+
+
+def _surface(text: str) -> list[float]:
+    length, words = max(len(text), 1), max(len(text.split()), 1)
+    counts = {
+        "digit": sum(map(str.isdigit, text)),
+        "capital": sum(map(str.isupper, text)),
+        "letter": sum(map(str.isalpha, text)),
+        "space": sum(map(str.isspace, text)),
+        "foreign": sum(ord(character) > 127 for character in text),
+    }
+    marks = len(text) - counts["digit"] - counts["letter"] - counts["space"]
+    return [
+        math.log(length),
+        math.log(length / words),
+        math.log1p(counts["digit"]),
+        math.sqrt(counts["digit"] / length),
+        math.sqrt(counts["capital"] / length),
+        math.sqrt(marks / length),
+        math.sqrt(counts["foreign"] / length),
+        math.sqrt(counts["space"] / length),
+    ]
