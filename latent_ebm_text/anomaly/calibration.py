@@ -21,9 +21,10 @@ class LatentCalibration:
     """Two scores of ordinary images, standardised, and the larger of them.
 
     *Error*: the log of the squared error, less what is usual at this place of the latent space, by ridge regression of
-    the log error on z. An image with much ink is no anomaly for its large error, and a simple one may be one
-    for a small error. *Rarity*: the negative log-density of z under a mixture of ten Gaussians. Their maximum finds what either of
-    them finds; a sum would let an anomaly that is reconstructed better than ordinary images hide its rare latent.
+    the log error on z. An image with much ink is no anomaly for its large error, and a simple one may be one for a
+    small error. *Rarity*: the negative log-density of z under a mixture of ten Gaussians. Their maximum finds what
+    either of them finds; a sum would let an anomaly that is reconstructed better than ordinary images hide its rare
+    latent.
 
     Fitted on ordinary images alone, best on those that the model was trained on.
 
