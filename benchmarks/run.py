@@ -26,6 +26,7 @@ from cases_learning import learning
 from cases_posterior import posterior_chains, posterior_gradients, training_steps
 from cases_prior import prior_chains
 from cases_scaling import scaling
+from cases_scoring import scoring
 from results import write_section
 from sizes import QUICK, Sizes
 from timing import Disagreement, describe_machine
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[[Sizes, int], Iterator[str]]] = {
     "learning": learning,
     "images": images,
     "scaling": scaling,
+    "scoring": scoring,
 }
 
 

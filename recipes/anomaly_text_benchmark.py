@@ -5,9 +5,9 @@
     python recipes/anomaly_text_benchmark.py --ptb path/to/ptb --documents path/to/other.txt
 
 Every method sees the same splits. Tasks "all rows" are fitted on the texts that they score, as in TAD-Bench; tasks
-"normals" are fitted on ordinary texts and score others, as in NLP-ADBench; ours is told so by its `contamination`, 0.01
-in place of the default of 0.1. Detectors of pyod run where it is installed. Results are written after every task, so that a run that was broken
-off leaves what it measured.
+"normals" are fitted on ordinary texts and score others, as in NLP-ADBench, and ours is told so by its `contamination`,
+0.01 in place of the default of 0.1. Detectors of pyod run where it is installed. Results are written after every task;
+those that are in the output folder already are kept where they are not measured anew.
 """
 
 import json
@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class BenchmarkArguments:
     newsgroups: str | None = option(None, "20 Newsgroups, a parquet file with split, group and text.")
     ptb: str | None = option(None, "Folder with train.txt and test.txt, a sentence a line.")
     documents: str | None = option(None, "File of another source than that of --ptb, a document a line.")
-    methods: str = option("all", "Part of the names of the methods to run; all for every one.")
+    methods: Literal["all", "ours", "baselines"] = option("all", "The methods to run.")
     time_budget: float = option(600.0, "Seconds that a fit of our detector may take.")
     num_seeds: int = option(3, "Seeds of the splits and of the detectors.")
     embeddings: str | None = option(None, "File that embeddings are kept in; by default one in the output folder.")
@@ -64,7 +65,8 @@ def main() -> None:
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     embed = EmbeddingCache(args.embeddings or folder / "embeddings.safetensors", embed_sentences)
-    rows: list[dict[str, object]] = []
+    results = folder / "benchmark.json"
+    rows: list[dict[str, Any]] = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.is_file() else []
     for seed in range(args.num_seeds):
         for task in tasks(args, seed):
             vectors = embed(task.train), embed(task.test)
@@ -72,15 +74,16 @@ def main() -> None:
             for name, (values, seconds) in method_scores(task, vectors, embed, args, seed):
                 measured = detection_metrics(task.labels, values, seed=seed)
                 figures = {key: [m.value, *m.interval_95] for key, m in measured.items()}
-                rows.append({"task": task.name, "protocol": task.protocol, "seed": seed, "method": name,
-                             "seconds": seconds, "num_train": len(task.train), "num_test": len(task.test),
-                             "anomalies": sum(task.labels), **figures})  # fmt: skip
+                key = {"task": task.name, "protocol": task.protocol, "seed": seed, "method": name}
+                rows = [row for row in rows if {name: row[name] for name in key} != key]
+                sizes = {"num_train": len(task.train), "num_test": len(task.test), "anomalies": sum(task.labels)}
+                rows.append({**key, "seconds": seconds, **sizes, **figures})
                 scores[name] = values
                 print(f"{task.name} ({task.protocol}), seed {seed}: {name}: AUROC {figures['AUROC'][0]:.3f}, "
                       f"{seconds:.0f} s", flush=True)  # fmt: skip
             np.savez(folder / f"scores-{task.name}-{task.protocol}-{seed}.npz".replace(" ", "_"), **scores)
-            written = {"command": " ".join(sys.argv), "rows": rows}
-            (folder / "benchmark.json").write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+            written = json.dumps({"command": " ".join(sys.argv), "rows": rows}, indent=1)
+            results.write_text(written + "\n", encoding="utf-8")
             (folder / "benchmark.md").write_text(table(rows, " ".join(sys.argv)), encoding="utf-8")
     if not rows:
         raise UsageError("no benchmark was named: give --tad_bench, --sms, --newsgroups, or --ptb with --documents")
@@ -112,27 +115,24 @@ def method_scores(
     seed: int,
 ) -> Iterator[tuple[str, tuple[np.ndarray, float]]]:
     """The scores of every method, and the seconds that fitting and scoring took, embedding left out."""
-    wanted = (lambda name: True) if args.methods == "all" else (lambda name: args.methods in name)
-    for name, parts in _OURS.items():
-        if wanted(name):
-            started = time.monotonic()
-            detector = LatentEBMTextDetector(
-                contamination=0.1 if task.is_transductive else 0.01,
-                scores=parts,
-                sentence_encoder=embed,
-                time_budget=args.time_budget,
-                seed=seed,
-            ).fit(task.train)
-            values = detector.decision_scores_ if task.is_transductive else detector.decision_function(task.test)
-            yield name, (values, time.monotonic() - started)
-    for name, baseline in (TEXT_BASELINES | pyod_baselines(seed)).items():
-        if wanted(name):
-            started = time.monotonic()
-            values = baseline(task.train, task.test, *vectors, task.is_transductive)
-            yield name, (values, time.monotonic() - started)
+    for name, parts in _OURS.items() if args.methods != "baselines" else ():
+        started = time.monotonic()
+        detector = LatentEBMTextDetector(
+            contamination=0.1 if task.is_transductive else 0.01,
+            fused_scores=parts,
+            sentence_encoder=embed,
+            time_budget=args.time_budget,
+            seed=seed,
+        ).fit(task.train)
+        values = detector.decision_scores_ if task.is_transductive else detector.decision_function(task.test)
+        yield name, (values, time.monotonic() - started)
+    for name, baseline in (TEXT_BASELINES | pyod_baselines(seed)).items() if args.methods != "ours" else ():
+        started = time.monotonic()
+        values = baseline(task.train, task.test, *vectors, task.is_transductive)
+        yield name, (values, time.monotonic() - started)
 
 
-def table(rows: list[dict[str, object]], command: str) -> str:
+def table(rows: list[dict[str, Any]], command: str) -> str:
     """AUROC and AUPRC of every method on every task, means over seeds with intervals over texts."""
     lines = [f"- command: {command}"]
     for protocol in dict.fromkeys(row["protocol"] for row in rows):

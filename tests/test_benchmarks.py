@@ -74,6 +74,11 @@ def test_prior_chain_walks_the_path_of_torchebm(run: ModuleType, capsys: pytest.
     assert all(RATIO.search(row) for row in rows)
 
 
+def test_scoring_in_two_ways(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = rows_of(run, capsys, "scoring")
+    assert RATIO.search(row)
+
+
 def test_generation_makes_as_many_words_as_gpt2(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     equal, natural = rows_of(run, capsys, "generation")
     assert "| 4.0 / 4.0 |" in equal

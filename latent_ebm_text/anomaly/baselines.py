@@ -50,12 +50,10 @@ def knn_scores(train: Floats, test: Floats, *, k: int = 5) -> Floats:
         k: The rank of the neighbour.
 
     Raises:
-        UsageError: If the extra is not installed, or there are fewer than `k` training vectors.
+        UsageError: If there are fewer than `k` training vectors.
     """
-    try:
-        from sklearn.neighbors import NearestNeighbors
-    except ImportError as error:
-        raise _missing(error) from error
+    from sklearn.neighbors import NearestNeighbors
+
     if not 1 <= k <= len(train):
         raise UsageError(f"k must be between 1 and the number of training vectors, {len(train)}, got {k}")
     distances, _ = NearestNeighbors(n_neighbors=k).fit(train).kneighbors(test)
@@ -70,22 +68,11 @@ def isolation_forest_scores(train: Floats, test: Floats, *, num_trees: int = 100
         test: `(n, dim)`, the vectors to be scored.
         num_trees: Trees of the forest.
         seed: Seed of the forest.
-
-    Raises:
-        UsageError: If the extra is not installed.
     """
-    try:
-        from sklearn.ensemble import IsolationForest
-    except ImportError as error:
-        raise _missing(error) from error
+    from sklearn.ensemble import IsolationForest
+
     forest = IsolationForest(n_estimators=num_trees, random_state=seed).fit(train)
     return -np.asarray(forest.score_samples(test), dtype=np.float64)
-
-
-def _missing(error: ImportError) -> UsageError:
-    return UsageError(
-        f"the embed-then-detect baseline needs the extra `anomaly`: pip install 'latent-ebm-text[anomaly]' ({error})"
-    )
 
 
 def character_scores(train: Sequence[str], test: Sequence[str], *_: Any) -> Floats:

@@ -252,12 +252,6 @@ class LatentEBMDetector(OutlierMixin, BaseEstimator):
         limit = np.quantile(scores, 1 - labels.mean())
         return float(precision_score(labels, scores > limit, zero_division=0))
 
-    def _predict_rank(self, X: Any, normalized: bool = False) -> Scores:
-        """The number of training data that score lower, `(n,)`, or their share; for users of pyod's method."""
-        self._check_fitted()
-        ranks = np.searchsorted(np.sort(self.decision_scores_), self.decision_function(X)).astype(np.float64)
-        return ranks / len(self.decision_scores_) if normalized else ranks
-
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The arguments that the detector was made with, as `clone` of scikit-learn asks for them."""
         return {name: getattr(self, name) for name in list(inspect.signature(type(self)).parameters)}
@@ -325,9 +319,9 @@ class LatentEBMDetector(OutlierMixin, BaseEstimator):
             self.contamination, threshold = float(saved["contamination"]), float(saved["threshold"])
             if not (0 < self.contamination <= 0.5 and math.isfinite(threshold)):
                 raise ValueError(f"contamination {self.contamination}, threshold {threshold}")
-            for known in (decision_scores, calibration):
+            for name, known in (("decision_scores", decision_scores), ("calibration_scores", calibration)):
                 if known.ndim != 1 or len(known) == 0 or not np.isfinite(known).all():
-                    raise ValueError(f"scores must be finite numbers (n,), got {known.shape}")
+                    raise ValueError(f"{name} must be finite numbers (n,), got {known.shape}")
         except (OSError, KeyError, TypeError, ValueError, OverflowError, SafetensorError) as error:
             raise DataError(f"{folder} cannot be read as a detector: {error}") from error
         if len(decision_scores) != saved.get("num_training_data"):

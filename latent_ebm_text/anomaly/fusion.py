@@ -14,8 +14,10 @@ Floats = NDArray[np.float64]
 class TailProbabilities:
     """The p-value of each score among those of ordinary data, and the harmonic mean of these p-values.
 
-    The harmonic mean is led by the smallest p-values, as suits scores that see different kinds of anomalies, and holds
-    up where scores depend on each other (Wilson, 2019). It learns from ordinary data only: no weight is fitted.
+    Scores beyond all ordinary data differ too: there the p-value falls as `1 / (1 + excess)`, with the excess in units
+    of the distance between the largest and the median ordinary score. The harmonic mean is led by the smallest
+    p-values, as suits scores that see different kinds of anomalies, and holds up where scores depend on each other
+    (Wilson, 2019). It learns from ordinary data only: no weight is fitted.
 
     Args:
         reference: `(m, num_scores)`, scores of ordinary data that nothing was fitted on, higher for the anomalous.
@@ -32,11 +34,15 @@ class TailProbabilities:
     def p_values(self, scores: Floats) -> Floats:
         """The p-values of single scores, of the shape of `scores`, `(n, num_scores)`; see [`conformal_p_values`]."""
         columns = zip(self.reference.T, scores.T, strict=True)
-        return np.stack([conformal_p_values(known, column) for known, column in columns], axis=1)
+        ranked = np.stack([conformal_p_values(known, column) for known, column in columns], axis=1)
+        largest = self.reference.max(axis=0)
+        spread = np.maximum(largest - np.median(self.reference, axis=0), 1e-9 + 1e-9 * np.abs(largest))
+        return np.asarray(ranked / (1 + np.maximum(scores - largest, 0.0) / spread))
 
     def fused(self, scores: Floats) -> Floats:
         """Minus the log of the harmonic mean of the p-values, `(n,)` for scores `(n, num_scores)`.
 
-        It is 0 for data that all ordinary data exceed in every score, and `log(m + 1)` for data that exceed them all.
+        It is 0 for data that all ordinary data exceed in every score, and at least `log(m + 1)` for data that exceed
+        them all.
         """
         return np.log((1.0 / self.p_values(scores)).mean(axis=1))

@@ -1,14 +1,10 @@
-"""How well scores separate anomalies from ordinary data: areas under ROC and precision-recall curves, with intervals.
-
-Needs scikit-learn, which the extras `anomaly` and `image` install.
-"""
+"""How well scores separate anomalies: areas under ROC and precision-recall curves, with intervals."""
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn import metrics
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.bootstrap import percentile_interval
@@ -27,11 +23,10 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
         scores: `(n,)`, higher for the more anomalous.
 
     Raises:
-        UsageError: If anomalies or ordinary data are missing, shapes differ, a score is not finite, or scikit-learn
-            is not installed.
+        UsageError: If anomalies or ordinary data are missing, shapes differ, or a score is not finite.
     """
     kinds, values = _checked(labels, scores)
-    return float(_sklearn_metrics().roc_auc_score(kinds, values))
+    return float(metrics.roc_auc_score(kinds, values))
 
 
 def auprc(labels: ArrayLike, scores: ArrayLike, *, share: float | None = None) -> float:
@@ -55,7 +50,7 @@ def auprc(labels: ArrayLike, scores: ArrayLike, *, share: float | None = None) -
     weights = None
     if share is not None:
         weights = np.where(kinds, share / kinds.sum(), (1 - share) / (~kinds).sum())
-    return float(_sklearn_metrics().average_precision_score(kinds, values, sample_weight=weights))
+    return float(metrics.average_precision_score(kinds, values, sample_weight=weights))
 
 
 def detection_metrics(
@@ -117,16 +112,6 @@ def _resampled_areas(
     precision = found / np.maximum(found + false_alarms, 1)
     area = pairs_in_order.sum() / (found[-1] * false_alarms[-1])
     return float(area), float((gained * precision).sum() / found[-1])
-
-
-def _sklearn_metrics() -> ModuleType:
-    try:
-        from sklearn import metrics
-    except ImportError as error:
-        raise UsageError(
-            f"AUROC and AUPRC need scikit-learn: pip install 'latent-ebm-text[anomaly]' ({error})"
-        ) from error
-    return metrics
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:

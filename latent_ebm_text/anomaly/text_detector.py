@@ -98,7 +98,7 @@ class LatentEBMTextDetector(LatentEBMDetector):
         score: Under a model, the score to which the threshold applies, see
             [`~latent_ebm_text.models.scoring.AnomalyScores`]. The default is `-log p(x)` per predicted token, since
             without this division every long sentence would count as anomalous.
-        scores: Without a model, the names of the scores that are fused.
+        fused_scores: Without a model, the names of the scores that are fused.
         sentence_encoder: Without a model, what embeds texts: a model of sentence-transformers by its name, or a
             function from a list of texts to vectors `(n, width)`. `"auto"` is all-MiniLM-L6-v2 where the extra
             `anomaly` is installed and it fits into the time budget; otherwise vectors come from the words of the texts
@@ -127,7 +127,7 @@ class LatentEBMTextDetector(LatentEBMDetector):
         contamination: float = 0.1,
         *,
         score: ScoreName = "nll_per_token",
-        scores: Sequence[str] = FUSED_SCORES,
+        fused_scores: Sequence[str] = FUSED_SCORES,
         sentence_encoder: str | Callable[[Sequence[str]], Any] = "auto",
         time_budget: float = 600.0,
         marginal: Marginal | Literal["auto"] = "auto",
@@ -137,10 +137,10 @@ class LatentEBMTextDetector(LatentEBMDetector):
     ) -> None:
         super().__init__(self._score, contamination)
         require_positive("time_budget", time_budget)
-        self.model, self.tokenizer, self.score, self.scores = model, tokenizer, score, scores
+        self.model, self.tokenizer, self.score, self.fused_scores = model, tokenizer, score, fused_scores
         self.sentence_encoder, self.time_budget = sentence_encoder, time_budget
         self.marginal, self.batch_size, self.seed, self.progress = marginal, batch_size, seed, progress
-        TextEnsemble(scores)  # which refuses unknown names
+        TextEnsemble(fused_scores)  # which refuses unknown names
         ModelScorer.check(score, marginal)
         self._scorer: ModelScorer | None = None
 
@@ -172,7 +172,7 @@ class LatentEBMTextDetector(LatentEBMDetector):
         view = TextView.of([texts[row] for row in order], self._embed)
         rows = np.arange(len(order))
         held_out, fitted_on = view.take(rows[:num_held_out]), view.take(rows[num_held_out:])
-        ensemble = TextEnsemble(self.scores)
+        ensemble = TextEnsemble(self.fused_scores)
         scores = np.zeros(len(texts))
         scores[order[num_held_out:]] = ensemble.fit(
             fitted_on, contamination=self.contamination, seed=self.seed, progress=self.progress,
@@ -275,7 +275,7 @@ class LatentEBMTextDetector(LatentEBMDetector):
         encoder = self._embed.name if isinstance(self._embed, _NamedEncoder) else None
         kind = "name" if encoder else "words" if isinstance(self._embed, LexicalEmbedder) else "function"
         return {
-            "scores": list(self.scores),
+            "fused_scores": list(self.fused_scores),
             "seed": self.seed,
             "time_budget": self.time_budget,
             "embedder": kind,
@@ -322,6 +322,9 @@ class LatentEBMTextDetector(LatentEBMDetector):
             DataError: If the files are missing, damaged, or those of another kind of detector.
             UsageError: If the function is missing.
         """
+        from latent_ebm_text.models.loading import check_model_folder
+
+        check_model_folder(folder)  # which refuses a folder that leads out of itself
         saved = read_saved(folder, cls.__name__)
         try:
             settings = dict(saved["settings"])
@@ -340,7 +343,7 @@ class LatentEBMTextDetector(LatentEBMDetector):
     def _restored_model(cls, folder: str | Path, settings: dict[str, Any], progress: bool) -> LatentEBMTextDetector:
         from latent_ebm_text.models.loading import read_text_model
 
-        model, tokenizer = read_text_model(folder)  # which refuses a folder that leads out of itself
+        model, tokenizer = read_text_model(folder)
         partition = settings.pop("log_partition")
         detector = cls(model, tokenizer, **settings, progress=progress)
         detector._model_scorer().log_partition = None if partition is None else LogPartition(**partition)
@@ -361,7 +364,7 @@ class LatentEBMTextDetector(LatentEBMDetector):
         except (OSError, SafetensorError) as error:
             raise DataError(f"{folder} holds no scores of a detector: {error}") from error
         detector = cls(sentence_encoder=function or name or "auto", progress=progress, **settings)
-        detector.ensemble_ = TextEnsemble.from_arrays(settings["scores"], arrays)
+        detector.ensemble_ = TextEnsemble.from_arrays(settings["fused_scores"], arrays)
         if kind == "words":
             detector._embed = LexicalEmbedder(arrays["embedder/idf"], arrays["embedder/directions"])
         else:

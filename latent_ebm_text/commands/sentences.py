@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from latent_ebm_text.commands import parsing
-from latent_ebm_text.commands.output import show
+from latent_ebm_text.commands.output import show, with_surprise
 from latent_ebm_text.commands.parsing import argument
 from latent_ebm_text.errors import UsageError, require_in_interval, require_positive, require_temperature
 from latent_ebm_text.training.arguments import option
@@ -17,7 +17,7 @@ ScoreName = Literal[
     "nll_per_token", "nll", "joint_energy_per_token", "joint_energy", "reconstruction_per_token", "reconstruction",
     "prior_energy",
 ]  # fmt: skip
-Marginal = Literal["importance", "ais", "none"]
+Marginal = Literal["elbo", "importance", "ais", "none"]
 PathKind = Literal["linear", "spherical", "low_energy"]
 
 _MODEL = "Folder of a model or of a run, or an id of the Hub."
@@ -97,7 +97,8 @@ class ScoreArguments:
     )
     text_column: str | None = option(None, "Column of the file that holds the sentences, where that is unclear.")
     by: ScoreName = option("nll_per_token", "The score that is printed; --json gives all of them.")
-    marginal: Marginal = option("importance", "Estimate of -log p(x).")
+    marginal: Marginal = option("importance", "Estimate of -log p(x); elbo is the fast bound by the encoder.")
+    explain: bool = option(False, "Show how surprising each word is, in colour on a terminal.")
     seed: int = option(0, "Seed of all draws.")
     revision: str | None = option(None, _REVISION)
     json: bool = option(False, _JSON)
@@ -109,6 +110,7 @@ def score(argv: list[str]) -> None:
     Examples:
 
         latent-ebm score runs/quickstart "the bank recovers sharply" "sharply the the recovers"
+        latent-ebm score runs/quickstart "sharply the the recovers" --explain
         latent-ebm score runs/quickstart --file sentences.txt --json > scores.json
         cat sentences.txt | latent-ebm score runs/quickstart --file - --by reconstruction_per_token --marginal none
     """
@@ -128,7 +130,18 @@ def score(argv: list[str]) -> None:
         {"text": text, **{name: column[place] for name, column in columns.items()}}
         for place, text in enumerate(sentences)
     ]
-    show(rows, [f"{value:10.3f}  {text}" for value, text in zip(values, sentences, strict=True)], args.json)
+    lines = [f"{value:10.3f}  {text}" for value, text in zip(values, sentences, strict=True)]
+    if args.explain:
+        from latent_ebm_text.anomaly.model_scores import ModelScorer
+
+        explained = ModelScorer(model, tokenizer, args.by, "none", 128, args.seed, False).word_surprise(sentences)
+        for row, words in zip(rows, explained, strict=True):
+            row["words"] = [{"word": word, "surprise": surprise} for word, _, _, surprise in words]
+        lines = [
+            f"{value:10.3f}  {with_surprise(words, in_colour=sys.stdout.isatty())}"
+            for value, words in zip(values, explained, strict=True)
+        ]
+    show(rows, lines, args.json)
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from latent_ebm_text.errors import DataError, UsageError, in_one_line
 from latent_ebm_text.hub.folders import TEXT, find_model, model_kind
+from latent_ebm_text.hub.folders import check_model_folder as check_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from latent_ebm_text import LatentEBMForTextGeneration
-from latent_ebm_text.anomaly.detectors import LatentEBMDetector, LatentEBMTextDetector
+from latent_ebm_text.anomaly.detectors import LatentEBMDetector
+from latent_ebm_text.anomaly.text_detector import LatentEBMTextDetector
 from latent_ebm_text.errors import DataError, UsageError
 from tests.helpers import SENTENCES, WORDS, tiny_model, tiny_tokenizer
 
@@ -127,7 +128,7 @@ def test_what_cannot_be_detected() -> None:
             use(TEST)  # type: ignore[operator]
     with pytest.raises(UsageError, match="at least 2 training data, got 1"):
         detector.fit(TRAIN[:1])
-    with pytest.raises(UsageError, match="method must be 'linear' or 'unify', got 'other'"):
+    with pytest.raises(UsageError, match="method must be 'linear', 'unify' or 'conformal', got 'other'"):
         detector.fit(TRAIN).predict_proba(TEST, method="other")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="threshold must be finite, got nan"):
         detector.set_threshold(float("nan"))
@@ -156,7 +157,7 @@ def test_settings_of_a_text_detector(model: LatentEBMForTextGeneration) -> None:
         LatentEBMTextDetector(model, tiny_tokenizer(), score="perplexity")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="unknown score 'squared_error'"):
         LatentEBMTextDetector(model, tiny_tokenizer(), score="squared_error")
-    with pytest.raises(UsageError, match="score='nll' needs marginal='importance' or 'ais'"):
+    with pytest.raises(UsageError, match="score='nll' needs marginal='elbo', 'importance' or 'ais'"):
         LatentEBMTextDetector(model, tiny_tokenizer(), score="nll", marginal="none")
 
 

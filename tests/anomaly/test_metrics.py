@@ -1,14 +1,10 @@
 """AUROC and AUPRC: by hand, by their definitions, and whether their intervals hold the truth."""
 
-import sys
-
 import numpy as np
 import pytest
 
 from latent_ebm_text.anomaly.metrics import _resampled_areas, auprc, auroc, detection_metrics
 from latent_ebm_text.errors import UsageError
-
-pytest.importorskip("sklearn", reason="scikit-learn comes with the extras `anomaly` and `image`")
 
 LABELS, SCORES = [0, 0, 1, 1, 0], [0.1, 0.4, 0.35, 0.8, 0.35]
 
@@ -89,9 +85,3 @@ def test_what_has_no_area() -> None:
         auroc([0, 1], [1.0, float("nan")])
     with pytest.raises(UsageError, match="at least 100 resamples, got 9"):
         detection_metrics(LABELS, SCORES, num_resamples=9)
-
-
-def test_without_scikit_learn_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(UsageError, match=r"need scikit-learn: pip install 'latent-ebm-text\[anomaly\]'"):
-        auroc(LABELS, SCORES)

@@ -87,6 +87,11 @@ def test_score(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert [float(line.split()[0]) for line in out.splitlines()] == pytest.approx(
         [row["reconstruction_per_token"] for row in rows], abs=1e-3
     )
+    code, out, _ = run("score", trained, *sentences, "--explain", *cheap)
+    assert (code, out.splitlines()[0].split()[1::2]) == (0, ["the", "bank", "recovers"])
+    words = json.loads(run("score", trained, *sentences, "--explain", *cheap, "--json")[1])[1]["words"]
+    assert [each["word"] for each in words] == sentences[1].split()
+    assert max(words, key=lambda each: each["surprise"])["word"] in ("bank", "the")
     (tmp_path / "table.csv").write_text("id,said,heard\n" + "".join(f"{s[:3]},{s},{s}\n" for s in sentences))
     assert run("score", trained, "--file", tmp_path / "table.csv", "--text_column", "heard", *cheap)[1] == out
     code, _, err = run("score", trained, "--file", tmp_path / "table.csv")

@@ -10,8 +10,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from latent_ebm_text.anomaly.corruptions import shuffled_words_task
-from latent_ebm_text.anomaly.detectors import LatentEBMDetector, LatentEBMTextDetector
+from latent_ebm_text.anomaly.detectors import LatentEBMDetector
 from latent_ebm_text.anomaly.metrics import auroc
+from latent_ebm_text.anomaly.text_detector import LatentEBMTextDetector
 from latent_ebm_text.data.inputs import each_entry, each_sentence
 from latent_ebm_text.data.tokenizers import train_bpe_tokenizer, train_word_tokenizer
 from latent_ebm_text.errors import UsageError

@@ -10,7 +10,8 @@ import torch
 from latent_ebm_text import LatentEBMForImageGeneration, LatentEBMImageConfig
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.integrals import LogPartition
-from latent_ebm_text.models.scoring import SCORE_NAMES, estimate_log_partition
+from latent_ebm_text.models.scoring import SCORE_NAMES, estimate_log_partition, prior_moments, tempered_proposal
+from latent_ebm_text.networks.base import GaussianPosterior
 from tests.helpers import LATENT_DIM, seeded, tiny_batch, tiny_model
 
 PARTITION = LogPartition(0.5, 0.5, 0.0, 100.0, 100)
@@ -161,3 +162,69 @@ def test_a_log_partition_that_is_not_known_is_flagged() -> None:
         partition = dataclasses.replace(found.log_partition, **doubtful)
         assert not partition.reliable
         assert not dataclasses.replace(found, log_partition=partition).reliable
+
+
+def test_a_tempered_proposal_is_the_posterior_of_the_likelihood_itself() -> None:
+    """Of Gaussians: prior N(m0, 1/l0), likelihood of precision l at y, and a proposal exact at the weight w."""
+    prior_mean, prior_precision, data, precision, weight = 0.5, 2.0, -1.0, 3.0, 7.0
+
+    def posterior(w: float) -> GaussianPosterior:
+        total = prior_precision + w * precision
+        mean = (prior_precision * prior_mean + w * precision * data) / total
+        return GaussianPosterior(torch.full((1, 1), mean), torch.full((1, 1), -0.5 * math.log(total)))
+
+    prior = GaussianPosterior(torch.full((1,), prior_mean), torch.full((1,), -0.5 * math.log(prior_precision)))
+    for w in (weight, 0.25):
+        tempered = tempered_proposal(posterior(w), prior, w)
+        torch.testing.assert_close(tempered.mean, posterior(1.0).mean)
+        torch.testing.assert_close(tempered.log_std, posterior(1.0).log_std)
+    # A proposal that is wider than the prior allows at a low weight keeps a tenth of the prior's precision.
+    wide = GaussianPosterior(torch.zeros(1, 1), torch.full((1, 1), 3.0))
+    assert float(tempered_proposal(wide, prior, 0.25).log_std) == pytest.approx(-0.5 * math.log(0.2))
+
+
+def test_the_lower_bound_is_a_bound_and_fast() -> None:
+    """The bound of many draws against quadrature: `nll` is too high, by the divergence of the proposal."""
+    model = tiny_model(latent_dim=1, encoder_hidden_size=6, prior_type="gaussian")
+    batch = sentences()
+    prior, likelihood, spacing = log_joint_on_grid(model, batch)
+    exact = -(torch.logsumexp(prior[:, None] + likelihood, dim=0) + math.log(spacing))
+    scores = model.score(**batch, marginal="elbo", num_draws=2000, generator=seeded())
+    assert scores.nll is not None
+    assert scores.nll_standard_error is not None
+    gap = scores.nll - exact
+    assert (gap > -3 * scores.nll_standard_error).all()
+    # The same divergence by quadrature, of the proposal that was used.
+    reference = prior_moments(model, generator=seeded())
+    proposal = tempered_proposal(model.encoder.propose(batch), reference, model.config.likelihood_weight)
+    grid = torch.linspace(-8, 8, 1601)[:, None]
+    log_q = torch.stack([proposal.log_prob(point.expand(len(gap), 1)) for point in grid]).double()
+    divergence = (log_q.exp() * (log_q - prior[:, None] - likelihood - exact)).sum(dim=0) * spacing
+    torch.testing.assert_close(gap, divergence.detach(), atol=0.05, rtol=0.1)
+    assert scores.latents.shape == (2000, len(gap), 1)
+
+
+def test_what_the_lower_bound_needs() -> None:
+    with pytest.raises(UsageError, match="marginal='elbo' needs a model with an encoder: take marginal='importance'"):
+        tiny_model().score(**sentences(), marginal="elbo")
+    model = tiny_model(encoder_hidden_size=6)
+    with pytest.raises(UsageError, match="draws latents from the encoder: leave latents and sampler out"):
+        model.score(**sentences(), marginal="elbo", sampler=model.posterior_sampler)
+    first, second = (
+        model.score(**sentences(), marginal="elbo", generator=seeded(), log_partition=PARTITION) for _ in "ab"
+    )
+    assert torch.equal(first.get("nll_per_token"), second.get("nll_per_token"))
+    single = model.score(**sentences(), marginal="elbo", num_draws=1, log_partition=PARTITION)
+    assert "nll_standard_error" not in single.to_dict()  # of one draw it is not known
+
+
+def test_the_surprise_of_tokens_adds_up_to_the_likelihood() -> None:
+    model, batch = tiny_model(), sentences()
+    surprise = model.token_surprise(**batch, num_draws=1, generator=seeded())
+    latents = model.posterior_draws(**batch, num_draws=1, generator=seeded())[0]
+    with torch.no_grad():
+        expected = -model.log_prob(**batch, latents=latents)
+    torch.testing.assert_close(torch.stack([each.sum() for each in surprise]).float(), expected)
+    lengths = batch["attention_mask"].sum(dim=1) - 1
+    assert [len(each) for each in surprise] == lengths.tolist()
+    assert all((each > 0).all() for each in surprise)

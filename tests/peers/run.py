@@ -36,10 +36,8 @@ CANNOT_APPLY = {
     "test_model_base_model_prefix": "prior and decoder stand side by side; there is no base model under a head",
     "test_model_get_set_embeddings": "an embedding of ten rows in a model of 99 tokens is refused; "
     "tests/models/test_contract.py puts in one that fits",
-    "test_parameters": "pyod keeps mean and deviation of the scores in private attributes",
     "test_predict_rank": "a private method of pyod",
     "test_predict_rank_normalized": "a private method of pyod",
-    "test_fit_predict_score": "pyod has deprecated this method; latent_ebm_text.anomaly.metrics measures detectors",
 }
 
 

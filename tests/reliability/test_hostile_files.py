@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latent_ebm_text import LatentEBMForTextGeneration
-from latent_ebm_text.anomaly.detectors import LatentEBMDetector, LatentEBMTextDetector
+from latent_ebm_text.anomaly.detectors import LatentEBMDetector
+from latent_ebm_text.anomaly.text_detector import LatentEBMTextDetector
 from latent_ebm_text.commands.compare import compare_evaluations
 from latent_ebm_text.errors import CheckpointError, DataError, UsageError
 from latent_ebm_text.latents.control import LatentClassifier
