@@ -13,6 +13,7 @@ from latent_ebm_text.models.auto import register_with_transformers
 
 if TYPE_CHECKING:
     from latent_ebm_text.anomaly.detectors import LatentEBMDetector as LatentEBMDetector
+    from latent_ebm_text.anomaly.image_detector import LatentEBMImageDetector as LatentEBMImageDetector
     from latent_ebm_text.anomaly.text_detector import LatentEBMTextDetector as LatentEBMTextDetector
     from latent_ebm_text.commands.text_trainer import LatentEBMTrainer as LatentEBMTrainer
     from latent_ebm_text.data.tokenizers import make_tokenizer as make_tokenizer
@@ -52,6 +53,7 @@ _HOMES = {
     "LatentEBMForImageGeneration": "models.modeling_image",
     "LatentEBMForTextGeneration": "models.modeling_text",
     "LatentEBMImageConfig": "models.configuration",
+    "LatentEBMImageDetector": "anomaly.image_detector",
     "LatentEBMTextConfig": "models.configuration",
     "LatentEBMTextDetector": "anomaly.text_detector",
     "LatentEBMTrainer": "commands.text_trainer",

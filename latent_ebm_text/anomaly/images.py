@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latent_ebm_text.anomaly.calibration import LatentCalibration
 from latent_ebm_text.data.images import ImageCorpus
 from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.evaluation.image_features import image_classes
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 #: Share of the normal images that a model is trained on.
 TRAINING_PART = 0.8
 #: The anomaly scores, higher for the more anomalous. `joint` is the paper's. `proposal` needs a model with an encoder;
-#: `mode` and `calibrated` must be asked for.
+#: `mode`, and the last three, must be asked for.
 SCORES = {
     "joint": "E(z) - log p(x | z), which is -log p(x, z) up to a constant, at a draw of the model's posterior sampler",
     "proposal": "E(z) - log p(x | z) at the mean of the encoder's proposal",
@@ -37,8 +38,9 @@ SCORES = {
     "unexplained": "that squared error divided by the squared distance from the model's mean image, so that no image "
     "scores high merely because it has much ink",
     "prior_energy": "E(z) at that latent",
-    "calibrated": "the larger of prior energy and squared error, each in standard deviations above the mean of "
-    "training images, which finds what either of them finds",
+    "error": "log of the squared error less what is usual at this latent, in standard deviations of training images",
+    "rarity": "-log density of this latent under a mixture of Gaussians, in standard deviations of training images",
+    "calibrated": "the larger of error and rarity, which finds what either of them finds",
 }
 
 
@@ -116,6 +118,30 @@ def anomaly_scores(
     """
     if num_chains < 1 and model.encoder is None:
         raise UsageError("a model without an encoder needs num_chains of 1 or more")
+    options: dict[str, Any] = {"num_chains": num_chains, "mode_steps": mode_steps, "batch_size": batch_size}
+    options |= {"seed": seed, "progress": progress, "accelerator": accelerator}
+    scores, latents = _scores_and_latents(model, images, collate, **options)
+    if training_images is not None:
+        usual, usual_latents = _scores_and_latents(model, training_images, collate, **options)
+        calibration = LatentCalibration().fit(usual_latents.numpy(), usual["squared_error"].numpy(), seed=seed)
+        found = calibration.scores(latents.numpy(), scores["squared_error"].numpy())
+        scores |= {name: torch.from_numpy(values) for name, values in found.items()}
+    return scores
+
+
+def _scores_and_latents(
+    model: LatentEBMForImageGeneration,
+    images: Any,
+    collate: ImageCollator,
+    *,
+    num_chains: int,
+    mode_steps: int,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[range], Any],
+    accelerator: Accelerator | None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The scores that need no training images, and the latents `(n, latent_dim)` of the squared errors, in float64."""
     with evaluation_mode(model):
         generator = derived_generator(seed, "mean image", device=model.device)
         mean_image = model.generate(num_samples=512, generator=generator).mean(dim=0)
@@ -141,18 +167,13 @@ def anomaly_scores(
         distance = (pixels - mean_image).square().flatten(1).mean(dim=1).cpu()
         found["squared_error"], found["prior_energy"] = last.squared_error, last.prior_energy
         found["unexplained"] = last.squared_error / distance.clamp(min=1e-6)  # the mean image itself has none
-        return found
+        return found | {"latents": last.latents[0].double()}
 
     with evaluation_mode(model):
         parts = share_out(score, -(-len(images) // batch_size), accelerator, progress=progress)
-    scores = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
-    if training_images is not None:
-        options: dict[str, Any] = {"num_chains": num_chains, "mode_steps": mode_steps, "batch_size": batch_size}
-        options |= {"seed": seed, "progress": progress, "accelerator": accelerator}
-        usual = anomaly_scores(model, training_images, collate, **options)
-        both = [(scores[name], usual[name]) for name in ("prior_energy", "squared_error")]
-        scores["calibrated"] = torch.stack([(score - own.mean()) / own.std() for score, own in both]).amax(dim=0)
-    return scores
+    joined = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+    latents = joined.pop("latents")
+    return joined, latents
 
 
 def _most_probable(model: LatentEBMForImageGeneration, pixels: Tensor, draws: Tensor, num_steps: int) -> Tensor:

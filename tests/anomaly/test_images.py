@@ -52,7 +52,9 @@ def test_what_the_model_cannot_make_is_anomalous(encoder):
 
     scores = anomaly_scores(model, Rows(), ImageCollator(8, 1), num_chains=2, mode_steps=20, batch_size=5)
 
-    assert scores.keys() == SCORES.keys() - {"calibrated"} - ({"proposal"} if encoder is None else set())
+    assert scores.keys() == SCORES.keys() - {"error", "rarity", "calibrated"} - (
+        {"proposal"} if encoder is None else set()
+    )
     for name, values in scores.items():
         assert name in ("unexplained", "prior_energy") or float(values[:6].max()) < float(values[6:].min())
     # The most probable latent is at least as probable as a draw that was climbed from.
@@ -80,7 +82,7 @@ def test_the_proposal_scores_without_a_chain():
         anomaly_scores(model, rows, ImageCollator(8, 1), num_chains=0)
 
 
-def test_the_calibrated_score_is_the_larger_of_energy_and_error_in_standard_deviations():
+def test_the_calibrated_score_is_fitted_on_training_images_alone():
     torch.manual_seed(0)
     config = LatentEBMImageConfig(
         latent_dim=2, image_size=8, num_channels=1, decoder_channels=[8, 8], prior_hidden_size=8, encoder_hidden_size=4
@@ -91,13 +93,13 @@ def test_the_calibrated_score_is_the_larger_of_energy_and_error_in_standard_devi
         pixels = rng.integers(256, size=(number, 64), dtype=np.uint8)
         return Dataset.from_dict({"pixels": [image.tobytes() for image in pixels]})
 
-    training, test = rows(40), rows(10)
+    training, test = rows(60), rows(10)
     usual, scores = (
         anomaly_scores(model, images, ImageCollator(8, 1), num_chains=0, training_images=training)
         for images in (training, test)
     )
-    standardised = torch.stack(
-        [(scores[name] - usual[name].mean()) / usual[name].std() for name in ("prior_energy", "squared_error")]
-    )
-    torch.testing.assert_close(scores["calibrated"], standardised.amax(dim=0))
-    assert 0 < float(usual["calibrated"].mean()) < 1.5
+    alone = anomaly_scores(model, test.select([3]), ImageCollator(8, 1), num_chains=0, training_images=training)
+    assert scores["calibrated"][3].item() == pytest.approx(alone["calibrated"].item(), abs=1e-4)
+    for name in ("error", "rarity"):
+        assert float(usual[name].mean()) == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(scores["calibrated"], torch.maximum(scores["error"], scores["rarity"]))

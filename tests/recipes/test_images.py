@@ -93,30 +93,33 @@ def test_training_by_the_recipe_of_a_named_set(tmp_path):
 def test_the_anomaly_table(tmp_path):
     options = {"held_out": "3,8", "seeds": "0,1", "num_chains": 1, "mode_steps": 2, "output_dir": tmp_path / "run"}
     options |= {"image_size": 8, "decoder_first_size": 4, "encoder_hidden_size": 4}
-    done = run("anomaly_mnist.py", tmp_path, **TINY, **options)
+    done = run("anomaly_images.py", tmp_path, **TINY, **options)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "anomaly.json").read_text())
     for metric in ("auprc", "auprc_natural", "auroc"):
-        assert report[metric].keys() == {"energy", "gaussian", "vae"}
+        assert report[metric].keys() == {"energy", "gaussian", "vae", "baselines"}
         assert all(len(runs) == 2 for by_class in report[metric].values() for runs in by_class.values())
     assert report["scores"].keys() == {
         "joint", "proposal", "mode", "squared_error", "prior_energy", "calibrated", "unexplained",
+        "error", "rarity",
     }  # fmt: skip
-    assert all(f"| {model}, {score} |" in done.stdout for model in report["auprc"] for score in report["scores"])
+    models = report["auprc"].keys() - {"baselines"}
+    assert all(f"| {model}, {score} |" in done.stdout for model in models for score in report["scores"])
+    assert "| baselines, PCA, 5th neighbour |" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"models": ["energy", "gan"]}, "models holds 'gan'; known: energy, vae, gaussian"),
+        ({"models": ["energy", "gan"]}, "models holds 'gan'; known: energy, vae, gaussian, baselines"),
     ],
 )
 def test_options_of_the_anomaly_recipe(options, message):
     from latent_ebm_text.errors import UsageError
 
-    spec = importlib.util.spec_from_file_location("anomaly_mnist", ROOT / "recipes" / "anomaly_mnist.py")
+    spec = importlib.util.spec_from_file_location("anomaly_images", ROOT / "recipes" / "anomaly_images.py")
     recipe = importlib.util.module_from_spec(spec)
-    sys.modules["anomaly_mnist"] = recipe  # dataclasses look their module up
+    sys.modules["anomaly_images"] = recipe  # dataclasses look their module up
     spec.loader.exec_module(recipe)
     with pytest.raises(UsageError, match=message):
         recipe.AnomalyArguments(**options)

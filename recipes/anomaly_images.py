@@ -1,27 +1,33 @@
-"""Unsupervised anomaly detection on MNIST: the paper's Table 3, and its baselines in the same harness.
+"""Unsupervised anomaly detection on labelled images: one class held out, with baselines in the same harness.
 
-    accelerate launch recipes/anomaly_mnist.py                            # digits 1, 4, 5, 7, 9, three seeds
-    accelerate launch recipes/anomaly_mnist.py --dataset_name path/to/mnist --held_out 9 --seeds 0 --models energy
-    accelerate launch recipes/anomaly_mnist.py --dataset_name digits --config recipes/configs/anomaly_digits.yaml
+    accelerate launch recipes/anomaly_images.py                            # MNIST, the paper's Table 3
+    accelerate launch recipes/anomaly_images.py --dataset_name path/to/mnist --held_out 9 --seeds 0 --models energy
+    accelerate launch recipes/anomaly_images.py --dataset_name digits --config recipes/configs/anomaly_digits.yaml
+
+Any image set with labels will do; its size goes into `--image_size` and the decoder's sizes, see docs/images.md.
 
 For every class held out a model is trained on 80 % of the other classes. It then scores the rest of them together with
 the class held out. The metric is the area under the precision-recall curve (AUPRC), which depends on the share of
 anomalies: it is given for the scored images, about 36 % of which are anomalies, and reweighted to the share of the
 class among all images, about 10 %. The AUROC does not depend on it. The last weights are the ones that score: nothing
 is selected on the images that are scored. Models, with the same decoder and encoder: `energy`; `vae`, with a
-Gaussian prior; `gaussian`, the same with chains from the encoder's proposal in training. Run the same
-command again to resume.
+Gaussian prior; `gaussian`, the same with chains from the encoder's proposal in training. `baselines` are detectors on
+principal components, fitted on the same training images. Run the same command again to resume.
 """
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
+import numpy as np
 from accelerate.utils import tqdm
 
+from latent_ebm_text.anomaly.image_baselines import image_baselines
 from latent_ebm_text.anomaly.images import SCORES, anomaly_scores, held_out_split, image_labels
 from latent_ebm_text.anomaly.metrics import auprc, auroc
 from latent_ebm_text.commands.arguments import ImageDataArguments, ImageModelArguments
@@ -43,7 +49,7 @@ MODELS = {
     "vae": ({"prior_type": "gaussian"}, {"inference": "variational"}),
     "gaussian": ({"prior_type": "gaussian"}, {"inference": "amortized"}),
 }
-
+BASELINES = "baselines"
 
 #: Training images, at most, by which scores are calibrated.
 CALIBRATION_IMAGES = 5000
@@ -70,14 +76,14 @@ class AnomalyArguments:
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds, each with a split and a training of its own."}
     )
-    models: list[str] = field(default_factory=lambda: list(MODELS), metadata={"help": "Models to compare."})
+    models: list[str] = field(default_factory=lambda: [*MODELS, BASELINES], metadata={"help": "Models to compare."})
     num_chains: int = option(0, "Latents per image, the best of which gives the score `mode`; 0 leaves it out.")
     mode_steps: int = option(50, "Noiseless steps of each of these latents.")
 
     def __post_init__(self) -> None:
         for name in self.models:
-            if name not in MODELS:
-                raise UsageError(f"models holds {name!r}; known: {', '.join(MODELS)}")
+            if name not in MODELS and name != BASELINES:
+                raise UsageError(f"models holds {name!r}; known: {', '.join([*MODELS, BASELINES])}")
 
 
 def main() -> int:
@@ -97,10 +103,6 @@ def main() -> int:
     for name in task.models:
         for held_out in task.held_out:
             for seed in task.seeds:
-                model_changes, changes = MODELS[name]
-                folder = Path(args.output_dir) / name / f"held-out-{held_out}" / f"seed-{seed}"
-                run_args = replace(args, output_dir=str(folder), seed=seed, **changes)
-
                 # Data: the rest of the normal images and all anomalies are scored, and never seen before.
                 training, test = held_out_split(labels, held_out, seed)
                 accelerator.print(
@@ -108,7 +110,17 @@ def main() -> int:
                     f"{len(test):,} to score, of these {int((labels[test] == held_out).sum()):,} anomalies"
                 )
 
+                is_anomaly, natural = labels[test] == held_out, float((labels == held_out).mean())
+                if name == BASELINES:
+                    if accelerator.is_main_process:
+                        known, new = (pixels_of(images.select(rows)) for rows in (training, test))
+                        add_areas(figures, name, held_out, image_baselines(known, new, seed=seed), is_anomaly, natural)
+                    continue
+
                 # Model and training, as for images of any kind; what it shows meanwhile are images of training.
+                model_changes, changes = MODELS[name]
+                folder = Path(args.output_dir) / name / f"held-out-{held_out}" / f"seed-{seed}"
+                run_args = replace(args, output_dir=str(folder), seed=seed, **changes)
                 settings = {**model_args.settings, **model_changes}
                 model = build(replace(model_args, settings=settings), corpus, seed)
                 normal = images.select(training)
@@ -138,12 +150,7 @@ def main() -> int:
                     accelerator=accelerator,
                 )
                 if accelerator.is_main_process:
-                    is_anomaly = labels[test] == held_out
-                    natural = float((labels == held_out).mean())
-                    for metric, (title, area) in METRICS.items():
-                        areas = {score: area(is_anomaly, values, natural) for score, values in scores.items()}
-                        print(f"{title}: {', '.join(f'{value:.3f} by {score}' for score, value in areas.items())}")
-                        figures[metric].setdefault(name, {}).setdefault(held_out, []).append(areas)
+                    add_areas(figures, name, held_out, scores, is_anomaly, natural)
     if accelerator.is_main_process:
         report = {"command": " ".join(sys.argv), "data": corpus.describe(), "scores": SCORES, **figures}
         replace_text(Path(args.output_dir) / "anomaly.json", json.dumps(report, indent=2) + "\n")
@@ -152,12 +159,32 @@ def main() -> int:
     return 0
 
 
+def pixels_of(images: Any) -> np.ndarray:
+    """The pixels of rows of images, `(n, pixels)` in [0, 1]."""
+    return np.stack([np.frombuffer(row, np.uint8) for row in images["pixels"]]).astype(np.float64) / 255
+
+
+def add_areas(
+    figures: dict[str, Figures],
+    name: str,
+    held_out: int,
+    scores: Mapping[str, Any],
+    is_anomaly: np.ndarray,
+    natural: float,
+) -> None:
+    """Adds how well each score of a model separates the anomalies, by every metric, and prints it."""
+    for metric, (title, area) in METRICS.items():
+        areas = {score: area(is_anomaly, values, natural) for score, values in scores.items()}
+        print(f"{title}: {', '.join(f'{value:.3f} by {score}' for score, value in areas.items())}")
+        figures[metric].setdefault(name, {}).setdefault(held_out, []).append(areas)
+
+
 def table(figures: Figures, title: str) -> str:
     """Mean ± standard deviation over seeds; a row for each model and score, a column for each class."""
     classes = list(next(iter(figures.values())))
     lines = [f"| {title} | {' | '.join(map(str, classes))} |", "|---" * (len(classes) + 1) + "|"]
     for name, by_class in figures.items():
-        for score in filter(next(iter(by_class.values()))[0].__contains__, SCORES):
+        for score in next(iter(by_class.values()))[0]:
             cells = []
             for runs in by_class.values():
                 values = [run[score] for run in runs]

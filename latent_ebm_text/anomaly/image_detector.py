@@ -1,0 +1,260 @@
+"""A detector of anomalous images: it trains itself on images, or calibrates a model that is given."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from latent_ebm_text.anomaly.calibration import MIN_IMAGES, LatentCalibration
+from latent_ebm_text.anomaly.detectors import LatentEBMDetector, Scores, read_saved
+from latent_ebm_text.data.batching import BucketedBatches
+from latent_ebm_text.data.image_processing import LatentEBMImageProcessor
+from latent_ebm_text.errors import DataError, UsageError
+from latent_ebm_text.latents.rng import derived_seed
+from latent_ebm_text.models.configuration import LatentEBMImageConfig
+from latent_ebm_text.models.modeling_image import LatentEBMForImageGeneration
+from latent_ebm_text.networks.dropout import evaluation_mode
+from latent_ebm_text.training.arguments import TrainingArguments
+from latent_ebm_text.training.trainer import TrainingData, train
+
+_ARRAYS = "calibration.safetensors"
+#: Images that train and calibrate at least, the share held out for p-values, and the most that calibrate.
+_MIN_IMAGES, _HELD_OUT_SHARE, _MAX_CALIBRATION = 2 * MIN_IMAGES, 0.2, 5000
+_MAX_SIZE, _TRAINING_BATCH, _MAX_EPOCHS = 64, 100, 60
+
+
+class LatentEBMImageDetector(LatentEBMDetector):
+    """Finds images that are unlike ordinary ones. Without a model, `fit` trains a small one on the images.
+
+    ```python
+    detector = LatentEBMImageDetector().fit(images)
+    detector.predict(new_images)  # 1: an anomaly
+    detector.heat_maps(new_images)  # where each of them is surprising
+    ```
+
+    The score is that of [`~latent_ebm_text.anomaly.calibration.LatentCalibration`]: whether the reconstruction's error
+    is larger than usual for such an image, or its latent rarer. The images of `fit` may hold anomalies: the most
+    anomalous, twice the share `contamination`, are left out of the calibration. A fifth of the images is held out for
+    p-values.
+
+    Args:
+        model: A model with an encoder that was trained on ordinary images, its folder or Hub id; by default the
+            detector trains itself.
+        contamination: Share of the images of `fit` that is expected to be anomalous, above 0 and at most 0.5.
+        num_updates: Without a model, updates of 100 images each, at most 60 passes over the images; 4,000 take some
+            minutes on a CPU core at 28 x 28 pixels.
+        batch_size: Images per batch of the scores.
+        seed: Seed of all draws.
+
+    Attributes:
+        calibration_: The fitted [`~latent_ebm_text.anomaly.calibration.LatentCalibration`].
+
+    Raises:
+        UsageError: If a setting cannot be right.
+    """
+
+    calibration_: LatentCalibration
+    _usual_errors: NDArray[np.float64]
+
+    def __init__(
+        self,
+        model: LatentEBMForImageGeneration | str | Path | None = None,
+        contamination: float = 0.1,
+        *,
+        num_updates: int = 4000,
+        batch_size: int = 256,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(self._score, contamination)
+        if num_updates < 1 or batch_size < 1:
+            raise UsageError(f"num_updates and batch_size must be positive, got {num_updates} and {batch_size}")
+        self.model, self.num_updates, self.batch_size, self.seed = model, num_updates, batch_size, seed
+        self._network: LatentEBMForImageGeneration | None = None
+
+    def fit(self, X: Any, y: Any = None) -> LatentEBMImageDetector:
+        """Trains the model where none was given, calibrates its scores, and sets the threshold.
+
+        Args:
+            X: The images: Pillow images, or integer arrays `(height, width)` or `(height, width, channels)`, as a list
+                or as one array. They are cropped to squares and resized to the model's size.
+            y: Ignored, as everywhere in unsupervised detection.
+
+        Raises:
+            UsageError: If there are too few images, or the model has no encoder.
+            DataError: If an image cannot be read.
+        """
+        images = _as_list(X)
+        if len(images) < _MIN_IMAGES:
+            raise UsageError(f"a detector of images needs {_MIN_IMAGES} images or more, got {len(images)}")
+        order = np.random.default_rng(derived_seed(self.seed, "held out")).permutation(len(images))
+        num_held_out = round(_HELD_OUT_SHARE * len(images))
+        held_out, known = order[:num_held_out], order[num_held_out:]
+        if self.model is None:
+            self._network = self._train([images[row] for row in known])
+        network = self._model()
+        if network.encoder is None:
+            raise UsageError("this model has no encoder, which the scores need: train one with encoder_hidden_size")
+        latents, errors, maps = self._encoded(images)
+        rows = known[:_MAX_CALIBRATION]
+        kept = rows
+        for _ in range(2):
+            self.calibration_ = LatentCalibration().fit(latents[kept], errors[kept], seed=self.seed)
+            found = self.calibration_.scores(latents[rows], errors[rows])["calibrated"]
+            num_kept = max(MIN_IMAGES, len(rows) - int(min(0.5, 2 * self.contamination) * len(rows)))
+            kept = rows[np.argsort(found, kind="stable")[:num_kept]]
+        self._usual_errors = maps[kept].mean(axis=0)
+        scores = self.calibration_.scores(latents, errors)["calibrated"]
+        self._set_scores(scores, scores[held_out])
+        return self
+
+    def heat_maps(self, X: Any) -> NDArray[np.float64]:
+        """Where each image is surprising, `(n, height, width)`: squared error by what is usual at that pixel.
+
+        1 is usual; the mean over the channels of a colour image.
+
+        Args:
+            X: The images, as in `fit`.
+
+        Raises:
+            UsageError: If the detector is not fitted.
+        """
+        self._check_fitted()
+        _, _, maps = self._encoded(_as_list(X))
+        floor = 1e-2 * max(float(self._usual_errors.mean()), 1e-12)  # pixels that are always the same
+        return np.asarray(maps / np.maximum(self._usual_errors, floor), dtype=np.float64)
+
+    def _score(self, X: Any) -> Scores:
+        self._check_fitted()
+        latents, errors, _ = self._encoded(_as_list(X))
+        return self.calibration_.scores(latents, errors)["calibrated"]
+
+    def _model(self) -> LatentEBMForImageGeneration:
+        """The model behind the scores, which is loaded when it is first needed."""
+        if self._network is None:
+            assert self.model is not None
+            if isinstance(self.model, str | Path):
+                self._network = LatentEBMForImageGeneration.from_pretrained(self.model).eval()
+            else:
+                self._network = self.model
+        return self._network
+
+    def _processor(self, config: LatentEBMImageConfig) -> LatentEBMImageProcessor:
+        return LatentEBMImageProcessor(config.image_size, config.num_channels, do_adapt=True)
+
+    @torch.no_grad()
+    def _encoded(self, images: list[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32]]:
+        """Encoder means `(n, latent_dim)`, squared errors per pixel `(n,)`, and their maps `(n, height, width)`."""
+        model = self._model()
+        processor, parts = self._processor(model.config), []
+        assert model.encoder is not None
+        with evaluation_mode(model):
+            for first in range(0, len(images), self.batch_size):
+                pixels = processor(images[first : first + self.batch_size])["pixel_values"].to(model.device)
+                means = model.encoder.propose({"pixel_values": pixels}).mean
+                squares = (model.generate(latents=means) - pixels).square().mean(dim=1)
+                parts.append((means.double().cpu(), squares.mean(dim=(1, 2)).double().cpu(), squares.cpu()))
+        latents, errors, maps = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+        return latents, errors, maps
+
+    def _train(self, images: list[Any]) -> LatentEBMForImageGeneration:
+        """A small model of the images, with the settings of `recipes/configs/anomaly_mnist.yaml`."""
+        first = np.asarray(images[0])
+        size = max(8, min(_MAX_SIZE, *first.shape[:2]) // 4 * 4)
+        torch.manual_seed(derived_seed(self.seed, "initial weights"))
+        model = LatentEBMForImageGeneration(
+            LatentEBMImageConfig(
+                image_size=size, num_channels=3 if first.ndim == 3 and first.shape[2] == 3 else 1, latent_dim=8,
+                decoder_channels=[64, 32], decoder_first_size=size // 4, encoder_hidden_size=16, pixel_std=0.5,
+                prior_activation="leaky_relu", prior_hidden_size=64, energy_penalty=0.01,
+                prior_sampler={"name": "langevin", "num_steps": 20, "step_size": 0.4},
+                posterior_sampler={"name": "langevin", "num_steps": 3, "step_size": 0.05},
+            )
+        )  # fmt: skip
+        processor = self._processor(model.config)
+
+        def collate(rows: Any) -> dict[str, Tensor]:
+            return dict(processor([row["image"] for row in rows]))
+
+        epochs = min(_MAX_EPOCHS, self.num_updates * _TRAINING_BATCH / len(images))
+        with tempfile.TemporaryDirectory() as folder:
+            args = TrainingArguments(
+                output_dir=folder, seed=self.seed, num_epochs=epochs, train_batch_size=_TRAINING_BATCH,
+                decoder_learning_rate=0.002, prior_learning_rate=0.0003, final_learning_rate_factor=0.05,
+                max_decoder_grad_norm=1e6, max_prior_grad_norm=10, inference="variational", chain_num_steps=3,
+                chain_step_size=0.05, eval_every=10**9, save_every=10**9, keep_checkpoints=1,
+            )  # fmt: skip
+            batches = BucketedBatches(np.ones(len(images)), _TRAINING_BATCH, self.seed)
+            train(model, TrainingData(_Rows(images), batches, collate), args, identity={}, evaluate=lambda *_: {})
+        return model.eval()
+
+    def settings(self) -> dict[str, Any]:
+        """What the scores depend on beside model and calibration, as JSON-able values."""
+        return {"batch_size": self.batch_size, "seed": self.seed}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes settings, threshold, training scores, model and calibration: JSON and safetensors.
+
+        Raises:
+            UsageError: If the detector is not fitted.
+        """
+        from safetensors.numpy import save_file
+
+        super().save_pretrained(folder)
+        model = self._model()
+        model.save_pretrained(folder)
+        self._processor(model.config).save_pretrained(folder)
+        arrays = {**self.calibration_.arrays(), "usual_errors": self._usual_errors}
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, str(Path(folder) / _ARRAYS))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> LatentEBMImageDetector:  # type: ignore[override]
+        """The detector saved in a folder, with its model and calibration.
+
+        Raises:
+            DataError: If the files are missing, damaged, or those of another kind of detector.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        from latent_ebm_text.models.loading import check_model_folder
+
+        check_model_folder(folder)  # which refuses a folder that leads out of itself
+        saved = read_saved(folder, cls.__name__)
+        try:
+            arrays = load_file(str(Path(folder) / _ARRAYS))
+            detector = cls(str(folder), **saved["settings"])
+            detector.calibration_ = LatentCalibration.from_arrays(arrays)
+            detector._usual_errors = arrays["usual_errors"].astype(np.float64)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{folder} cannot be read as a detector of this version: {error}") from error
+        detector._model()
+        detector._restore(folder, saved)
+        return detector
+
+
+class _Rows:
+    """Images by index list, as the loop asks for them."""
+
+    def __init__(self, images: list[Any]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: Any) -> dict[str, list[Any]]:
+        return {"image": [self.images[row] for row in rows]}
+
+
+def _as_list(images: Any) -> list[Any]:
+    """The images, one by one."""
+    if isinstance(images, Tensor):
+        raise UsageError("images are Pillow images or integer arrays (height, width[, channels]), got a tensor")
+    if isinstance(images, str | bytes) or not hasattr(images, "__iter__"):
+        raise UsageError(f"images are a list or an array of them, got {type(images).__name__}")
+    return list(images)
