@@ -1,4 +1,4 @@
-"""Attribute control: densities p(z)^a p(c | z)^w that impose what heads read from a latent."""
+"""Attribute control: densities p(z) p(c | z)^w that impose what heads read from a latent."""
 
 from __future__ import annotations
 
@@ -57,27 +57,22 @@ class Control:
 
 
 class ControlledDensity:
-    """`a log p(z) + sum of w_i log p(c_i | z)` up to a constant: a product of experts (Hinton, 2002) over latents.
+    """`log p(z) + sum of w_i log p(c_i | z)` up to a constant: a product of experts (Hinton, 2002) over latents.
 
     Like a prior it is a [`~latent_ebm_text.latents.density.ScoredLogDensity`], which any sampler accepts. The first
-    factor may be a posterior `p(z | x)` as well: the density is then that of edits of `x`, and `a` says how much of
-    its content is kept.
+    factor may be a posterior as well: the density is then that of edits of its data.
 
     Args:
         density: Log-density of a prior or a posterior with its score.
         controls: One or more requirements.
-        weight: `a`, positive; 1 is Bayes' rule.
 
     Raises:
-        UsageError: If there is no control, the weight is not positive and finite, or a head reads latents of another
-            size than the prior's.
+        UsageError: If there is no control, or a head reads latents of another size than the prior's.
     """
 
-    def __init__(self, density: ScoredLogDensity, controls: Sequence[Control], weight: float = 1.0) -> None:
+    def __init__(self, density: ScoredLogDensity, controls: Sequence[Control]) -> None:
         if not controls:
             raise UsageError("a controlled density needs at least one control; without any it is the prior")
-        if not 0 < weight < math.inf:
-            raise UsageError(f"the weight of a controlled density must be positive and finite, got {weight}")
         latent_dim = getattr(density, "latent_dim", None)
         for control in controls:
             size = control.head.hidden.in_features
@@ -86,7 +81,7 @@ class ControlledDensity:
                     f"the classifier of {control.head.attribute!r} reads latents of {size} dimensions, but the "
                     f"prior's have {latent_dim}: fit it on latents of this model"
                 )
-        self.density, self.controls, self.weight = density, tuple(controls), weight
+        self.density, self.controls = density, tuple(controls)
 
     def __call__(self, latents: Tensor) -> Tensor:
         """The log-density in nats; `(batch, latent_dim)` to `(batch,)`. It is not differentiable; use `score`."""
@@ -94,12 +89,12 @@ class ControlledDensity:
 
     def frozen(self) -> ControlledDensity:
         """Returns the same log-density for one chain, with the prior's weights frozen."""
-        return ControlledDensity(frozen_log_density(self.density), self.controls, self.weight)
+        return ControlledDensity(frozen_log_density(self.density), self.controls)
 
     @torch.no_grad()
     def score(self, latents: Tensor) -> Tensor:
         """The score of shape `(batch, latent_dim)`."""
-        score = self.weight * self.density.score(latents)
+        score = self.density.score(latents)
         for control in self.controls:
             score = score + control.value_and_score(latents)[1]
         return score
@@ -108,7 +103,6 @@ class ControlledDensity:
     def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Log-density `(batch,)` and score `(batch, latent_dim)`."""
         value, score = self.density.value_and_score(latents)
-        value, score = self.weight * value, self.weight * score
         for control in self.controls:
             more = control.value_and_score(latents)
             value, score = value + more[0], score + more[1]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from latent_ebm_text.models.sentences import SentenceModel, SentenceRows
 
-#: Default exponent of the posterior, and steps of a chain.
-CONTENT, NUM_STEPS = 0.1, 20
+#: Default exponent of the likelihood, and steps of a chain.
+CONTENT, NUM_STEPS = 0.3, 20
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Edits:
     Attributes:
         sequences: `(n, num_candidates, length)` token ids, beginning with the beginning token.
         latents: `(n, num_candidates, latent_dim)`, where the chains ended.
-        scores: `(n, num_candidates)` in nats, by which the candidates are ranked: `a log p(z' | x) + w log p(c | z')`
-            up to a constant of the sentence, at the latent `z'` that the model reads from the candidate itself.
+        scores: `(n, num_candidates)` in nats, by which the candidates are ranked: the log-density of the chains at the
+            latent that the model reads from the candidate itself.
     """
 
     sequences: Tensor
@@ -67,7 +67,7 @@ def edit_rows(
         rows: The sentences.
         controls: The requirements.
         tokenizer: The tokenizer, which a model needs whose encoder reads sentence embeddings.
-        content: `a`, the exponent of the posterior.
+        content: `a`, the exponent of the likelihood, beside the model's own likelihood weight.
         num_candidates: Chains per sentence.
         num_steps: Steps of a chain, of the size of the model's posterior sampler.
         batch_size: Chains per batch.
@@ -96,7 +96,7 @@ def edit_rows(
             inputs = model._collate(rows, indices.repeat_interleave(num_candidates))
             # 1. Climb from draws of the posterior towards the attributes.
             start = model.sample_posterior(inputs, generator=generator).latents
-            density = ControlledDensity(model.posterior(inputs), fitting, content)
+            density = ControlledDensity(model.posterior(inputs, content * model.config.likelihood_weight), fitting)
             with model._full_precision():
                 ends = sampler.sample(start, density, generator=generator).latents
             # 2. Decode, and judge every candidate by what the model reads from it.

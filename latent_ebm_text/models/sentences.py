@@ -216,9 +216,9 @@ class SentenceModel(AttributeModel):
     ) -> Edits:
         """Rewrites sentences so that they have attributes, and keep of their content what goes with them.
 
-        Chains start at draws of a sentence's posterior and sample `p(z | x)^a p(c | z)^w`; where they end is decoded,
-        by beam search by default. Of several candidates the best is the one whose own latent, as the model reads it
-        from the decoded sentence, has the highest density.
+        Chains start at draws of a sentence's posterior and sample `p(z) p(x | z)^a p(c | z)^w`; where they end is
+        decoded, by beam search by default. Of several candidates the best is the one whose own latent, as the model
+        reads it from the decoded sentence, has the highest density.
 
         Args:
             input_ids: The sentences.

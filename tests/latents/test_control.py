@@ -64,9 +64,6 @@ def test_a_product_of_experts_adds_weighted_scores() -> None:
     expected = prior(latents) + 2 * probs[:, 0].log() + 0.5 * (1 - probs[:, 2]).log()
     torch.testing.assert_close(density(latents), expected)
     torch.testing.assert_close(density.frozen().score(latents), density.score(latents))
-    tempered = ControlledDensity(prior, [Control(classifier, "a", 2.0)], weight=0.3)
-    torch.testing.assert_close(tempered(latents), 0.3 * prior(latents) + 2 * probs[:, 0].log())
-    torch.testing.assert_close(tempered.frozen().score(latents), tempered.value_and_score(latents)[1])
 
 
 def test_a_negation_of_what_is_all_but_certain_stays_finite() -> None:
@@ -214,5 +211,3 @@ def test_numbers_that_cannot_be_asked_for() -> None:
         fit_regressor("label", torch.zeros(30, 2), [0, 1] * 15)
     with pytest.raises(UsageError, match="numbers of length must be finite"):
         fit_regressor("length", torch.zeros(2, 2), [0, float("nan")])
-    with pytest.raises(UsageError, match="weight of a controlled density must be positive"):
-        ControlledDensity(GaussianPrior(4), [Control(head, 3.0)], weight=0)
