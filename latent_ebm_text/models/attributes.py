@@ -159,9 +159,9 @@ class AttributeModel(LatentInferenceModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if pretrained_model_name_or_path is not None:
-            paths = [_cached(pretrained_model_name_or_path, file, kwargs) for file in (SETTINGS, WEIGHTS)]
-            if paths[0] is not None:
-                model.attributes.update(_read_attributes(*paths, model.config.latent_dim))
+            settings, weights = (_cached(pretrained_model_name_or_path, file, kwargs) for file in (SETTINGS, WEIGHTS))
+            if settings is not None:
+                model.attributes.update(_read_attributes(settings, weights, model.config.latent_dim))
         return loaded
 
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from latent_ebm_text.errors import UsageError, require_positive
 from latent_ebm_text.latents import Control, ControlledDensity
 from latent_ebm_text.latents.samplers import Sampler
+from latent_ebm_text.models.inference import LatentInferenceModel
 from latent_ebm_text.networks.dropout import evaluation_mode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from latent_ebm_text.models.sentences import SentenceModel, SentenceRows
 
 #: Default exponent of the likelihood, and steps of a chain.
 CONTENT, NUM_STEPS = 0.3, 20
@@ -46,8 +46,8 @@ class Edits:
 
 @torch.no_grad()
 def edit_rows(
-    model: SentenceModel,
-    rows: SentenceRows,
+    model: LatentInferenceModel,
+    rows: Any,
     controls: Sequence[Control],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -63,8 +63,8 @@ def edit_rows(
     """Edits sentences that were read; see [`~latent_ebm_text.models.sentences.SentenceModel.edit`].
 
     Args:
-        model: The model.
-        rows: The sentences.
+        model: The text model.
+        rows: The sentences, as its `_read` returns them.
         controls: The requirements.
         tokenizer: The tokenizer, which a model needs whose encoder reads sentence embeddings.
         content: `a`, the exponent of the likelihood, beside the model's own likelihood weight.
@@ -121,7 +121,7 @@ def edit_rows(
 
 
 def _read_latents(
-    model: SentenceModel, rows: SentenceRows, batch_size: int, generator: torch.Generator | None
+    model: LatentInferenceModel, rows: Any, batch_size: int, generator: torch.Generator | None
 ) -> Tensor:
     """The posterior means of sentences, `(n, latent_dim)`: the encoder's, or a draw where the model has none."""
     if model.encoder is not None:

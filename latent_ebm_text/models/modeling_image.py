@@ -155,7 +155,7 @@ class LatentEBMForImageGeneration(AttributeModel):
         """
         if attributes is not None and latents is not None:
             raise UsageError("generate() draws latents with these attributes: leave out latents, or attributes")
-        size, options = 1 if num_samples is None else num_samples, {"sampler": sampler, "generator": generator}
+        size, options = 1 if num_samples is None else num_samples, dict[str, Any](sampler=sampler, generator=generator)
         if attributes is not None:
             latents = self.sample_controlled(self.controls(attributes, strength), size, **options).latents
         elif latents is None:
