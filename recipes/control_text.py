@@ -1,6 +1,6 @@
 """Control and edit an attribute of real text, beside what one would do without a latent.
 
-    python recipes/control_text.py --model runs/sst2/model --dataset_name data/sst2 --label_names negative positive
+    python recipes/control_text.py --model runs/sst2/model --dataset_name data/sst2 --label_names negative,positive
 
 The corpus has a column of labels. Half of its training sentences give the model its attribute; the other half train
 an independent judge, whose own accuracy on test sentences is printed first. Then sentences of every value are
@@ -229,6 +229,7 @@ def main() -> None:
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     harness = Harness(args, prepare(data_args, args.seed))
+    edits, shown = harness.edits()
     tokenizer = harness.tokenizer
     ids = tokenizer(harness.texts["train"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
     label_model = fit_label_model(
@@ -239,7 +240,6 @@ def main() -> None:
         folder=folder / "label-model", num_epochs=args.label_epochs, seed=args.seed,
     )  # fmt: skip
     samples = harness.samples(label_model)
-    edits, shown = harness.edits()
     _plot(samples, folder / "control.png")
     parts = [
         *(f"- {fact}" for fact in harness.facts), "", metrics_table(samples, harness.seconds), "",

@@ -64,7 +64,7 @@ def generate(argv: list[str]) -> None:
         latent-ebm generate runs/quickstart
         latent-ebm generate me/latent-ebm-ptb --num_samples 100 --top_p 0.9 --seed 1 > samples.txt
         latent-ebm generate runs/quickstart --prompt "the bank" --json
-        latent-ebm generate runs/reviews --attribute sentiment=positive "topic=not music" --strength 8
+        latent-ebm generate runs/reviews --attribute "sentiment=positive,topic=not music" --strength 8
     """
     (args,) = parsing.parse_arguments(
         (GenerateArguments,), argv, description=parsing.description_of(generate), prog="latent-ebm generate"
