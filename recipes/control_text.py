@@ -57,7 +57,7 @@ class ControlArguments:
     label_names: list[str] | None = option(None, "Names of the labels 0, 1, ... where the column holds numbers.")
     num_labelled: int = option(5000, "Labelled sentences of the model, and as many others of the judge.")
     strengths: str = option("1,2,4,8", "Strengths, separated by commas.")
-    contents: str = option("0.1,0.3,1", "Values of content in editing, separated by commas.")
+    edit_strengths: str = option("4,16,64", "Strengths of editing, separated by commas.")
     temperatures: str = option("1,0.8,0.6", "Temperatures of the label model, separated by commas.")
     num_samples: int = option(200, "Generated sentences per value and setting.")
     num_edits: int = option(200, "Test sentences that are edited.")
@@ -79,7 +79,7 @@ class Harness:
         own = slice(0, 2 * args.num_labelled, 2)  # every other sentence; the judge has those between
         others = slice(1, 2 * args.num_labelled, 2)
         self.own_texts, self.own_labels = self.texts["train"][own], self.labels["train"][own]
-        judge = AttributeJudge(self.texts["train"][others], self.labels["train"][others])
+        judge = AttributeJudge(embed_sentences(self.texts["train"][others]), self.labels["train"][others])
         test = embed_sentences(self.texts["test"])
         own_accuracy = judge.accuracy(test, self.labels["test"])
         print(f"accuracy of the judge on test sentences: {own_accuracy:.1%}", flush=True)
@@ -102,7 +102,8 @@ class Harness:
         )
         print(self.facts[-1], flush=True)
         #: The classifier of baselines, of the same labels as the model's attribute.
-        self.baseline = AttributeJudge(self.own_texts, self.own_labels)
+        self.own_embeddings = embed_sentences(self.own_texts)
+        self.baseline = AttributeJudge(self.own_embeddings, self.own_labels)
         self.seconds: dict[str, float] = {}
 
     def _generator(self, purpose: str) -> torch.Generator:
@@ -176,7 +177,7 @@ class Harness:
         return rows
 
     def edits(self) -> tuple[Metrics, list[str]]:
-        """Editing: the model at every content, and the baselines; and the edits of the first sentences in words."""
+        """Editing: the model at every strength, and the baselines; and the edits of the first sentences in words."""
         args, rows = self.args, {}
         sources, labels = self.texts["test"][: args.num_edits], self.labels["test"][: args.num_edits]
         targets = [self.values[(self.values.index(label) + 1) % len(self.values)] for label in labels]
@@ -196,34 +197,33 @@ class Harness:
 
         measure("unchanged", lambda texts, target: texts)
         made: dict[float, list[str]] = {}
-        for content in _numbers(args.contents, "contents"):
+        for strength in _numbers(args.edit_strengths, "edit_strengths"):
 
-            def ours(texts: list[str], target: str, content: float = content) -> list[str]:
+            def ours(texts: list[str], target: str, strength: float = strength) -> list[str]:
                 edits = self.model.edit(
-                    texts, attributes={ATTRIBUTE: target}, content=content, tokenizer=self.tokenizer,
-                    generator=self._generator(f"edit {content} {target}"),
+                    texts, attributes={ATTRIBUTE: target}, strength=strength, tokenizer=self.tokenizer,
+                    generator=self._generator(f"edit {strength} {target}"),
                 )  # fmt: skip
                 return self._decode(edits.best)
 
-            made[content] = measure(f"ours, content={content:g}", ours)
-        pool = embed_sentences(self.own_texts)
+            made[strength] = measure(f"ours, w={strength:g}", ours)
 
         def retrieve(texts: list[str], target: str) -> list[str]:
             places = [place for place, label in enumerate(self.own_labels) if label == target]
-            nearest = (embed_sentences(texts) @ pool[places].T).argmax(axis=1)
+            nearest = (embed_sentences(texts) @ self.own_embeddings[places].T).argmax(axis=1)
             return [self.own_texts[places[place]] for place in nearest]
 
         measure("retrieval", retrieve)
         measure("word deletion", lambda texts, target: [delete_words(t, self.baseline, target) for t in texts])
-        content = list(made)[len(made) // 2]
-        shown = list(zip(sources, targets, made[content], strict=True))[:20]
-        head = [f"The first edits, content={content:g}:", "", "| source | wanted | edit |", "|---|---|---|"]
+        strength = list(made)[len(made) // 2]
+        shown = list(zip(sources, targets, made[strength], strict=True))[:20]
+        head = [f"The first edits, w={strength:g}:", "", "| source | wanted | edit |", "|---|---|---|"]
         return rows, [*head, *(f"| {source} | {target} | {new} |" for source, target, new in shown)]
 
 
 def main() -> None:
     data_args, args = parse_arguments((DataArguments, ControlArguments), description=__doc__)
-    for name in ("strengths", "contents", "temperatures"):
+    for name in ("strengths", "edit_strengths", "temperatures"):
         _numbers(getattr(args, name), name)
     require_probes()
     folder = Path(args.output_dir)

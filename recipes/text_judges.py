@@ -28,14 +28,14 @@ class AttributeJudge:
     """Reads an attribute from a sentence by logistic regression on its embedding by a sentence encoder.
 
     Args:
-        texts: Labelled sentences, none of which another classifier has seen.
+        embeddings: `(n, width)`, those of labelled sentences that no other classifier has seen.
         labels: Their labels.
     """
 
-    def __init__(self, texts: Sequence[str], labels: Sequence[str]) -> None:
+    def __init__(self, embeddings: npt.NDArray[Any], labels: Sequence[str]) -> None:
         from sklearn.linear_model import LogisticRegression
 
-        self._probe = LogisticRegression(max_iter=2000, C=10.0).fit(embed_sentences(texts), np.asarray(labels))
+        self._probe = LogisticRegression(max_iter=2000, C=10.0).fit(embeddings, np.asarray(labels))
 
     def probs(self, embeddings: npt.NDArray[Any], value: str) -> npt.NDArray[Any]:
         """The probability of a value, `(n,)`, given the embeddings of sentences, `(n, width)`."""

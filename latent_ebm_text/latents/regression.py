@@ -13,7 +13,7 @@ from latent_ebm_text.latents.classifier import checked_draws, split_rows, train_
 from latent_ebm_text.latents.heads import LatentRegressor
 
 #: Numbers with fewer different values are taken for classes.
-LEAST_VALUES = 10
+LEAST_VALUES = 5
 
 
 def fit_regressor(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 #: Default exponent of the likelihood, and steps of a chain.
-CONTENT, NUM_STEPS = 0.3, 20
+CONTENT, NUM_STEPS = 1.0, 20
 
 
 @dataclass(frozen=True)

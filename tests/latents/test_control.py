@@ -207,7 +207,7 @@ def test_numbers_that_cannot_be_asked_for() -> None:
         Control(head, "long")
     with pytest.raises(UsageError, match="length is a number, which cannot be negated"):
         Control(head, 3.0, negated=True)
-    with pytest.raises(DataError, match="20 or more numbers, 10 or more of them different, got 30 with 2"):
+    with pytest.raises(DataError, match="20 or more numbers, 5 or more of them different, got 30 with 2"):
         fit_regressor("label", torch.zeros(30, 2), [0, 1] * 15)
     with pytest.raises(UsageError, match="numbers of length must be finite"):
         fit_regressor("length", torch.zeros(2, 2), [0, float("nan")])
