@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("labelled", type=Path, help="labelled sentences, one JSON object a line")
     parser.add_argument("label", help="the label that the sentences shall have")
     parser.add_argument("sentences", nargs="+", help="sentences to be edited")
-    parser.add_argument("--strength", type=float, default=4.0, help="how strongly the label is imposed (default 4)")
+    parser.add_argument("--strength", type=float, default=16.0, help="how strongly the label is imposed (default 16)")
     parser.add_argument("--content", type=float, default=1.0, help="how much of the content is kept (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the chains (default 0)")
     options = parser.parse_args()

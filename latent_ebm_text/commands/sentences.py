@@ -102,7 +102,7 @@ class EditArguments:
     model: str = argument(_MODEL)
     sentences: list[str] | None = argument("Sentences; the lines of --file by default.", None)
     attribute: list[str] | None = option(None, _ATTRIBUTE)
-    strength: float = option(4.0, _STRENGTH)
+    strength: float = option(16.0, _STRENGTH)
     content: float = option(1.0, "How much of the content is kept; 1 is Bayes' rule.")
     num_candidates: int = option(4, "Candidates per sentence, of which the best is printed.")
     file: str | None = option(None, "A text file with one sentence a line; - for standard input.")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-#: Default exponent of the likelihood, and steps of a chain.
-CONTENT, NUM_STEPS = 1.0, 20
+#: Default exponents of the likelihood and of `p(c | z)`, and steps of a chain.
+CONTENT, EDIT_STRENGTH, NUM_STEPS = 1.0, 16.0, 20
 
 
 @dataclass(frozen=True)

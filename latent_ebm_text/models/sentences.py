@@ -16,8 +16,8 @@ from latent_ebm_text.data.inputs import each_entry, each_sentence
 from latent_ebm_text.data.lines import check_unicode
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.samplers import Sampler
-from latent_ebm_text.models.attributes import STRENGTH, AttributeModel
-from latent_ebm_text.models.editing import Edits, edit_rows
+from latent_ebm_text.models.attributes import AttributeModel
+from latent_ebm_text.models.editing import EDIT_STRENGTH, Edits, edit_rows
 from latent_ebm_text.models.scoring import AnomalyScores, score_data
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class SentenceModel(AttributeModel):
         attention_mask: Tensor | None = None,
         *,
         attributes: Mapping[str, str | float],
-        strength: float | Mapping[str, float] = STRENGTH,
+        strength: float | Mapping[str, float] = EDIT_STRENGTH,
         tokenizer: PreTrainedTokenizerBase | None = None,
         **options: Any,
     ) -> Edits:
