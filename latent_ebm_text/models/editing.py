@@ -104,20 +104,20 @@ def edit_rows(
             reread = model._read(_without_padding(decoded, model.config), tokenizer=tokenizer)
             with model._full_precision():
                 score = density(_read_latents(model, reread, batch_size, generator).to(ends)).view(-1, num_candidates)
-            # 3. Rank; equal sentences keep their order.
+            # 3. Rank; equal candidates keep their order.
             order = score.argsort(dim=1, descending=True, stable=True)
-            decoded = decoded.view(len(indices), num_candidates, -1).gather(
-                1, order[..., None].expand(-1, -1, decoded.shape[1])
-            )
-            ends = ends.view(len(indices), num_candidates, -1).gather(
-                1, order[..., None].expand(-1, -1, ends.shape[1])
-            )
-            latents[indices], scores[indices] = ends.float().cpu(), score.gather(1, order).float().cpu()
-            for row, index in enumerate(indices.tolist()):
-                ids[index] = decoded[row].cpu()
+            latents[indices] = _ranked(ends, order).float().cpu()
+            scores[indices] = score.gather(1, order).float().cpu()
+            for index, candidates in zip(indices.tolist(), _ranked(decoded, order).cpu(), strict=True):
+                ids[index] = candidates
     length, pad = max(part.shape[1] for part in ids), model.config.pad_token_id or 0
     sequences = torch.stack([nn.functional.pad(part, (0, length - part.shape[1]), value=pad) for part in ids])
     return Edits(sequences, latents, scores)
+
+
+def _ranked(rows: Tensor, order: Tensor) -> Tensor:
+    """Candidates of several sentences, `(n * num_candidates, size)`, in their order, `(n, num_candidates, size)`."""
+    return rows.view(*order.shape, -1).gather(1, order[..., None].expand(-1, -1, rows.shape[1]))
 
 
 def _read_latents(
