@@ -117,7 +117,7 @@ def edit_rows(
 
 def _ranked(rows: Tensor, order: Tensor) -> Tensor:
     """Candidates of several sentences, `(n * num_candidates, size)`, in their order, `(n, num_candidates, size)`."""
-    return rows.view(*order.shape, -1).gather(1, order[..., None].expand(-1, -1, rows.shape[1]))
+    return rows.reshape(*order.shape, -1).gather(1, order[..., None].expand(-1, -1, rows.shape[1]))
 
 
 def _read_latents(
