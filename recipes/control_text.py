@@ -58,7 +58,7 @@ class ControlArguments:
     num_labelled: int = option(5000, "Labelled sentences of the model, and as many others of the judge.")
     strengths: str = option("1,2,4,8", "Strengths, separated by commas.")
     edit_strengths: str = option("4,16,64", "Strengths of editing, separated by commas.")
-    temperatures: str = option("1,0.8,0.6", "Temperatures of the label model, separated by commas.")
+    temperatures: str = option("1,0.8,0.6", "Temperatures of the tokens, separated by commas.")
     num_samples: int = option(200, "Generated sentences per value and setting.")
     num_edits: int = option(200, "Test sentences that are edited.")
     label_epochs: int = option(12, "Epochs of the label model.")
@@ -130,10 +130,11 @@ class Harness:
         args, model, rows = self.args, self.model, {}
         n = args.num_samples
 
-        def controlled(model: LatentEBMForTextGeneration, strength: float) -> Generate:
+        def controlled(model: LatentEBMForTextGeneration, strength: float, temperature: float = 1.0) -> Generate:
             def generate(value: str, generator: torch.Generator) -> list[str]:
                 wanted: dict[str, str | float] = {ATTRIBUTE: value}
-                ids = model.generate(num_samples=n, attributes=wanted, strength=strength, generator=generator)
+                options = {"temperature": temperature, "generator": generator}
+                ids = model.generate(num_samples=n, attributes=wanted, strength=strength, **options)
                 return self._decode(ids)
 
             return generate
@@ -142,9 +143,10 @@ class Harness:
             return self._decode(model.generate(num_samples=n, generator=generator))
 
         rows["no control"] = self.measure("no control", plain)
-        for strength in _numbers(args.strengths, "strengths"):
-            rows[f"ours, w={strength:g}"] = self.measure(f"ours, w={strength:g}", controlled(model, strength))
         for temperature in _numbers(args.temperatures, "temperatures"):
+            for strength in _numbers(args.strengths, "strengths"):
+                name = f"ours at temperature {temperature:g}, w={strength:g}"
+                rows[name] = self.measure(name, controlled(model, strength, temperature))
             name = f"label model, temperature {temperature:g}"
             rows[name] = self.measure(
                 name,
@@ -189,9 +191,8 @@ class Harness:
                 places = [place for place, own in enumerate(targets) if own == target]
                 for place, new in zip(places, edit([sources[i] for i in places], target), strict=True):
                     texts[place] = new
-            self.seconds[name] = (time.perf_counter() - started) / len(sources)
-            rows[name] = self.judges.edit_metrics(sources, texts, wanted)
-            found = rows[name]
+            self.seconds[f"edit: {name}"] = (time.perf_counter() - started) / len(sources)
+            rows[f"edit: {name}"] = found = self.judges.edit_metrics(sources, texts, wanted)
             print(f"{name}: accuracy {found['accuracy']:.1%}, similarity {found['similarity']:.3f}", flush=True)
             return texts
 

@@ -84,10 +84,12 @@ def test_control_of_labelled_text(run_recipe: RunRecipe, folders: dict[str, Path
     assert output.startswith("accuracy of the judge on test sentences: "), errors
     found = json.loads((tmp_path / "control.json").read_text())
     methods = [name.partition(",")[0].partition(" of ")[0] for name in found["samples"]]
-    assert methods == ["no control", "ours", "label model", "best", "energy left out"]
-    assert found["samples"]["ours, w=4"]["accuracy"]["n"] == 50
-    assert list(found["edits"]) == ["unchanged", "ours, w=16", "retrieval", "word deletion"]
-    assert found["edits"]["unchanged"]["similarity"]["value"] == pytest.approx(1.0, abs=1e-5)
+    assert methods == ["no control", "ours at temperature 1", "label model", "best", "energy left out"]
+    assert found["samples"]["ours at temperature 1, w=4"]["accuracy"]["n"] == 50
+    assert list(found["edits"]) == [
+        "edit: unchanged", "edit: ours, w=16", "edit: retrieval", "edit: word deletion"
+    ]  # fmt: skip
+    assert found["edits"]["edit: unchanged"]["similarity"]["value"] == pytest.approx(1.0, abs=1e-5)
     assert (tmp_path / "control.png").stat().st_size > 0
     assert "| source | wanted | edit |" in (tmp_path / "control.md").read_text()
 
