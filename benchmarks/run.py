@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from cases_control import control
 from cases_generation import generation
 from cases_images import images
 from cases_learning import learning
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Sizes, int], Iterator[str]]] = {
     "prior-chain": prior_chains,
     "training-step": training_steps,
     "generation": generation,
+    "control": control,
     "learning": learning,
     "images": images,
     "scaling": scaling,

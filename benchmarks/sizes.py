@@ -33,6 +33,7 @@ class Sizes:
     generation_tokens: int = 40
     gpt2_width: int = 256
     gpt2_layers: int = 4
+    control_batch: int = 512
 
     # learning: validation reconstruction NLL, in nats per sentence, that is to be reached, and how long plain may take
     targets: tuple[float, ...] = (24.0, 20.0)
@@ -83,7 +84,7 @@ class Sizes:
 QUICK = Sizes(
     embedding=16, hidden=32, vocab=200, latent=8, prior_hidden=16, batch=8, tokens=5,
     prior_batches=(8, 64), posterior_steps=3, prior_steps=4,
-    generation_embedding=16, generation_hidden=32, generation_tokens=4, gpt2_width=16, gpt2_layers=1,
+    generation_embedding=16, generation_hidden=32, generation_tokens=4, gpt2_width=16, gpt2_layers=1, control_batch=8,
     targets=(1000.0, 1.0), plain_seconds=0.5,
     learning_sentences=128, learning_epochs=1.0, eval_every=1, eval_sentences=8,
     image_width=2, image_latent=4, image_batch=3,

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from latent_ebm_text.latents import Control as Control
     from latent_ebm_text.latents import LatentClassifier as LatentClassifier
     from latent_ebm_text.latents import LatentIndex as LatentIndex
+    from latent_ebm_text.latents import LatentRegressor as LatentRegressor
     from latent_ebm_text.latents import fit_classifier as fit_classifier
+    from latent_ebm_text.latents import fit_regressor as fit_regressor
     from latent_ebm_text.latents.posterior import LatentPosterior as LatentPosterior
     from latent_ebm_text.latents.prior import EnergyPrior as EnergyPrior
     from latent_ebm_text.latents.prior import GaussianPrior as GaussianPrior
@@ -59,10 +61,12 @@ _HOMES = {
     "LatentEBMTrainer": "commands.text_trainer",
     "LatentIndex": "latents",
     "LatentPosterior": "latents.posterior",
+    "LatentRegressor": "latents",
     "MALASampler": "latents.samplers",
     "ParallelTemperingSampler": "latents.samplers",
     "TrainingArguments": "training.arguments",
     "fit_classifier": "latents",
+    "fit_regressor": "latents",
     "load_decoder_tokenizer": "models.pretrained",
     "load_text_model": "models.loading",
     "make_tokenizer": "data.tokenizers",

@@ -59,6 +59,11 @@ def test_images_against_the_plain_model(run: ModuleType, capsys: pytest.CaptureF
     assert all(row.startswith("| images, ") and RATIO.search(row) for row in rows)
 
 
+def test_control_against_plain_sampling(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of(run, capsys, "control")
+    assert [row.split("|")[1].strip() for row in rows] == ["1", "3"]
+
+
 def test_prior_chain_without_torchebm_says_so(
     run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

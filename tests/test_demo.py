@@ -120,6 +120,17 @@ def test_images(images: Any) -> None:
     assert len(energies) == 21
 
 
+def test_edits_of_typed_sentences(text: Any) -> None:
+    assert text.values == []
+    labels = {"tone": ["good", "bad"] * 20, "rank": [float(row) for row in range(40)]}
+    text.model.fit_attributes([SENTENCE, "the exporter sank"] * 20, labels, tokenizer=text.tokenizer, num_draws=1)
+    assert text.values == ["tone=bad", "tone=good"]
+    table = text.edit(f"{SENTENCE}\nthe exporter sank", "tone=good", 4, 1.0, 0)
+    assert list(table["sentence"]) == [SENTENCE, "the exporter sank"]
+    assert len(table["edit"]) == 2
+    text.model.attributes.clear()
+
+
 def test_what_cannot_be_is_said(text: Any, quickstart_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="type a sentence first"):
         text.path(" ", SENTENCE, 5, "linear", 0)

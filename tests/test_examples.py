@@ -1,5 +1,6 @@
 """Every example runs as a script would be run, with tiny settings."""
 
+import json
 import re
 import runpy
 import sys
@@ -70,6 +71,16 @@ def test_interpolate(model_folder: Path, run_example: RunExample) -> None:
     assert lines[0] == f"from   {SENTENCES[0]}"
     assert lines[-1] == "to     a <unk> ran"
     assert [line.split()[0] for line in lines[1:-1]] == ["0.00", "0.25", "0.50", "0.75", "1.00"]
+
+
+def test_edit_sentences(model_folder: Path, run_example: RunExample, tmp_path: Path) -> None:
+    labelled = tmp_path / "labelled.jsonl"
+    rows = [{"text": SENTENCES[row % 3], "label": row % 2} for row in range(40)]
+    labelled.write_text("\n".join(json.dumps(row) for row in rows))
+    lines = run_example("edit_sentences.py", model_folder, labelled, 1, *SENTENCES[:2])
+    assert lines[0].startswith("the classifier is right on")
+    assert lines[1::2] == SENTENCES[:2]
+    assert all(line.startswith("    -> ") for line in lines[2::2])
 
 
 def test_train_with_hf_trainer(tmp_path: Path, run_example: RunExample) -> None:

@@ -55,6 +55,11 @@ def build(text: TextViews, images: ImageViews | None) -> gr.Blocks:
             _path_tab(text, tab, sentences)
         with gr.Tab("Map") as tab:
             _map_tab(text, tab, sentences)
+        with gr.Tab("Edit") as tab:
+            if text.values:
+                _edit_tab(text, tab, sentences)
+            else:
+                gr.Markdown("This model knows no attributes: fit them with `model.fit_attributes` and save it again.")
         with gr.Tab("Anomaly") as tab:
             _anomaly_tab(text, tab, sentences)
         with gr.Tab("Images") as tab:
@@ -175,6 +180,22 @@ def _map_tab(text: TextViews, tab: gr.Tab, sentences: list[str]) -> None:
         color_map={"prior draw": "#0969da", "your sentence": "#bc4c00"},
     )  # fmt: skip
     _connect(tab, button, with_messages(text.map), [number, typed, seed], plot)
+
+
+def _edit_tab(text: TextViews, tab: gr.Tab, sentences: list[str]) -> None:
+    gr.Markdown(
+        "Edits of sentences towards a value of an attribute: chains lead from a sentence's posterior to where the "
+        "value is probable, and the best of four decoded candidates is shown."
+    )
+    typed = gr.Textbox("\n".join(sentences[:4]), label="sentences, one per line", lines=4)
+    wanted = gr.Radio(text.values, value=text.values[0], label="what is wanted")
+    with gr.Row():
+        strength = gr.Slider(1, 64, 16, step=1, label="strength")
+        content = gr.Slider(0.05, 2.0, 1.0, step=0.05, label="content")
+        seed = _seed()
+    button = gr.Button("Edit", variant="primary")
+    table = gr.Dataframe(headers=["sentence", "edit"], interactive=False, wrap=True, label="edits")
+    _connect(tab, button, with_messages(text.edit), [typed, wanted, strength, content, seed], table)
 
 
 def _anomaly_tab(text: TextViews, tab: gr.Tab, sentences: list[str]) -> None:

@@ -110,6 +110,30 @@ class TextViews:
         energies = [round(energy, 2) for energy in self._energies(latents)]
         return pd.DataFrame({"x": x, "y": y, "kind": kinds, "energy": energies, "sentence": decoded + typed})
 
+    @property
+    def values(self) -> list[str]:
+        """What can be asked for, `attribute=value`, of the attributes of the model that are classes."""
+        heads = self.model.attributes.values()
+        return [f"{head.attribute}={value}" for head in heads for value in getattr(head, "classes", ())]
+
+    def edit(self, sentences: str, wanted: str, strength: float, content: float, seed: int) -> pd.DataFrame:
+        """Typed sentences (one per line), and their best edits towards a value of an attribute."""
+        typed = split_sentences(sentences)
+        if len(typed) > MAX_LINES:
+            raise UsageError(f"at most {MAX_LINES} sentences can be edited here, these are {len(typed)}")
+        for sentence in typed:
+            self._inputs(sentence)  # raises an error that names what is wrong with the sentence
+        name, _, value = wanted.partition("=")
+        edits = self.model.edit(
+            typed,
+            attributes={name: value},
+            strength=strength,
+            content=content,
+            tokenizer=self.tokenizer,
+            generator=self._generator(seed, "edit"),
+        )
+        return pd.DataFrame({"sentence": typed, "edit": self._text(edits.best)})
+
     def anomaly(self, sentence: str, seed: int) -> tuple[str, pd.DataFrame]:
         """The verdict on a sentence, and its scores beside the medians over the model's own samples."""
         self._inputs(sentence)

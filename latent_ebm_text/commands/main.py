@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("train", "Train a text model, or with --images an image model."),
     "evaluate": ("evaluate_text", "Measure a text model; every metric comes with its interval."),
     "generate": ("sentences", "Draw latents from the prior and decode them."),
+    "edit": ("sentences", "Rewrite sentences so that they have attributes."),
     "score": ("sentences", "Score how improbable sentences are; higher is more anomalous."),
     "interpolate": ("sentences", "Walk from one sentence to another through the latent space."),
     "push": ("push", "Push a model with its card to the Hugging Face Hub."),

@@ -1,8 +1,9 @@
-"""The commands on sentences: `generate`, `score`, `interpolate`."""
+"""The commands on sentences: `generate`, `edit`, `score`, `interpolate`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ _BATCH_SIZE = 1024
 _MODEL = "Folder of a model or of a run, or an id of the Hub."
 _REVISION = "Branch, tag or commit of a model on the Hub."
 _JSON = "Print JSON, for programs."
+_ATTRIBUTE = "What is wanted of attributes that the model has been fitted to: NAME=VALUE, or 'NAME=not VALUE'."
+_STRENGTH = "How strongly attributes are imposed; 1 is Bayes' rule."
 
 
 @dataclass
@@ -34,6 +37,8 @@ class GenerateArguments:
     model: str = argument(_MODEL)
     num_samples: int = option(8, "Number of sentences.")
     prompt: str | None = option(None, "The beginning of every sentence.")
+    attribute: list[str] | None = option(None, _ATTRIBUTE)
+    strength: float = option(4.0, _STRENGTH)
     temperature: float = option(1.0, "Temperature at which tokens are drawn.")
     top_p: float = option(1.0, "Draw from the most probable tokens that together have this probability.")
     greedy: bool = option(False, "Take the most probable token at every step.")
@@ -48,6 +53,7 @@ class GenerateArguments:
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
         require_temperature("temperature", self.temperature)
+        require_positive("strength", self.strength)
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p must be in (0, 1], got {self.top_p}")
 
@@ -61,6 +67,7 @@ def generate(argv: list[str]) -> None:
         latent-ebm generate me/latent-ebm-ptb --num_samples 100 --top_p 0.9 --seed 1 > samples.txt
         latent-ebm generate runs/quickstart --prompt "the bank" --json
         accelerate launch -m latent_ebm_text.commands generate runs/quickstart --num_samples 100000  # on all devices
+        latent-ebm generate runs/reviews --attribute "sentiment=positive,topic=not music" --strength 8
     """
     (args,) = parsing.parse_arguments(
         (GenerateArguments,), argv, description=parsing.description_of(generate), prog="latent-ebm generate"
@@ -80,6 +87,8 @@ def generate(argv: list[str]) -> None:
         options["max_new_tokens"] = args.max_new_tokens
     if args.prompt is not None:
         _note_unknown_words(tokenizer, [args.prompt])
+    if args.attribute:
+        options |= {"attributes": _wanted(args.attribute, model.attributes), "strength": args.strength}
 
     def generate_batch(number: int) -> list[dict[str, Any]]:
         size = min(_BATCH_SIZE, args.num_samples - number * _BATCH_SIZE)
@@ -97,6 +106,63 @@ def generate(argv: list[str]) -> None:
         rows = [row for batch in batches for row in batch]
         lines = [f"{row['energy']:8.2f}  {row['text']}" if args.energies else row["text"] for row in rows]
         show(rows, lines, args.json)
+
+
+@dataclass
+class EditArguments:
+    """Editing"""
+
+    model: str = argument(_MODEL)
+    sentences: list[str] | None = argument("Sentences; the lines of --file by default.", None)
+    attribute: list[str] | None = option(None, _ATTRIBUTE)
+    strength: float = option(16.0, _STRENGTH)
+    content: float = option(1.0, "How much of the content is kept; 1 is Bayes' rule.")
+    num_candidates: int = option(4, "Candidates per sentence, of which the best is printed.")
+    file: str | None = option(None, "A text file with one sentence a line; - for standard input.")
+    text_column: str | None = option(None, "Column of the file that holds the sentences, where that is unclear.")
+    seed: int = option(0, "Seed of the chains.")
+    revision: str | None = option(None, _REVISION)
+    json: bool = option(False, "Print JSON with all candidates and their scores, for programs.")
+
+    def __post_init__(self) -> None:
+        for name in ("strength", "content", "num_candidates"):
+            require_positive(name, getattr(self, name))
+
+
+def edit(argv: list[str]) -> None:
+    """Rewrite sentences so that they have attributes, and keep the rest of their content.
+
+    Examples:
+
+        latent-ebm edit runs/reviews "a dull film" --attribute sentiment=positive
+        latent-ebm edit runs/reviews --file reviews.txt --attribute "sentiment=not negative" --content 0.3 --json
+    """
+    (args,) = parsing.parse_arguments(
+        (EditArguments,), argv, description=parsing.description_of(edit), prog="latent-ebm edit"
+    )
+    from latent_ebm_text.latents.rng import derived_generator
+    from latent_ebm_text.models.loading import load_text_model
+
+    if not args.attribute:
+        raise UsageError("say what is wanted, such as --attribute sentiment=positive")
+    sentences = _sentences(args)
+    model, tokenizer = load_text_model(args.model, args.revision)
+    _note_unknown_words(tokenizer, sentences)
+    edits = model.edit(
+        sentences,
+        attributes=_wanted(args.attribute, model.attributes),
+        strength=args.strength,
+        content=args.content,
+        num_candidates=args.num_candidates,
+        tokenizer=tokenizer,
+        generator=derived_generator(args.seed, "edits", device=model.device),
+    )
+    rows = []
+    for sentence, ids, scores in zip(sentences, edits.sequences, edits.scores.tolist(), strict=True):
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        candidates = [{"text": text, "score": score} for text, score in zip(texts, scores, strict=True)]
+        rows.append({"source": sentence, "text": texts[0], "candidates": candidates})
+    show(rows, [str(row["text"]) for row in rows], args.json)
 
 
 @dataclass
@@ -227,7 +293,25 @@ def _note_unknown_words(tokenizer: Any, texts: list[str]) -> None:
         print(f"note: words unknown to the model, read as <unk>: {', '.join(unknown[:5])}{more}", file=sys.stderr)
 
 
-def _sentences(args: ScoreArguments) -> list[str]:
+def _wanted(requests: list[str], known: Mapping[str, Any]) -> dict[str, str | float]:
+    """What `NAME=VALUE` asks for; the value of an attribute that is a number is one."""
+    wanted: dict[str, str | float] = {}
+    for request in requests:
+        name, separator, value = (part.strip() for part in request.partition("="))
+        if not separator or not name or not value:
+            raise UsageError(f"an attribute is asked for as NAME=VALUE, got {request!r}")
+        if name in wanted:
+            raise UsageError(f"{name} was asked for twice; give one value")
+        wanted[name] = value
+        if name in known and not hasattr(known[name], "classes"):
+            try:
+                wanted[name] = float(value)
+            except ValueError as error:
+                raise UsageError(f"{name} is a number, got {value!r}") from error
+    return wanted
+
+
+def _sentences(args: EditArguments | ScoreArguments) -> list[str]:
     """The sentences of the command line, or those of a file."""
     from latent_ebm_text.data.lines import check_unicode, read_sentences
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from latent_ebm_text.errors import DataError, UsageError
-from latent_ebm_text.latents.control import LatentClassifier
+from latent_ebm_text.latents.heads import LatentClassifier, LatentHead
 
 _NUM_BINS = 10
 _BATCH_SIZE = 512
@@ -52,14 +52,7 @@ def fit_classifier(
         DataError: If there are fewer than two classes, or a class has fewer than 10 examples.
     """
     labels = list(labels)
-    draws = latents[None] if latents.dim() == 2 else latents
-    if draws.dim() != 3 or draws.shape[1] != len(labels):
-        raise UsageError(
-            f"latents must have shape (num_draws, {len(labels)}, latent_dim) for {len(labels)} labels, got "
-            f"{tuple(latents.shape)}"
-        )
-    if not bool(torch.isfinite(draws).all()):
-        raise UsageError("latents contain values that are not finite (nan or inf)")
+    draws = checked_draws(latents, len(labels))
     if strange := [label for label in labels if not isinstance(label, str)]:
         raise UsageError(f"labels of {attribute} must be strings, got {strange[0]!r}")
     classes = sorted(set(labels))
@@ -68,19 +61,14 @@ def fit_classifier(
         raise DataError(f"{attribute} needs two or more classes of at least 10 examples each, got {counts}")
 
     generator = torch.Generator().manual_seed(seed)
-    draws, targets = draws.float().cpu(), torch.tensor([classes.index(label) for label in labels])
-    order = torch.randperm(len(labels), generator=generator)
-    size = max(1, round(_HELD_OUT * len(labels)))
-    test, held_out, train = order[:size], order[size : 2 * size], order[2 * size :]
+    targets = torch.tensor([classes.index(label) for label in labels])
+    train, held_out, test = split_rows(len(labels), generator)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = LatentClassifier(attribute, classes, draws.shape[-1], hidden_size)
-    rows = draws[:, train].flatten(0, 1)
-    classifier.mean.copy_(rows.mean(dim=0))
-    classifier.std.copy_(rows.std(dim=0).clamp(min=1e-6))
-    _train(
-        classifier, (rows, targets[train].repeat(len(draws))), (draws[0, held_out], targets[held_out]),
+    train_head(
+        classifier, draws, targets, train, held_out, nn.functional.cross_entropy,
         num_epochs=num_epochs, learning_rate=learning_rate, weight_decay=weight_decay, generator=generator,
     )  # fmt: skip
 
@@ -91,31 +79,70 @@ def fit_classifier(
     return classifier.eval().requires_grad_(False)
 
 
-def _train(
-    classifier: LatentClassifier,
-    train: tuple[Tensor, Tensor],
-    held_out: tuple[Tensor, Tensor],
+def checked_draws(latents: Tensor, num_labels: int) -> Tensor:
+    """Posterior draws `(num_draws, n, latent_dim)`, float32 on the CPU; a `UsageError` unless they fit the labels."""
+    draws = latents[None] if latents.dim() == 2 else latents
+    if draws.dim() != 3 or draws.shape[1] != num_labels:
+        raise UsageError(
+            f"latents must have shape (num_draws, {num_labels}, latent_dim) for {num_labels} labels, got "
+            f"{tuple(latents.shape)}"
+        )
+    if not bool(torch.isfinite(draws).all()):
+        raise UsageError("latents contain values that are not finite (nan or inf)")
+    return draws.float().cpu()
+
+
+def split_rows(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the 70 % of the examples that are trained on, of 15 % for choices, and of 15 % for the test."""
+    order = torch.randperm(n, generator=generator)
+    size = max(1, round(_HELD_OUT * n))
+    return order[2 * size :], order[size : 2 * size], order[:size]
+
+
+def train_head(
+    head: LatentHead,
+    draws: Tensor,
+    targets: Tensor,
+    train: Tensor,
+    held_out: Tensor,
+    loss_function: Callable[[Tensor, Tensor], Tensor],
     *,
     num_epochs: int,
     learning_rate: float,
     weight_decay: float,
     generator: torch.Generator,
 ) -> None:
-    rows, targets = train
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    """Trains a head, on all draws of the training part, and keeps the weights of the best epoch on the held-out part.
+
+    Args:
+        head: The head, whose standardisation is set here.
+        draws: `(num_draws, n, latent_dim)`.
+        targets: `(n, ...)`.
+        train: Indices of the training part.
+        held_out: Indices of the held-out part.
+        loss_function: The loss of outputs `(batch, num_outputs)` and targets.
+        num_epochs: Passes over the training part.
+        learning_rate: Initial learning rate of AdamW, which decays to zero.
+        weight_decay: Weight decay of AdamW.
+        generator: Random number generator of the order of the examples.
+    """
+    rows, wanted = draws[:, train].flatten(0, 1), targets[train].repeat(len(draws))
+    head.mean.copy_(rows.mean(dim=0))
+    head.std.copy_(rows.std(dim=0).clamp(min=1e-6))
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs)
-    best, best_loss = copy.deepcopy(classifier.state_dict()), float("inf")
+    best, best_loss = copy.deepcopy(head.state_dict()), float("inf")
     with torch.enable_grad():
         for _ in range(num_epochs):
             for batch in torch.randperm(len(rows), generator=generator).split(_BATCH_SIZE):
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(classifier(rows[batch]), targets[batch]).backward()
+                loss_function(head(rows[batch]), wanted[batch]).backward()
                 optimizer.step()
             schedule.step()
-            loss = float(nn.functional.cross_entropy(classifier(held_out[0]).detach(), held_out[1]))
+            loss = float(loss_function(head(draws[0, held_out]).detach(), targets[held_out]))
             if loss < best_loss:
-                best, best_loss = copy.deepcopy(classifier.state_dict()), loss
-    classifier.load_state_dict(best)
+                best, best_loss = copy.deepcopy(head.state_dict()), loss
+    head.load_state_dict(best)
 
 
 def _best_temperature(logits: Tensor, targets: Tensor) -> Tensor:

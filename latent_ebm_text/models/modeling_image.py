@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +15,8 @@ from transformers.utils import ModelOutput
 from latent_ebm_text.data.image_processing import convert_images
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.samplers import Sampler
+from latent_ebm_text.models.attributes import STRENGTH, AttributeModel
 from latent_ebm_text.models.configuration import LatentEBMImageConfig
-from latent_ebm_text.models.inference import LatentInferenceModel
 from latent_ebm_text.models.scoring import AnomalyScores, Marginal, score_data
 from latent_ebm_text.networks.conv import ConvDecoder, ConvEncoder
 
@@ -43,7 +44,7 @@ class LatentEBMImageOutput(ModelOutput):
     latents: Tensor | None = None
 
 
-class LatentEBMForImageGeneration(LatentInferenceModel):
+class LatentEBMForImageGeneration(AttributeModel):
     """A convolutional decoder p(x | z) under an energy-based prior p(z).
 
     Every method that takes images takes `pixel_values`, a tensor `(batch, num_channels, image_size, image_size)` in
@@ -126,6 +127,8 @@ class LatentEBMForImageGeneration(LatentInferenceModel):
         *,
         num_samples: int | None = None,
         latents: Tensor | None = None,
+        attributes: Mapping[str, str | float] | None = None,
+        strength: float | Mapping[str, float] = STRENGTH,
         sampler: Sampler | None = None,
         generator: torch.Generator | None = None,
         output_type: str = "pt",
@@ -135,6 +138,9 @@ class LatentEBMForImageGeneration(LatentInferenceModel):
         Args:
             num_samples: Number of images; 1 by default.
             latents: `(batch, latent_dim)` to decode, in place of draws from the prior.
+            attributes: What is wanted of each attribute, such as `{"digit": "3"}`, after
+                [`~latent_ebm_text.models.attributes.AttributeModel.fit_attributes`].
+            strength: Exponent of what the model reads from the latents, one for all attributes or one per attribute.
             sampler: A sampler in place of the model's own.
             generator: Random number generator of the prior's chains.
             output_type: `"pt"`, `"np"` or `"pil"`, see
@@ -144,13 +150,16 @@ class LatentEBMForImageGeneration(LatentInferenceModel):
             Images `(batch, num_channels, image_size, image_size)` in [-1, 1], or what `output_type` says.
 
         Raises:
-            UsageError: If the numbers of samples and latents contradict each other, or latents are not finite or of
-                the wrong shape.
+            UsageError: If the numbers of samples and latents contradict each other, latents are not finite or of the
+                wrong shape, or an attribute is not known.
         """
-        if latents is None:
-            latents = self.sample_prior(
-                1 if num_samples is None else num_samples, sampler=sampler, generator=generator
-            ).latents
+        if attributes is not None and latents is not None:
+            raise UsageError("generate() draws latents with these attributes: leave out latents, or attributes")
+        size, options = 1 if num_samples is None else num_samples, dict[str, Any](sampler=sampler, generator=generator)
+        if attributes is not None:
+            latents = self.sample_controlled(self.controls(attributes, strength), size, **options).latents
+        elif latents is None:
+            latents = self.sample_prior(size, **options).latents
         elif num_samples is not None and num_samples != len(latents):
             raise UsageError(
                 f"generate() was given contradicting numbers of images: num_samples={num_samples} and "

@@ -16,7 +16,8 @@ from latent_ebm_text.data.inputs import each_entry, each_sentence
 from latent_ebm_text.data.lines import check_unicode
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.samplers import Sampler
-from latent_ebm_text.models.inference import LatentInferenceModel
+from latent_ebm_text.models.attributes import AttributeModel
+from latent_ebm_text.models.editing import EDIT_STRENGTH, Edits, edit_rows
 from latent_ebm_text.models.scoring import AnomalyScores, score_data
 from latent_ebm_text.networks.dropout import evaluation_mode
 
@@ -86,12 +87,12 @@ class ReconstructionDraws:
         return self.latents.std(dim=1)
 
 
-class SentenceModel(LatentInferenceModel):
+class SentenceModel(AttributeModel):
     """The methods of [`LatentEBMForTextGeneration`] that take sentences.
 
     Every such method (`log_prob`, `encode`, `posterior_draws`, `score`, `token_surprise`, `reconstruct`,
-    `reconstruct_draws`, `build_index`, `neighbours`, `combine`) takes sentences in three forms, as `input_ids`,
-    `attention_mask` and `tokenizer`:
+    `reconstruct_draws`, `build_index`, `neighbours`, `combine`, `fit_attributes`, `edit`) takes sentences in three
+    forms, as `input_ids`, `attention_mask` and `tokenizer`:
 
     - a list of strings, with the model's `tokenizer`; also a generator, a column of a table (pandas, Arrow, datasets),
       a table with one clear column of text, or an array `(n,)` or `(n, 1)`;
@@ -255,6 +256,38 @@ class SentenceModel(LatentInferenceModel):
             log_prob=-torch.stack([each.reconstruction for each in scores], dim=1).float(),
             agreement=pairwise_agreement(sequences[:, :, 1:], self.config.pad_token_id or 0),
         )
+
+    def edit(
+        self,
+        input_ids: Sentences,
+        attention_mask: Tensor | None = None,
+        *,
+        attributes: Mapping[str, str | float],
+        strength: float | Mapping[str, float] = EDIT_STRENGTH,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **options: Any,
+    ) -> Edits:
+        """Rewrites sentences so that they have attributes, and keep of their content what goes with them.
+
+        Chains start at draws of a sentence's posterior and sample `p(z) p(x | z)^a p(c | z)^w`; where they end is
+        decoded, by beam search by default. Of several candidates the best is the one whose own latent, as the model
+        reads it from the decoded sentence, has the highest density.
+
+        Args:
+            input_ids: The sentences.
+            attention_mask: The mask of a tensor of ids.
+            attributes: What is wanted of each attribute, as for `generate`.
+            strength: The exponent `w`, one for all attributes or one per attribute.
+            tokenizer: The tokenizer of strings.
+            **options: `content`, the exponent `a` (less keeps less), `num_candidates`, `num_steps` and further options
+                of [`~latent_ebm_text.models.editing.edit_rows`] and of `generate`.
+
+        Raises:
+            UsageError: As `encode`; if an attribute or a value is not known; or if an option cannot be right.
+        """
+        controls = self.controls(attributes, strength)
+        rows = self._read(input_ids, attention_mask, tokenizer=tokenizer)
+        return edit_rows(self, rows, controls, tokenizer=tokenizer, **options)
 
     def _read(
         self,

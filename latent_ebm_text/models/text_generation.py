@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,8 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.utils import ModelOutput
 
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.latents import Control
+from latent_ebm_text.models.attributes import STRENGTH
 from latent_ebm_text.models.plain_sampling import check_options, naming_saved_options, plain_options
 from latent_ebm_text.models.sentences import SentenceModel
 from latent_ebm_text.networks.base import TextDecoder
@@ -45,10 +47,14 @@ class SentenceGenerationModel(SentenceModel, GenerationMixin):
         *,
         num_samples: int | None = None,
         latents: Tensor | None = None,
+        attributes: Mapping[str, str | float] | None = None,
+        strength: float | Mapping[str, float] = STRENGTH,
         generator: torch.Generator | None = None,
         **kwargs: Any,
     ) -> Tensor | ModelOutput:
         """Draws latents from the prior and decodes them; every option of `GenerationMixin.generate` works.
+
+        With `attributes` the latents are drawn from the prior times what the model reads from them, `p(z) p(c | z)^w`.
 
         Plain sampling, the default, and greedy decoding have their own loop. It is several times as fast, and needs
         the memory of a few hundred sentences however many are generated. Prompts, and options that
@@ -60,6 +66,9 @@ class SentenceGenerationModel(SentenceModel, GenerationMixin):
                 An end token that the tokenizer put at the end of a row is replaced by padding on the left.
             num_samples: Number of sentences, if neither `inputs` nor `latents` determine it.
             latents: `(batch, latent_dim)` to decode, in place of draws from the prior.
+            attributes: What is wanted of each attribute, such as `{"sentiment": "positive", "topic": "not sports"}`,
+                after [`~latent_ebm_text.models.attributes.AttributeModel.fit_attributes`].
+            strength: The exponent `w`, one for all attributes or one per attribute; 1 is Bayes' rule.
             generator: Random number generator of the prior's chains and of the tokens. With it, torch's global random
                 number generator keeps its state.
             **kwargs: Options of [`~transformers.GenerationMixin.generate`], such as `max_new_tokens`, `do_sample`,
@@ -71,9 +80,12 @@ class SentenceGenerationModel(SentenceModel, GenerationMixin):
             (one row per latent, not per returned sequence).
 
         Raises:
-            UsageError: If the numbers of samples, latents and inputs contradict each other, or latents are not
-                finite or of the wrong shape.
+            UsageError: If the numbers of samples, latents and inputs contradict each other, latents are not finite
+                or of the wrong shape, or an attribute is not known.
         """
+        if attributes is not None and latents is not None:
+            raise UsageError("generate() draws latents with these attributes: leave out latents, or attributes")
+        controls = [] if attributes is None else self.controls(attributes, strength)
         check_options(
             {**self.generation_config.to_dict(), **kwargs, "num_samples": num_samples}, self.decoder.vocab_size
         )
@@ -124,9 +136,9 @@ class SentenceGenerationModel(SentenceModel, GenerationMixin):
         if inputs is None and not self.training and not torch.is_autocast_enabled(self.device.type):
             options = plain_options({**self.generation_config.to_dict(), **kwargs})
             if options is not None:
-                return self._generate_plainly(batch, latents, generator, **options)
+                return self._generate_plainly(batch, latents, controls, generator, **options)
         if latents is None:
-            latents = self.sample_prior(batch, generator=generator).latents
+            latents = self._draw_latents(batch, controls, generator)
         if inputs is None:
             inputs = torch.full((batch, 1), self.config.bos_token_id, device=self.device)
         else:
@@ -142,6 +154,7 @@ class SentenceGenerationModel(SentenceModel, GenerationMixin):
         self,
         num_latents: int,
         latents: Tensor | None,
+        controls: Sequence[Control],
         generator: torch.Generator | None,
         *,
         eos_token_id: int | list[int] | None,
@@ -157,7 +170,7 @@ class SentenceGenerationModel(SentenceModel, GenerationMixin):
         used: list[Tensor] = []
         for first in range(0, num_latents, GENERATION_BATCH_SIZE):
             size = min(GENERATION_BATCH_SIZE, num_latents - first)
-            part = self.sample_prior(size, generator=generator).latents if latents is None else latents[first:][:size]
+            part = self._draw_latents(size, controls, generator) if latents is None else latents[first:][:size]
             repeated = part.repeat_interleave(num_return_sequences, dim=0)
             ids += [sentences.generate(rows, generator) for rows in repeated.split(GENERATION_BATCH_SIZE)]
             used += [part] if return_dict_in_generate else []
@@ -171,6 +184,11 @@ class SentenceGenerationModel(SentenceModel, GenerationMixin):
         output["latents"] = torch.cat(used)
         output["energies"] = self.prior.energy(output["latents"])
         return output
+
+    def _draw_latents(self, num: int, controls: Sequence[Control], generator: torch.Generator | None) -> Tensor:
+        if controls:
+            return self.sample_controlled(controls, num, generator=generator).latents
+        return self.sample_prior(num, generator=generator).latents
 
     def _open_prompt(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Prompts padded on the left, without the end token that may close one.

@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from latent_ebm_text.commands import sentences
 from latent_ebm_text.commands.main import COMMANDS, main
 from latent_ebm_text.latents.interpolation import PathKind
+from latent_ebm_text.models.loading import load_text_model
 from latent_ebm_text.models.scoring import Marginal, ScoreName
 from tests.hub_server import HubServer
 from tests.tiny_runs import DATA, MODEL, TRAINING
@@ -72,6 +73,45 @@ def test_generate(run: Run, trained: Path) -> None:
     assert run("generate", trained, "--num-samples", 3, "--seed", 6)[1] != out
     _, out, _ = run("generate", trained, "--num-samples", 2, "--prompt", "the bank", "--greedy", "--max-new-tokens", 2)
     assert all(line.startswith("the bank") and len(line.split()) <= 4 for line in out.splitlines())
+
+
+@pytest.fixture(scope="module")
+def knowing(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained model with two attributes of arbitrary labels."""
+    folder = tmp_path_factory.mktemp("knowing")
+    model, tokenizer = load_text_model(trained)
+    texts = ["the bank recovers", "the exporter sank"] * 20
+    labels = {"tone": ["good", "bad"] * 20, "rank": [float(row) for row in range(40)]}
+    model.fit_attributes(texts, labels, tokenizer=tokenizer, num_draws=1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_generate_and_edit_with_attributes(run: Run, knowing: Path) -> None:
+    wanted = ["--attribute", "tone=good,rank=12.5", "--strength", 2]
+    code, out, _ = run("generate", knowing, "--num-samples", 3, *wanted)
+    assert code == 0
+    assert len(out.splitlines()) == 3
+    sentences = ["the bank recovers", "the exporter sank"]
+    code, out, _ = run("edit", knowing, *sentences, *wanted, "--num-candidates", 2)
+    assert code == 0
+    code, as_json, _ = run("edit", knowing, *sentences, *wanted, "--num-candidates", 2, "--json")
+    rows = json.loads(as_json)
+    assert [row["source"] for row in rows] == sentences
+    assert "\n".join(row["text"] for row in rows) == out.rstrip("\n")
+    assert all(row["candidates"][0]["score"] >= row["candidates"][1]["score"] for row in rows)
+    for command, options, message in (
+        ("generate", ["--attribute", "tone=fine"], "tone has no value 'fine'; its values are bad, good"),
+        ("generate", ["--attribute", "mood=good"], "unknown attribute 'mood'; the model knows tone, rank"),
+        ("generate", ["--attribute", "tone"], "an attribute is asked for as NAME=VALUE, got 'tone'"),
+        ("generate", ["--attribute", "tone=good,tone=bad"], "tone was asked for twice"),
+        ("generate", ["--attribute", "rank=high"], "rank is a number, got 'high'"),
+        ("edit", ["a bank"], "say what is wanted, such as --attribute sentiment=positive"),
+    ):
+        code, _, err = run(command, knowing, *options)
+        assert code == 2
+        assert message in err.splitlines()[-1]
 
 
 def test_score(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

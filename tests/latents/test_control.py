@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from latent_ebm_text.errors import DataError, UsageError
-from latent_ebm_text.latents import Control, ControlledDensity, LatentClassifier, fit_classifier
+from latent_ebm_text.latents import (
+    Control,
+    ControlledDensity,
+    LatentClassifier,
+    LatentRegressor,
+    fit_classifier,
+    fit_regressor,
+)
 from latent_ebm_text.latents.classifier import calibration_error, wilson_interval
 from latent_ebm_text.latents.density import autograd_value_and_score
 from latent_ebm_text.latents.prior import EnergyPrior, GaussianPrior
@@ -41,7 +48,7 @@ def test_the_score_of_a_classifier_is_that_of_autograd(negated: bool) -> None:
         probs = classifier(z).softmax(dim=-1)[:, 1]
         return (1 - probs).log() if negated else probs.log()
 
-    value, score = classifier.value_and_score(latents, 1, negated=negated)
+    value, score = classifier.value_and_score(latents, "b", negated=negated)
     expected_value, expected_score = autograd_value_and_score(log_prob, latents)
     torch.testing.assert_close(value, expected_value, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(score, expected_score, rtol=1e-4, atol=1e-5)
@@ -63,7 +70,7 @@ def test_a_negation_of_what_is_all_but_certain_stays_finite() -> None:
     classifier = random_classifier()
     with torch.no_grad():
         classifier.out.bias[0] = 1000.0
-    value, score = classifier.value_and_score(torch.zeros(1, 4), 0, negated=True)
+    value, score = classifier.value_and_score(torch.zeros(1, 4), "a", negated=True)
     assert -1000 < float(value) < -400
     assert bool(torch.isfinite(score).all())
 
@@ -166,3 +173,41 @@ def test_what_cannot_be_wished_for() -> None:
         fit_classifier("topic", torch.full((20, 2), float("nan")), ["a", "b"] * 10)
     with pytest.raises(DataError, match="two or more classes of at least 10 examples each"):
         fit_classifier("topic", torch.zeros(12, 2), ["a"] * 10 + ["b"] * 2)
+
+
+def test_a_number_is_recovered_with_its_uncertainty() -> None:
+    """y = 10 + 4 z_1 with noise of standard deviation 2: the regression finds both, and R² is 16 / 20."""
+    latents = torch.randn(4000, 2, generator=seeded(0))
+    values = 10 + 4 * latents[:, 0] + 2 * torch.randn(4000, generator=seeded(1))
+    head = fit_regressor("length", latents, values.tolist())
+    grid = torch.tensor([[-1.0, 0.0], [0.0, 0.5], [1.0, -0.5]])
+    torch.testing.assert_close(head(grid).squeeze(-1), torch.tensor([6.0, 10.0, 14.0]), atol=0.4, rtol=0)
+    assert float(head.noise) == pytest.approx(2.0, rel=0.1)
+    assert head.report["r2"] == pytest.approx(0.8, abs=0.05)
+    assert head.report["coverage_95"] == pytest.approx(0.95, abs=0.03)
+
+    def log_prob(z: Tensor) -> Tensor:
+        return torch.distributions.Normal(head(z).squeeze(-1), head.noise).log_prob(torch.tensor(13.0))
+
+    value, score = head.value_and_score(grid, 13.0)
+    expected_value, expected_score = autograd_value_and_score(log_prob, grid)
+    torch.testing.assert_close(value, expected_value)
+    torch.testing.assert_close(score, expected_score)
+    # Conjugate Gaussians: N(0, 1) times N(14; 10 + 4 z, 2^2) has the mean 16 / 20.
+    density = ControlledDensity(GaussianPrior(2), [Control(head, 14.0)])
+    draws = (
+        HMCSampler(60, 0.4, num_leapfrog_steps=3).sample(torch.randn(2000, 2), density, generator=seeded(7)).latents
+    )
+    assert float(draws[:, 0].mean()) == pytest.approx(0.8, abs=0.08)
+
+
+def test_numbers_that_cannot_be_asked_for() -> None:
+    head = LatentRegressor("length", 4)
+    with pytest.raises(UsageError, match="length is a number, got 'long'"):
+        Control(head, "long")
+    with pytest.raises(UsageError, match="length is a number, which cannot be negated"):
+        Control(head, 3.0, negated=True)
+    with pytest.raises(DataError, match="20 or more numbers, 5 or more of them different, got 30 with 2"):
+        fit_regressor("label", torch.zeros(30, 2), [0, 1] * 15)
+    with pytest.raises(UsageError, match="numbers of length must be finite"):
+        fit_regressor("length", torch.zeros(2, 2), [0, float("nan")])

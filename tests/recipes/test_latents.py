@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
 from latent_ebm_text.commands.arguments import DataArguments
 from latent_ebm_text.commands.train_text import prepare
+from latent_ebm_text.data.newswire import newswire_grammar
 from latent_ebm_text.latents import LatentClassifier
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -62,6 +63,43 @@ def test_control(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path
     assert "not topic=markets, w=2" in rows
     classifier = LatentClassifier.from_pretrained(tmp_path / "classifiers" / "topic")
     assert classifier.report["n"] == 30
+
+
+@pytest.mark.slow
+def test_control_of_labelled_text(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
+    """The whole harness with the real sentence encoder, on sentences of the grammar labelled by their tense."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for number, (split, size) in enumerate((("train", 240), ("validation", 20), ("test", 20))):
+        rows = [
+            {"text": sentence.text, "label": int(sentence.attributes["tense"] == "past")}
+            for sentence in newswire_grammar().sample(size, (0, number))
+        ]
+        (corpus / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    output, errors = run_recipe(
+        "control_text.py", "--model", folders["model"], "--dataset_name", corpus, "--label_names", "other,past",
+        "--num_labelled", 100, "--strengths", 4, "--edit_strengths", 16, "--temperatures", 1, "--num_samples", 25,
+        "--num_edits", 6, "--label_epochs", 1, "--cache_dir", tmp_path / "evaluators", "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert output.startswith("accuracy of the judge on test sentences: "), errors
+    found = json.loads((tmp_path / "control.json").read_text())
+    methods = [name.partition(",")[0].partition(" of ")[0] for name in found["samples"]]
+    assert methods == ["no control", "ours at temperature 1", "label model", "best", "energy left out"]
+    assert found["samples"]["ours at temperature 1, w=4"]["accuracy"]["n"] == 50
+    assert list(found["edits"]) == [
+        "edit: unchanged", "edit: ours, w=16", "edit: retrieval", "edit: word deletion"
+    ]  # fmt: skip
+    assert found["edits"]["edit: unchanged"]["similarity"]["value"] == pytest.approx(1.0, abs=1e-5)
+    assert (tmp_path / "control.png").stat().st_size > 0
+    assert "| source | wanted | edit |" in (tmp_path / "control.md").read_text()
+
+
+def test_bad_input_of_control_of_text(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
+    common = ("control_text.py", "--model", folders["model"], "--dataset_name", "grammar", "--output_dir", tmp_path)
+    _, errors = run_recipe(*common, "--strengths", "4,high")
+    assert errors.splitlines()[-1] == "error: strengths must be numbers separated by commas, got '4,high'"
+    _, errors = run_recipe(*common, "--temperatures", "-1")
+    assert errors.splitlines()[-1] == "error: temperatures must be positive, got '-1'"
 
 
 def test_control_needs_a_model_of_the_corpus(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:

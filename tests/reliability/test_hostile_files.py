@@ -16,7 +16,7 @@ from latent_ebm_text.anomaly.detectors import LatentEBMDetector
 from latent_ebm_text.anomaly.text_detector import LatentEBMTextDetector
 from latent_ebm_text.commands.compare import compare_evaluations
 from latent_ebm_text.errors import CheckpointError, DataError, UsageError
-from latent_ebm_text.latents.control import LatentClassifier
+from latent_ebm_text.latents.heads import LatentClassifier
 from latent_ebm_text.latents.neighbours import LatentIndex
 from latent_ebm_text.latents.samplers import ChainStore
 from latent_ebm_text.models.pretrained import load_language_model

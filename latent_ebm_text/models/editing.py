@@ -1,0 +1,139 @@
+"""Edits sentences: chains from their posteriors towards attributes, decoded, read again and ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from latent_ebm_text.errors import UsageError, require_positive
+from latent_ebm_text.latents import Control, ControlledDensity
+from latent_ebm_text.latents.samplers import Sampler
+from latent_ebm_text.models.inference import LatentInferenceModel
+from latent_ebm_text.networks.dropout import evaluation_mode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+#: Default exponents of the likelihood and of `p(c | z)`, and steps of a chain.
+CONTENT, EDIT_STRENGTH, NUM_STEPS = 1.0, 16.0, 20
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Candidates for edits of sentences, the best first.
+
+    Attributes:
+        sequences: `(n, num_candidates, length)` token ids, beginning with the beginning token.
+        latents: `(n, num_candidates, latent_dim)`, where the chains ended.
+        scores: `(n, num_candidates)` in nats, by which the candidates are ranked: the log-density of the chains at the
+            latent that the model reads from the candidate itself.
+    """
+
+    sequences: Tensor
+    latents: Tensor
+    scores: Tensor
+
+    @property
+    def best(self) -> Tensor:
+        """The best candidate of every sentence, `(n, length)` token ids."""
+        return self.sequences[:, 0]
+
+
+@torch.no_grad()
+def edit_rows(
+    model: LatentInferenceModel,
+    rows: Any,
+    controls: Sequence[Control],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    content: float = CONTENT,
+    num_candidates: int = 4,
+    num_steps: int = NUM_STEPS,
+    batch_size: int = 128,
+    sampler: Sampler | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Edits:
+    """Edits sentences that were read; see [`~latent_ebm_text.models.sentences.SentenceModel.edit`].
+
+    Args:
+        model: The text model.
+        rows: The sentences, as its `_read` returns them.
+        controls: The requirements.
+        tokenizer: The tokenizer, which a model needs whose encoder reads sentence embeddings.
+        content: `a`, the exponent of the likelihood, beside the model's own likelihood weight.
+        num_candidates: Chains per sentence.
+        num_steps: Steps of a chain, of the size of the model's posterior sampler.
+        batch_size: Chains per batch.
+        sampler: A sampler in place of the model's own.
+        generator: Random number generator of the chains, and of the tokens if they are sampled.
+        progress: Whether to show a progress bar.
+        **options: Options of `generate`.
+    """
+    require_positive("content", content)
+    for name, value in (("num_candidates", num_candidates), ("num_steps", num_steps)):
+        if value < 1:
+            raise UsageError(f"{name} must be a positive integer, got {value}")
+    if options.get("num_return_sequences", 1) != 1 or options.get("return_dict_in_generate"):
+        raise UsageError(
+            "edit decodes each candidate once: leave out num_return_sequences and return_dict_in_generate"
+        )
+    if sampler is None:
+        sampler = replace(model.posterior_sampler, num_steps=num_steps)  # type: ignore[type-var]  # a dataclass
+    fitting = [control.to(model.device, model.decoder.latent_dtype) for control in controls]
+    ids: list[Tensor] = [torch.empty(0)] * len(rows)
+    latents = torch.empty(len(rows), num_candidates, model.config.latent_dim)
+    scores = torch.empty(len(rows), num_candidates)
+    with evaluation_mode(model):
+        per_batch = max(1, batch_size // num_candidates)
+        for indices, _ in model.batches(rows, per_batch, description="editing", progress=progress):
+            inputs = model._collate(rows, indices.repeat_interleave(num_candidates))
+            # 1. Climb from draws of the posterior towards the attributes.
+            start = model.sample_posterior(inputs, generator=generator).latents
+            density = ControlledDensity(model.posterior(inputs, content * model.config.likelihood_weight), fitting)
+            with model._full_precision():
+                ends = sampler.sample(start, density, generator=generator).latents
+            # 2. Decode, and judge every candidate by what the model reads from it.
+            decoded = model._decode(ends, generator=generator, **options)
+            reread = model._read(_without_padding(decoded, model.config), tokenizer=tokenizer)
+            with model._full_precision():
+                score = density(_read_latents(model, reread, batch_size, generator).to(ends)).view(-1, num_candidates)
+            # 3. Rank; equal candidates keep their order.
+            order = score.argsort(dim=1, descending=True, stable=True)
+            latents[indices] = _ranked(ends, order).float().cpu()
+            scores[indices] = score.gather(1, order).float().cpu()
+            for index, candidates in zip(indices.tolist(), _ranked(decoded, order).cpu(), strict=True):
+                ids[index] = candidates
+    length, pad = max(part.shape[1] for part in ids), model.config.pad_token_id or 0
+    sequences = torch.stack([nn.functional.pad(part, (0, length - part.shape[1]), value=pad) for part in ids])
+    return Edits(sequences, latents, scores)
+
+
+def _ranked(rows: Tensor, order: Tensor) -> Tensor:
+    """Candidates of several sentences, `(n * num_candidates, size)`, in their order, `(n, num_candidates, size)`."""
+    return rows.reshape(*order.shape, -1).gather(1, order[..., None].expand(-1, -1, rows.shape[1]))
+
+
+def _read_latents(
+    model: LatentInferenceModel, rows: Any, batch_size: int, generator: torch.Generator | None
+) -> Tensor:
+    """The posterior means of sentences, `(n, latent_dim)`: the encoder's, or a draw where the model has none."""
+    if model.encoder is not None:
+        return model.encoder_proposals(rows, batch_size=batch_size).mean
+    return model.posterior_draws(rows, num_draws=1, batch_size=batch_size, generator=generator)[0]
+
+
+def _without_padding(sequences: Tensor, config: Any) -> list[list[int]]:
+    """Token ids up to the end token, which is added where a sentence was cut off."""
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    rows = []
+    for row in sequences.tolist():
+        length = next((place for place, token in enumerate(row[1:], start=1) if token in ends), len(row))
+        rows.append([*row[:length], ends[0]])
+    return rows
