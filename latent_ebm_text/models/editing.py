@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import tqdm
 from torch import Tensor, nn
 
 from latent_ebm_text.errors import UsageError, require_positive
@@ -92,7 +93,7 @@ def edit_rows(
     scores = torch.empty(len(rows), num_candidates)
     with evaluation_mode(model):
         per_batch = max(1, batch_size // num_candidates)
-        for indices, _ in model.batches(rows, per_batch, description="editing", progress=progress):
+        for indices in tqdm(model._batches(rows, per_batch), desc="editing", disable=not progress):
             inputs = model._collate(rows, indices.repeat_interleave(num_candidates))
             # 1. Climb from draws of the posterior towards the attributes.
             start = model.sample_posterior(inputs, generator=generator).latents

@@ -217,7 +217,7 @@ def test_numbers_that_cannot_be_right(model: Model) -> None:
         model.reconstruct_draws(ids, num_return_sequences=2)
     with pytest.raises(UsageError, match="a standard deviation needs 2 draws or more"):
         model.build_index(ids, num_draws=1)
-    with pytest.raises(UsageError, match="marginal must be one of importance, ais, none, got 'exact'"):
+    with pytest.raises(UsageError, match="marginal must be one of elbo, importance, ais, none, got 'exact'"):
         model.score(ids, marginal="exact")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="num_draws must be positive and num_samples at least 2, got 0 and 32"):
         model.score(ids, num_draws=0)
