@@ -52,6 +52,10 @@ class GenerateArguments:
         for name in ("num_samples", "max_new_tokens"):
             if getattr(self, name) is not None:
                 require_positive(name, getattr(self, name))
+        if self.num_samples > 10_000_000:
+            raise UsageError(
+                f"num_samples of a generation must be at most 10,000,000, got {self.num_samples}: draw them in parts"
+            )
         require_temperature("temperature", self.temperature)
         require_positive("strength", self.strength)
         if not 0 < self.top_p <= 1:

@@ -63,7 +63,7 @@ def measure(accelerator: Accelerator | None) -> dict[str, Any]:
         posterior_sampler=CHAIN,
     )  # fmt: skip
     images = LatentEBMForImageGeneration(config).eval()
-    pixels = Dataset.from_dict({"pixels": words.integers(0, 256, size=(23, 8, 8, 1)).astype(np.uint8).tolist()})
+    pixels = Dataset.from_dict({"pixels": words.integers(0, 256, size=(53, 8, 8, 1)).astype(np.uint8).tolist()})
     pixels = pixels.with_format("numpy", dtype=np.uint8)
     to_tensors = ImageCollator(8, 1)
     found["images"] = evaluate_images(images, pixels, to_tensors, max_images=22, **batched, **shared)
