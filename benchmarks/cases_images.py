@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latent_ebm_text import LatentEBMForImageGeneration, LatentEBMImageConfig
 from latent_ebm_text.training.arguments import TrainingArguments
-from latent_ebm_text.training.trainer import build_optimizer
+from latent_ebm_text.training.step import build_optimizer
 
 
 def images(sizes: Sizes, repeats: int) -> Iterator[str]:

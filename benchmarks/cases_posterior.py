@@ -13,7 +13,7 @@ from timing import Case, comparison
 from torch import Tensor
 
 from latent_ebm_text.training.arguments import TrainingArguments
-from latent_ebm_text.training.trainer import build_optimizer
+from latent_ebm_text.training.step import build_optimizer
 
 
 def posterior_gradients(sizes: Sizes, repeats: int) -> Iterator[str]:

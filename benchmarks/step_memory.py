@@ -21,7 +21,7 @@ from timing import row, table
 from latent_ebm_text import LatentEBMForTextGeneration
 from latent_ebm_text.models.configuration import LatentEBMTextConfig
 from latent_ebm_text.training.arguments import TrainingArguments
-from latent_ebm_text.training.trainer import build_optimizer
+from latent_ebm_text.training.step import build_optimizer
 
 #: The architecture of SmolLM2-135M.
 SMOLLM2 = {

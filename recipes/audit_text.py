@@ -19,16 +19,15 @@ import numpy as np
 import torch
 from accelerate.utils import tqdm
 
-from latent_ebm_text.commands.arguments import DataArguments
+from latent_ebm_text.commands.arguments import CorpusArguments
+from latent_ebm_text.commands.evaluate_text import load_model_and_corpus
 from latent_ebm_text.commands.parsing import parse_arguments
 from latent_ebm_text.commands.running import run_command
-from latent_ebm_text.commands.train_text import prepare
 from latent_ebm_text.errors import UsageError, reading
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.latents.integrals import audit
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.models.audit import AuditedTextModel
-from latent_ebm_text.models.loading import load_text_model
 from latent_ebm_text.models.sentences import SentenceRows
 from latent_ebm_text.training.arguments import option, required
 
@@ -38,10 +37,9 @@ class AuditArguments:
     """Audit"""
 
     model: str = required("Folder or Hub id of the model and its tokenizer.")
-    dataset_name: str = required("The corpus, whose test sentences are audited.")
     output_dir: str = option("runs/audit", "Folder of the report.")
     claimed: str | None = option(None, "File sentences.npz of an evaluation, whose sentences are then audited.")
-    num_sentences: int = option(200, "Random test sentences.")
+    num_likelihood_sentences: int = option(200, "Random test sentences.")
     num_simulated: int = option(64, "Sentences drawn from the model.")
     num_walks: int = option(16, "Annealed walks per sentence.")
     num_levels: int = option(30, "Levels of each walk.")
@@ -50,12 +48,10 @@ class AuditArguments:
 
 
 def main() -> None:
-    (args,) = parse_arguments((AuditArguments,), description=__doc__)
-    model, tokenizer = load_text_model(args.model)
-    data_args = DataArguments(dataset_name=args.dataset_name, max_length=model.config.max_sequence_length)
-    text = prepare(data_args, args.seed, tokenizer=tokenizer).embedded(model.config.sentence_encoder)
+    corpus_args, args = parse_arguments((CorpusArguments, AuditArguments), description=__doc__)
+    model, tokenizer, _, text = load_model_and_corpus(args.model, corpus_args, args.seed)
     test, claimed = text.splits["test"], None
-    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(test))[: args.num_sentences])
+    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(test))[: args.num_likelihood_sentences])
     if args.claimed is not None:
         with reading(args.claimed):
             found = np.load(args.claimed)

@@ -93,7 +93,7 @@ def test_generation_makes_as_many_words_as_gpt2(run: ModuleType, capsys: pytest.
 
 
 def test_generation_at_full_size_compares_models_of_one_size() -> None:
-    cases, sizes = importlib.import_module("cases_generation"), importlib.import_module("sizes").Sizes()
+    cases, sizes = importlib.import_module("cases_generation"), importlib.import_module("sizes").Sizes(device="meta")
     with torch.device("meta"):
         ours, gpt2 = (
             sum(weight.numel() for weight in model.parameters())
@@ -284,8 +284,9 @@ def test_every_part_of_the_model_is_compared_with_the_cpu(gpu_check: ModuleType,
 def test_a_difference_from_the_cpu_is_a_failure(
     gpu_check: ModuleType, check: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_check, "_random_differences", lambda check: [])
-    monkeypatch.setattr(gpu_check, "_by_hand", lambda *_: [torch.zeros(8), torch.zeros(8, 4)])
+    monkeypatch.setattr(gpu_check, "random_differences", lambda device: [])
+    by_hand = "gpu_equality._by_hand"
+    monkeypatch.setattr(by_hand, lambda *_: [torch.zeros(8), torch.zeros(8, 4)])
     with pytest.raises(gpu_check.Failure, match="not equal to the CPU: decoder: LSTM, by cuDNN"):
         list(gpu_check.equality(check))
 

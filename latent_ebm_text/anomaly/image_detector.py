@@ -21,7 +21,8 @@ from latent_ebm_text.models.configuration import LatentEBMImageConfig
 from latent_ebm_text.models.modeling_image import LatentEBMForImageGeneration
 from latent_ebm_text.networks.dropout import evaluation_mode
 from latent_ebm_text.training.arguments import TrainingArguments
-from latent_ebm_text.training.trainer import TrainingData, train
+from latent_ebm_text.training.step import TrainingData
+from latent_ebm_text.training.trainer import train
 
 _ARRAYS = "calibration.safetensors"
 #: Images that train and calibrate at least, the share held out for p-values, and the most that calibrate.

@@ -196,15 +196,7 @@ def run_text_evaluation(corpus_args: CorpusArguments, args: TextEvaluationArgume
     new_plot(1, 1)  # a missing extra is reported before any work is done
     accelerator = all_processes()
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    folder = find_model(args.model)
-    model, tokenizer = load_text_model(folder)
-    # A corpus that is generated from a seed is the one of the training, whatever the seed of this evaluation.
-    run = run_of(folder)
-    trained_with = read_json(run / "results.json").get("settings", {}) if run else {}
-    data_args = DataArguments(**(asdict(corpus_args) | {"max_length": model.config.max_sequence_length}))
-    text = prepare(data_args, trained_with.get("seed", args.seed), accelerator, tokenizer)
-    with accelerator.main_process_first():
-        text = text.embedded(model.config.sentence_encoder)
+    model, tokenizer, data_args, text = load_model_and_corpus(args.model, corpus_args, args.seed, accelerator)
     accelerator.print(text.description)
     found = evaluate_text_model(model, tokenizer, text, args, accelerator)
     accelerator.end_training()
@@ -214,6 +206,29 @@ def run_text_evaluation(corpus_args: CorpusArguments, args: TextEvaluationArgume
     paths = found.write(Path(args.output_dir))
     print(f"\n{found.report.to_markdown()}")
     return paths
+
+
+def load_model_and_corpus(
+    name: str, corpus_args: CorpusArguments, seed: int, accelerator: Accelerator | None = None
+) -> tuple[LatentEBMForTextGeneration, PreTrainedTokenizerBase, DataArguments, PreparedText]:
+    """A trained model with its tokenizer, and a corpus tokenized and embedded as it reads text.
+
+    Args:
+        name: Folder or Hub id of the model, or the folder of its run.
+        corpus_args: The corpus.
+        seed: Seed of the embedded corpus and of splits that are drawn, where the run of the model says nothing else:
+            a corpus that is generated from a seed is the one of the training.
+        accelerator: The processes, all of which call this; this one alone by default.
+    """
+    accelerator = accelerator or all_processes()
+    folder = find_model(name)
+    model, tokenizer = load_text_model(folder)
+    run = run_of(folder)
+    trained_with = read_json(run / "results.json").get("settings", {}) if run else {}
+    data_args = DataArguments(**(asdict(corpus_args) | {"max_length": model.config.max_sequence_length}))
+    text = prepare(data_args, trained_with.get("seed", seed), accelerator, tokenizer)
+    with accelerator.main_process_first():
+        return model, tokenizer, data_args, text.embedded(model.config.sentence_encoder)
 
 
 def evaluate_text_model(

@@ -42,8 +42,9 @@ from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.files import replaced_folder
 from latent_ebm_text.training.locking import only_run
 from latent_ebm_text.training.sharding import check_sharding
+from latent_ebm_text.training.step import TrainingData
 from latent_ebm_text.training.tracking import make_accelerator, set_precision, start_tracking
-from latent_ebm_text.training.trainer import TrainingData, TrainingResult
+from latent_ebm_text.training.trainer import TrainingResult
 
 #: Key, title and unit of the metrics that the end of a run prints for each split.
 SHOWN = (

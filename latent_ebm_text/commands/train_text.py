@@ -55,8 +55,9 @@ from latent_ebm_text.training.arguments import AUTO, TrainingArguments
 from latent_ebm_text.training.files import replace_text, replaced_folder
 from latent_ebm_text.training.locking import only_run
 from latent_ebm_text.training.sharding import check_sharding
+from latent_ebm_text.training.step import TrainingData
 from latent_ebm_text.training.tracking import make_accelerator, set_precision, start_tracking
-from latent_ebm_text.training.trainer import TrainingData, TrainingResult, minutes
+from latent_ebm_text.training.trainer import TrainingResult, minutes
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

@@ -19,7 +19,7 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.images import chain_strips, long_run
 from latent_ebm_text.training import trainer
 from latent_ebm_text.training.arguments import TrainingArguments
-from latent_ebm_text.training.trainer import TrainingData
+from latent_ebm_text.training.step import TrainingData
 from tests.tiny_runs import model_arguments
 from tests.training.runs import HEALTHY, copy_of, final_tensors, same, stop_at
 

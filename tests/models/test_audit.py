@@ -46,3 +46,11 @@ def test_simulated_sentences_end_and_belong_to_their_latents() -> None:
 def test_a_model_without_a_latent_needs_no_audit() -> None:
     with pytest.raises(UsageError, match="exact likelihood"):
         AuditedTextModel(tiny_model(latent_dim=0, prior_type="gaussian"), tiny_tokenizer())
+
+
+def test_a_model_whose_sentences_hardly_end_is_not_simulated() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.decoder.output.bias[EOS] = -1e4
+    with pytest.raises(UsageError, match="of 20 times 4 sentences 0 ended: train the model first"):
+        AuditedTextModel(model, tiny_tokenizer()).simulate(4, seeded())

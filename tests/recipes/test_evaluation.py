@@ -86,6 +86,32 @@ def test_a_whole_report(run_recipe: RunRecipe, model_folder: Path, tmp_path: Pat
     assert comparison.startswith("marginal NLL: no difference beyond noise")
 
 
+def test_an_audit_of_what_was_claimed(run_recipe: RunRecipe, model_folder: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_text_model(model_folder)
+    with torch.no_grad():
+        model.decoder.output.bias[tokenizer.eos_token_id] += 3  # so that the sentences it draws end
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    common = ["--model", tmp_path / "model", *DATA, "--num_likelihood_sentences", 12]
+    run_recipe(
+        "evaluate_text.py", *common, "--output_dir", tmp_path, "--evaluator", "none", "--chain_repetitions", 0,
+        "--num_likelihood_samples", 64, "--num_information_sentences", 8, "--num_samples", 20,
+    )  # fmt: skip
+    options = [*common, "--num_simulated", 8, "--num_levels", 5, "--output_dir", tmp_path / "audit"]
+    claim = tmp_path / "sentences.npz"
+    output = run_recipe("audit_text.py", *options, "--claimed", claim)
+    assert "nats a sentence is reliable within" in output
+    assert "is not rejected" in output
+    report = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    honest = np.load(claim)
+    assert report["negative log-likelihood, at most"]["value"] == pytest.approx(honest["marginal_nll"].mean(), abs=0.2)
+    np.savez(tmp_path / "flattered.npz", **{**honest, "marginal_nll": honest["marginal_nll"] - 5})
+    assert "is rejected" in run_recipe("audit_text.py", *options, "--claimed", tmp_path / "flattered.npz")
+    np.savez(tmp_path / "other.npz", index=[0])
+    with pytest.raises(AssertionError, match="holds no marginal NLL of these test sentences"):
+        run_recipe("audit_text.py", *options, "--claimed", tmp_path / "other.npz")
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

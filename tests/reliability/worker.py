@@ -23,7 +23,8 @@ from latent_ebm_text.data.images import ImageCollator
 from latent_ebm_text.latents.samplers import LangevinSampler
 from latent_ebm_text.training import checkpointing, state
 from latent_ebm_text.training.arguments import TrainingArguments
-from latent_ebm_text.training.trainer import TrainingData, train
+from latent_ebm_text.training.step import TrainingData
+from latent_ebm_text.training.trainer import train
 from tests.helpers import tiny_config
 
 NUM_EXAMPLES, BATCH_SIZE = 47, 9  # 6 batches an epoch, the last one of 2

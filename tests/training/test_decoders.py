@@ -7,7 +7,7 @@ from latent_ebm_text.commands.arguments import TextModelArguments
 from latent_ebm_text.commands.train_text import build, decoder_tokenizer
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.models.pretrained import load_decoder_tokenizer
-from latent_ebm_text.training.trainer import build_optimizer
+from latent_ebm_text.training.step import build_optimizer
 from tests.language_models import tiny_language_model
 from tests.tiny_runs import model_arguments
 from tests.training.runs import copy_of, final_tensors, same, stop_at

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latent_ebm_text.training.reporting import find_problems, read_metrics
-from latent_ebm_text.training.trainer import build_optimizer, learning_rates, likelihood_weight
+from latent_ebm_text.training.step import build_optimizer, learning_rates, likelihood_weight
 from tests.training.runs import (
     HEALTHY,
 )
