@@ -19,9 +19,10 @@ from latent_ebm_text.models.sentences import SentenceRows
 
 @dataclass
 class AuditedTextModel:
-    """A [`LatentEBMForTextGeneration`] behind the interface of [`~latent_ebm_text.latents.integrals.AuditedModel`].
+    """A [`LatentEBMForTextGeneration`] as an audit knows it.
 
-    Batches are dictionaries of the decoder's inputs. Proposals are Laplace approximations, slightly widened.
+    See [`~latent_ebm_text.latents.integrals.bidirectional.AuditedModel`]. Batches are dictionaries of the decoder's
+    inputs. Proposals are Laplace approximations, slightly widened.
 
     Args:
         model: The model, in evaluation mode, with a latent.

@@ -1,9 +1,9 @@
 """Integrals over the latent, with error bars: log Z of a prior and log p(x) of data."""
 
 from latent_ebm_text.latents.integrals.ais import AnnealedImportanceSampler as AnnealedImportanceSampler
-from latent_ebm_text.latents.integrals.audit import Audit as Audit
-from latent_ebm_text.latents.integrals.audit import AuditedModel as AuditedModel
-from latent_ebm_text.latents.integrals.audit import audit as audit
+from latent_ebm_text.latents.integrals.bidirectional import Audit as Audit
+from latent_ebm_text.latents.integrals.bidirectional import AuditedModel as AuditedModel
+from latent_ebm_text.latents.integrals.bidirectional import audit as audit
 from latent_ebm_text.latents.integrals.gaussian import GaussianProposal as GaussianProposal
 from latent_ebm_text.latents.integrals.gaussian import WhitenedDensity as WhitenedDensity
 from latent_ebm_text.latents.integrals.gaussian import laplace_approximation as laplace_approximation
