@@ -267,6 +267,7 @@ def check(gpu_check: ModuleType) -> Any:
     return gpu_check.Check(torch.device("cpu"), quick=True, ptb=None, started=time.monotonic())
 
 
+@pytest.mark.slow
 def test_every_part_of_the_model_is_compared_with_the_cpu(gpu_check: ModuleType, check: Any) -> None:
     rows = [line for line in gpu_check.equality(check) if line.endswith("equal |")]
     for part in (

@@ -16,7 +16,13 @@ def test_there_are_three() -> None:
 # The kernel is reached over sockets of this machine, of which its messages of start and end warn.
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == "your_own_texts" else [])
+        for path in NOTEBOOKS
+    ],
+)
 def test_notebook_runs_and_says_what_it_says(path: Path, tmp_path: Path) -> None:
     """Every cell, and those that printed something as it is stored print something again."""
     stored = nbformat.read(path, as_version=4)

@@ -189,6 +189,7 @@ def test_few_samples_are_compared_with_fewer_references() -> None:
         assert metrics[name].details["num_references"] == 2, "two groups of the 6 real sentences"
 
 
+@pytest.mark.slow
 def test_a_sweep_over_the_temperature_of_the_prior(run_recipe: RunRecipe, model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text('{"training_seconds": 60.0}')  # as if trained

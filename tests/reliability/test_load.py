@@ -68,10 +68,12 @@ SENTENCES = """
 """
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_a_thousand_steps():
     assert measured(STEPS.format(steps=1000)) < 10
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_twenty_thousand_sentences():
     assert measured(SENTENCES.format(sentences=20_000)) < 10
 
