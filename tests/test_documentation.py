@@ -25,6 +25,7 @@ def workplace(quickstart_folder: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:texts are not embedded by a sentence encoder")  # where the extra is not installed
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_of_a_page_runs(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From top to bottom, each block with the names of those before it; an error shows the line of the page."""

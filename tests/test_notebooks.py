@@ -19,7 +19,7 @@ def test_there_are_three() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == "your_own_texts" else [])
+        pytest.param(path, id=path.stem, marks=[] if path.stem == "energies_and_chains" else [pytest.mark.slow])
         for path in NOTEBOOKS
     ],
 )

@@ -13,7 +13,7 @@ BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("encoder", [None, 8])
+@pytest.mark.parametrize("encoder", [8, pytest.param(None, marks=pytest.mark.slow)])
 def test_loss_and_gradients_of_a_compiled_model_are_the_same(backend: str, encoder: int | None) -> None:
     options = {"fallback_random": True} if backend == "inductor" else None  # the draws of plain torch
     model, batch = tiny_model(encoder_hidden_size=encoder).train(), tiny_batch()

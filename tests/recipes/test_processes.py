@@ -132,6 +132,7 @@ def test_sigterm_saves_and_the_next_run_ends_the_same(start, finished, tmp_path)
     assert_same_outcome(tmp_path / "run", finished[0])
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_the_same(start, finished, tmp_path):
     process = start(tmp_path)
     wait_for_step(process, tmp_path, 40)
