@@ -24,6 +24,7 @@ from latent_ebm_text.data.embeddings import embed_sentences, installed_encoder
 from latent_ebm_text.errors import UsageError, require_in_interval, require_temperature
 from latent_ebm_text.evaluation import text_metrics
 from latent_ebm_text.evaluation.chains import ChainReport
+from latent_ebm_text.evaluation.comparison import compare_samplers
 from latent_ebm_text.evaluation.convergence import array_stats
 from latent_ebm_text.evaluation.diversity import bleu_scorer
 from latent_ebm_text.evaluation.estimates import Estimate
@@ -82,6 +83,9 @@ class TextEvaluationArguments:
     num_likelihood_levels: int = option(0, "Levels of each annealed walk; 0 for importance weights without walks.")
     num_information_sentences: int = option(128, "Sentences for the mutual information.")
     num_samples: int | None = option(None, "Generated sentences; none for as many as training sentences, for RPPL.")
+    trivial_samplers: bool = option(
+        True, "Put the samples beside those of trivial samplers, such as bigrams; a minute or two for every one."
+    )
     chain_repetitions: int = option(100, "Run the prior's chains for this many times their length; 0 for none.")
     batch_size: int = option(128, "Sentences in a batch.")
     seed: int = option(0, "Seed of all draws.")
@@ -358,16 +362,26 @@ def evaluate_text_model(
             progress=partial(tqdm, desc="chains of the prior"),
         )
 
+    def trivial_samplers() -> dict[str, dict[str, Estimate]]:
+        if args.evaluator == "none" or not args.trivial_samplers:
+            return {}
+        return compare_samplers(
+            samples, tokenizer, text.splits, cache_dir=args.cache_dir, seed=args.seed, progress=True
+        )
+
     # What cannot be divided is dealt out whole.
     parts: list[Callable[[], Any]] = [
         perplexities,
         prior_chains,
+        trivial_samplers,
         partial(text_metrics.sample_metrics, samples, known_train, known_test, seed=args.seed),
     ]
-    (found, of_sentences), chains, variety = share_out(lambda part: parts[part](), len(parts), accelerator)
+    (found, of_sentences), chains, compared, variety = share_out(lambda part: parts[part](), len(parts), accelerator)
     report.add(variety)
     report.add(found)
     per_sentence |= of_sentences
+    if compared:
+        report.tables["Beside trivial samplers"] = compared
     if chains is not None:
         report.texts["Chains of the prior"] = chains.to_markdown()
     report.facts["wall time"] = f"{(time.monotonic() - started) / 60:.1f} min"

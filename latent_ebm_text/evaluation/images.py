@@ -76,12 +76,15 @@ def evaluate_images(
         )
         others = latents_of_others(first_z).split(batch_size, dim=1)
 
-        def average(number: int) -> Tensor:
-            return model.decoder.averaged_log_prob({"pixel_values": pixels_of(number)}, others[number])
+        def exchange(number: int) -> tuple[Tensor, Tensor]:
+            pixels = pixels_of(number)
+            averaged = model.decoder.averaged_log_prob({"pixel_values": pixels}, others[number])
+            return -model.log_prob(pixels, latents=others[number][0]), -averaged
 
-        averaged_nll = -torch.cat(share_out(average, num_batches, accelerator))
+        parts = share_out(exchange, num_batches, accelerator)
+        other_nll, averaged_nll = (torch.cat(part) for part in zip(*parts, strict=True))
     prior_energy = model.prior.energy(prior_z)
-    draws = LatentDraws(first_z, second_z, prior_z, energy, prior_energy, nll, prior_nll, averaged_nll)
+    draws = LatentDraws(first_z, second_z, prior_z, energy, prior_energy, nll, prior_nll, other_nll, averaged_nll)
     metrics = {
         "mse": Estimate.of_mean(
             mse,

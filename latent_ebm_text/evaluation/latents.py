@@ -26,6 +26,7 @@ NAMES = {
     "mse": "reconstruction MSE",
     "reconstruction_nll": "reconstruction NLL",
     "prior_nll": "prior NLL",
+    "other_nll": "NLL with z of another datum",
     "averaged_nll": "NLL with z averaged out",
     "latent_gain": "latent gain",
     "information": "information",
@@ -50,6 +51,7 @@ class LatentDraws:
         prior_energy: `(n,)`, energies of `prior`.
         reconstruction_nll: `(n,)`, `-log p(x | z)` in nats, averaged over `first` and `second`.
         prior_nll: `(n,)`, `-log p(x | z)` in nats with z from `prior`.
+        other_nll: `(n,)`, `-log p(x | z)` in nats with z from the posterior of another datum.
         averaged_nll: `(n,)`, `-log p(x)` in nats with the decoder's prediction averaged over latents of other data.
     """
 
@@ -60,6 +62,7 @@ class LatentDraws:
     prior_energy: Tensor
     reconstruction_nll: Tensor
     prior_nll: Tensor
+    other_nll: Tensor
     averaged_nll: Tensor
 
 
@@ -95,6 +98,10 @@ def draw_metrics(draws: LatentDraws, unit: str) -> dict[str, Estimate]:
     }
     if draws.first.shape[1] == 0:
         return metrics
+    metrics["other_nll"] = Estimate.of_mean(
+        draws.other_nll,
+        f"-log p(x | z) in nats per {unit}, with z drawn from the posterior of another {unit.split()[0]}",
+    )
     metrics["averaged_nll"] = Estimate.of_mean(
         draws.averaged_nll,
         f"-log p(x) in nats per {unit}, with the decoder's prediction averaged over the latents of {NUM_OTHERS} other "

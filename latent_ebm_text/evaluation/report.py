@@ -18,12 +18,15 @@ class Report:
     Attributes:
         facts: What a reader needs to know to measure it again: model, data, command, commit, wall time.
         metrics: The metrics by name, in the order in which they are shown.
+        tables: Further tables by title: rows of metrics by name, and by the name of what was measured. The rows of a
+            table have the same metrics.
         texts: Further sections in Markdown by title, such as that on the chains.
         settings: The settings of the evaluation, by which it can be repeated.
     """
 
     facts: dict[str, Any]
     metrics: dict[str, Estimate] = field(default_factory=dict)
+    tables: dict[str, Mapping[str, Mapping[str, Estimate]]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -39,12 +42,18 @@ class Report:
         return {
             "facts": self.facts,
             "metrics": {name: metric.to_dict() for name, metric in self.metrics.items()},
+            "tables": {
+                title: {
+                    row: {name: metric.to_dict() for name, metric in found.items()} for row, found in table.items()
+                }
+                for title, table in self.tables.items()
+            },
             "texts": self.texts,
             "settings": self.settings,
         }
 
     def to_markdown(self) -> str:
-        """The report for people: facts, a table of the metrics, their definitions, and the further sections."""
+        """The report for people: facts, a table of the metrics, their definitions, further tables and sections."""
         lines = [f"- {name}: {value}" for name, value in self.facts.items()]
         lines += ["", "| metric | value | 95 % interval | n | |", "|---|---|---|---|---|"]
         for name, metric in self.metrics.items():
@@ -52,6 +61,8 @@ class Report:
             warning = metric.details.get("warning") or ""
             lines.append(f"| {name} | {metric.value:.5g} | {low:.5g} to {high:.5g} | {metric.n:,} | {warning} |")
         lines += ["", *(f"- **{name}**: {metric.definition}." for name, metric in self.metrics.items())]
+        for title, table in self.tables.items():
+            lines += ["", f"## {title}", "", *_markdown_table(table)]
         for title, text in self.texts.items():
             lines += ["", f"## {title}", "", text.rstrip()]
         return "\n".join(lines) + "\n"
@@ -64,3 +75,16 @@ class Report:
         paths[0].write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         paths[1].write_text(self.to_markdown(), encoding="utf-8")
         return paths
+
+
+def _markdown_table(table: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
+    names = list(next(iter(table.values())))
+    lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for row, metrics in table.items():
+        cells = [
+            f"{metrics[name].value:.4g} [{metrics[name].interval_95[0]:.4g}, {metrics[name].interval_95[1]:.4g}]"
+            for name in names
+        ]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    definitions = next(iter(table.values()))
+    return [*lines, "", *(f"- **{name}**: {metric.definition}." for name, metric in definitions.items())]

@@ -83,15 +83,17 @@ def draw_latents(
     with evaluation_mode(model):
         parts = share_out(draw, len(batches), accelerator, progress=progress)
         first, second, prior, reconstruction, prior_nll = (torch.cat(part) for part in zip(*parts, strict=True))
-        averaged_nll = reconstruction
+        other_nll, averaged_nll = prior_nll, reconstruction
         if model.config.latent_dim > 0:
             others = latents_of_others(first).split([len(indices) for indices in batches], dim=1)
 
-            def average(number: int) -> Tensor:
+            def exchange(number: int) -> tuple[Tensor, Tensor]:
                 inputs = batch_inputs(model, dataset, collate, batches[number])
-                return model.decoder.averaged_log_prob(inputs, others[number])
+                other = model.decoder.likelihood(inputs)(others[number][0])
+                return -other, -model.decoder.averaged_log_prob(inputs, others[number])
 
-            averaged_nll = -torch.cat(share_out(average, len(batches), accelerator))
+            parts = share_out(exchange, len(batches), accelerator)
+            other_nll, averaged_nll = (torch.cat(part) for part in zip(*parts, strict=True))
     order = np.concatenate(batches)
     return SentenceDraws(
         first=first,
@@ -101,6 +103,7 @@ def draw_latents(
         prior_energy=model.prior.energy(prior),
         reconstruction_nll=reconstruction,
         prior_nll=prior_nll,
+        other_nll=other_nll,
         averaged_nll=averaged_nll,
         lengths=lengths[order],
         words=words[order],

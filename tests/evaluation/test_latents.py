@@ -49,7 +49,12 @@ def test_a_dimension_far_from_zero_but_constant_is_not_active():
 def make_draws(first, second, prior, posterior_energy=None, prior_energy=None):
     zeros = torch.zeros(len(first))
     energies = [zeros if energy is None else energy for energy in (posterior_energy, prior_energy)]
-    nlls = {"reconstruction_nll": zeros + 2, "prior_nll": zeros + 3, "averaged_nll": zeros + 2.5}
+    nlls = {
+        "reconstruction_nll": zeros + 2,
+        "prior_nll": zeros + 3,
+        "other_nll": zeros + 4,
+        "averaged_nll": zeros + 2.5,
+    }
     return LatentDraws(first, second, prior, *energies, **nlls)
 
 

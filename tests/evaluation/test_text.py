@@ -78,13 +78,16 @@ def test_the_gain_of_the_latent_by_hand(model, dataset):
     draws = draw_latents(model, dataset, COLLATE, batch_size=2, seed=7)
 
     model.eval()
-    averaged = []
+    averaged, exchanged = [], []
     for row, index in enumerate([1, 4, 0, 3, 2]):
         ids = torch.tensor([SENTENCES[index]])
         others = torch.cat([draws.first[:row], draws.first[row + 1 :]])
+        # one of the others, the next in the order of their length
+        exchanged.append(nll(model, SENTENCES[index], draws.first[(row + 1) % 5]))
         probs = model(ids[:, :-1].expand(4, -1), latents=others).logits.softmax(-1).mean(dim=0)
         averaged.append(-float(probs[range(ids.shape[1] - 1), ids[0, 1:]].log().sum()))
     assert metrics["averaged_nll"]["value"] == pytest.approx(np.mean(averaged), rel=1e-5)
+    assert metrics["other_nll"]["value"] == pytest.approx(np.mean(exchanged), rel=1e-5)
     gain = np.mean(averaged) - metrics["reconstruction_nll"]["value"]
     assert metrics["latent_gain"]["value"] == pytest.approx(gain, abs=1e-5)
 
