@@ -1,4 +1,4 @@
-"""The prior's Langevin chain, against plain autograd and against `torchebm`'s sampler on the same energy."""
+"""The prior's Langevin chain against plain autograd, `torchebm`'s sampler and a flow distilled from the prior."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from cases_posterior import seeded
 from plain import PlainModel
 from products import prior_products
 from sizes import Sizes
-from timing import Case, comparison
+from timing import Case, comparison, in_turn, milliseconds, ratios, row, table
 from torch import Tensor
 
 from latent_ebm_text import EnergyPrior
+from latent_ebm_text.models.distillation import DistilledPrior
 
 
 def prior_chains(sizes: Sizes, repeats: int) -> Iterator[str]:
@@ -31,6 +32,24 @@ def prior_chains(sizes: Sizes, repeats: int) -> Iterator[str]:
     if not has_torchebm:
         yield ""
         yield "Not compared with torchebm, which is not installed: `pip install -c constraints.txt -e '.[bench]'`."
+
+
+def distilled_priors(sizes: Sizes, repeats: int) -> Iterator[str]:
+    """Draws of the flow that a prior is distilled into, each corrected once by the energy, against the prior's chain.
+
+    The time of a flow does not depend on its weights, which are random here; how well a fitted one stands for the
+    prior is what `distil_prior` returns.
+    """
+    yield from table(("draws", "chain, ms (min / median)", "flow, ms (min / median)", "chain / flow (min / median)"))
+    model = sizes.model(tied=True).eval()
+    chain = model.prior_sampler
+    flow = DistilledPrior(sizes.latent, num_layers=6).to(sizes.device).flow
+    for batch in sizes.prior_batches:
+        by_chain = partial(model.sample_prior, batch, sampler=chain)
+        by_flow = partial(flow.sample, batch, model.prior)
+        by_chain(), by_flow()  # the warm-up
+        slow, fast = in_turn(by_chain, by_flow, repeats=repeats)
+        yield row([f"{batch:,}", milliseconds(slow), milliseconds(fast), ratios(slow, fast)])
 
 
 def plain_chain(sizes: Sizes, batch: int) -> Case:

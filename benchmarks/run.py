@@ -25,7 +25,7 @@ from cases_generation import generation
 from cases_images import images
 from cases_learning import learning
 from cases_posterior import posterior_chains, posterior_gradients, training_steps
-from cases_prior import prior_chains
+from cases_prior import distilled_priors, prior_chains
 from cases_scaling import scaling
 from cases_scoring import scoring
 from results import write_section
@@ -37,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Sizes, int], Iterator[str]]] = {
     "posterior-gradient": posterior_gradients,
     "posterior-chain": posterior_chains,
     "prior-chain": prior_chains,
+    "distilled-prior": distilled_priors,
     "training-step": training_steps,
     "generation": generation,
     "control": control,

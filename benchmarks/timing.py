@@ -99,7 +99,8 @@ def _measure(case: Case, precision: str, repeats: int) -> list[str]:
     return [
         case.name,
         precision,
-        *(f"{1e3 * min(times):,.1f} / {1e3 * statistics.median(times):,.1f}" for times in (theirs, ours)),
+        milliseconds(theirs),
+        milliseconds(ours),
         ratios(theirs, ours),
         f"{1e3 * floor:,.1f} ({rate:.0f} GFLOP/s)",
         f"{min(ours) / floor:.2f}",
@@ -128,6 +129,11 @@ def seconds(task: Callable[[], object]) -> float:
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def milliseconds(times: Sequence[float]) -> str:
+    """The fastest and the median time."""
+    return f"{1e3 * min(times):,.1f} / {1e3 * statistics.median(times):,.1f}"
 
 
 def ratios(theirs: Sequence[float], ours: Sequence[float]) -> str:

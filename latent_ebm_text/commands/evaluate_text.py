@@ -427,6 +427,8 @@ def describe_sampling(model: LatentEBMForTextGeneration, token_temperature: floa
     tokens = f"tokens one by one at temperature {token_temperature:g}"
     if not isinstance(model.prior, EnergyPrior):
         return tokens
+    if model.prior_flow is not None:
+        return f"latents by the flow that the prior was distilled into; {tokens}"
     settings = ", ".join(f"{name} {value}" for name, value in model.config.prior_sampler.items() if value is not None)
     return f"latents by {settings}; {tokens}"
 
@@ -436,4 +438,6 @@ def _change_prior_sampler(model: LatentEBMForTextGeneration, args: TextEvaluatio
     changes = {name: value for name, value in changes.items() if value is not None}
     if changes and not isinstance(model.prior, EnergyPrior):
         raise UsageError("prior_num_steps and prior_temperature are for a learned prior; this model has none")
-    model.config.prior_sampler = sampler_from_dict({**model.config.prior_sampler, **changes}).to_dict()
+    if changes:
+        model.config.prior_sampler = sampler_from_dict({**model.config.prior_sampler, **changes}).to_dict()
+        model.prior_flow = None  # a chain is asked for

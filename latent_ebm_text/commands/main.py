@@ -19,6 +19,7 @@ COMMANDS = {
     "edit": ("sentences", "Rewrite sentences so that they have attributes."),
     "score": ("sentences", "Score how improbable sentences are; higher is more anomalous."),
     "interpolate": ("sentences", "Walk from one sentence to another through the latent space."),
+    "distil": ("distil", "Distil the prior into a flow, which draws latents in one pass."),
     "push": ("push", "Push a model with its card to the Hugging Face Hub."),
     "verify": ("verify", "Measure the metrics of a model's card again and compare."),
     "doctor": ("doctor", "Examine the installation and the machine, and a run."),

@@ -56,6 +56,8 @@ class LatentEBMConfig(PreTrainedConfig):
         prior_hidden_size (`int`): Width of the energy network (200 in the paper).
         prior_num_hidden_layers (`int`): Hidden layers of the energy network (2 in the paper).
         prior_activation (`str`): Activation of the energy network, `"gelu"` or `"leaky_relu"`.
+        prior_flow_num_layers (`int`): Layers of the flow that the prior has been distilled into; 0 if it has not.
+            `distil_prior` sets it.
         prior_sampler (`dict`): Sampler of the prior, with its settings; by default the 60 Langevin steps of 0.4 of the
             paper.
         posterior_sampler (`dict`): Sampler of the posterior for data not seen in training, with its settings; by
@@ -82,6 +84,7 @@ class LatentEBMConfig(PreTrainedConfig):
     prior_hidden_size: int = 200
     prior_num_hidden_layers: int = 2
     prior_activation: Literal["gelu", "leaky_relu"] = "gelu"
+    prior_flow_num_layers: int = 0
     prior_sampler: dict[str, Any] | None = None
     posterior_sampler: dict[str, Any] | None = None
     likelihood_weight: float | int = 1.0
@@ -105,6 +108,12 @@ class LatentEBMConfig(PreTrainedConfig):
                 raise UsageError(f"{name}: {error}") from error
         self._check_sizes("prior_hidden_size", prior_num_hidden_layers=_MAX_LAYERS)
         require_positive("likelihood_weight", self.likelihood_weight)
+        if not 0 <= self.prior_flow_num_layers <= _MAX_LAYERS:
+            raise UsageError(
+                f"prior_flow_num_layers must be from 0 to {_MAX_LAYERS}, got {self.prior_flow_num_layers}"
+            )
+        if self.prior_flow_num_layers and (self.prior_type == "gaussian" or self.latent_dim < 2):
+            raise UsageError("prior_flow_num_layers is for an energy prior of 2 dimensions or more")
         for name in ("latent_dim", "energy_penalty", "free_bits", "moment_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be zero or positive, got {getattr(self, name)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ from transformers.utils import logging
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents import Control, ControlledDensity
+from latent_ebm_text.latents.flow import FlowQuality
 from latent_ebm_text.latents.posterior import LatentPosterior
 from latent_ebm_text.latents.prior import EnergyPrior, GaussianPrior
 from latent_ebm_text.latents.samplers import Sampler, SamplerOutput, sampler_from_dict
 from latent_ebm_text.models.configuration import LatentEBMConfig
+from latent_ebm_text.models.distillation import DistilledPrior, distil
 from latent_ebm_text.models.safe_loading import SafetensorsModel
 from latent_ebm_text.networks.base import LatentDecoder, LatentEncoder, is_exporting
 
@@ -56,6 +58,7 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
 
     Attributes:
         prior: The [`EnergyPrior`], or a [`GaussianPrior`] where the configuration says so.
+        prior_flow: What `distil_prior` has made of it, or `None`.
         decoder: The [`~latent_ebm_text.networks.base.LatentDecoder`].
         encoder: The [`~latent_ebm_text.networks.base.LatentEncoder`] whose draws posterior chains start from, or
             `None` where chains start from N(0, I). Under a Gaussian prior (a VAE) its draws replace the chains.
@@ -65,6 +68,7 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
     # The loss is a mean over examples: transformers.Trainer must itself divide it by the steps that it accumulates.
     accepts_loss_kwargs = False
     prior: EnergyPrior | GaussianPrior
+    prior_flow: DistilledPrior | None
     decoder: LatentDecoder
     encoder: LatentEncoder | None
 
@@ -75,6 +79,10 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
         return EnergyPrior(
             config.latent_dim, config.prior_hidden_size, config.prior_num_hidden_layers, config.prior_activation
         )
+
+    def _build_prior_flow(self) -> DistilledPrior | None:
+        layers = self.config.prior_flow_num_layers
+        return DistilledPrior(self.config.latent_dim, layers).requires_grad_(False) if layers else None
 
     @property
     def prior_sampler(self) -> Sampler:
@@ -129,7 +137,9 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
         generator: torch.Generator | None = None,
         return_trace: bool = False,
     ) -> SamplerOutput:
-        """Draws latents from the energy-based prior.
+        """Draws latents from the energy-based prior: by its own chain, or in one pass if it has been distilled.
+
+        A distilled prior is used where neither a start nor a sampler nor a trace is asked for, and not in training.
 
         Args:
             num_samples: Number of latents.
@@ -147,6 +157,11 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
         if num_samples < 1:
             raise UsageError(f"num_samples must be a positive integer, got {num_samples}")
         if initial_latents is None:
+            if not (self.prior_flow is None or sampler is not None or return_trace or self.training):
+                if self.prior_flow.belongs_to(self.prior):
+                    with self._full_precision():
+                        return self.prior_flow.flow.sample(num_samples, self.prior, generator=generator)
+                logger.warning_once("the prior has changed since it was distilled and is drawn from by its chain")
             initial_latents = self.sample_reference(num_samples, generator)
             if sampler is None and isinstance(self.prior, GaussianPrior):
                 return SamplerOutput(initial_latents)  # exact draws need no chain
@@ -155,6 +170,40 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
         sampler = self.prior_sampler if sampler is None else sampler
         with self._full_precision():
             return sampler.sample(initial_latents, self.prior, generator=generator, return_trace=return_trace)
+
+    def distil_prior(
+        self,
+        *,
+        num_layers: int = 6,
+        num_steps: int = 2000,
+        num_draws: int = 16_384,
+        seed: int = 0,
+        progress: Callable[[range], Any] = iter,
+    ) -> FlowQuality:
+        """Distils the prior into a normalising flow, from which `sample_prior` and `generate` draw from then on.
+
+        The flow is fitted to the energy and to draws of the prior's own chain, see
+        [`~latent_ebm_text.latents.flow.fit_flow`], and each of its draws is corrected once by the energy. It is saved
+        with the model. A prior that learns on after it is drawn from by its chain again.
+
+        Args:
+            num_layers: Layers of the flow.
+            num_steps: Steps of its training.
+            num_draws: Draws of the chain, half of which the flow is fitted to and half of which judge it.
+            seed: Seed of the flow's first weights and of all draws.
+            progress: Wraps the range of steps, to show progress.
+
+        Returns:
+            [`~latent_ebm_text.latents.flow.FlowQuality`]: an effective share well below a half means that the flow
+            does not have the shape of the prior; take more layers or steps.
+
+        Raises:
+            UsageError: If the prior is Gaussian, or of one dimension.
+            DivergenceError: If the loss is not finite.
+        """
+        return distil(
+            self, num_layers=num_layers, num_steps=num_steps, num_draws=num_draws, seed=seed, progress=progress
+        )
 
     def sample_controlled(
         self,

@@ -68,6 +68,7 @@ class LatentEBMForImageGeneration(AttributeModel):
         super().__init__(config)
         sizes = {"image_size": config.image_size, "num_channels": config.num_channels}
         self.prior = self._build_prior()
+        self.prior_flow = self._build_prior_flow()
         self.decoder = ConvDecoder(
             config.latent_dim,
             config.decoder_channels or [],

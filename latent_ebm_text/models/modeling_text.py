@@ -92,6 +92,7 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         attn_implementation = config._attn_implementation  # as asked for; transformers puts its own choice there
         super().__init__(config)
         self.prior = self._build_prior()
+        self.prior_flow = self._build_prior_flow()
         self.decoder = build_text_decoder(config, language_model, attn_implementation)
         if isinstance(self.decoder, CausalLMDecoder):
             config._attn_implementation = self.decoder.lm.config._attn_implementation
