@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 #: Latents whose energies tell one prior from another.
 _NUM_PROBES = 16
 _CHAINS_AT_ONCE = 4096
+_LEAST_DRAWS = 100
 
 
 class DistilledPrior(nn.Module):
@@ -53,6 +54,10 @@ def distil(
     """See [`~latent_ebm_text.models.modeling_base.LatentEBMPreTrainedModel.distil_prior`]."""
     if not isinstance(model.prior, EnergyPrior):
         raise UsageError("a Gaussian prior is drawn from exactly: there is nothing to distil")
+    if num_draws < _LEAST_DRAWS or num_steps < 1:
+        raise UsageError(
+            f"num_draws must be at least {_LEAST_DRAWS} and num_steps positive, got {num_draws} and {num_steps}"
+        )
     generator = derived_generator(seed, "distillation", device=model.device)
     sizes = [min(_CHAINS_AT_ONCE, num_draws - first) for first in range(0, num_draws, _CHAINS_AT_ONCE)]
     chain = model.prior_sampler

@@ -198,7 +198,7 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
             does not have the shape of the prior; take more layers or steps.
 
         Raises:
-            UsageError: If the prior is Gaussian, or of one dimension.
+            UsageError: If the prior is Gaussian or of one dimension, or there are fewer than 100 draws or no step.
             DivergenceError: If the loss is not finite.
         """
         return distil(

@@ -150,6 +150,18 @@ def test_score(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert (code, err.count("\n")) == (1, 1)
 
 
+def test_distil(run: Run, trained: Path, tmp_path: Path) -> None:
+    command = ["distil", trained, "--output_dir", tmp_path / "distilled", "--num_draws", 200, "--num_steps", 20]
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert re.match(r"effective share of the flow's draws: [01]\.\d\d; corrections accepted: [01]\.\d\d\n", out)
+    assert 0 < json.loads(run(*command, "--json")[1])["effective_share"] <= 1
+    assert len(run("generate", tmp_path / "distilled", "--num_samples", 3)[1].splitlines()) == 3
+    code, _, err = run("distil", trained, "--num_draws", 5)
+    assert code == 2
+    assert "num_draws must be at least 100" in err.splitlines()[-1]
+
+
 def test_interpolate(run: Run, trained: Path) -> None:
     code, out, _ = run(
         "interpolate", trained, "the bank recovers", "a storm", "--num-points", 4, "--path", "low_energy"

@@ -66,6 +66,8 @@ def test_what_cannot_be_distilled_is_refused() -> None:
     with pytest.raises(UsageError, match="nothing to distil"):
         tiny_model(prior_type="gaussian").distil_prior()
     with pytest.raises(UsageError, match="2 dimensions or more"):
-        tiny_model(latent_dim=1).distil_prior(num_draws=10)
+        tiny_model(latent_dim=1).distil_prior(num_draws=100)
+    with pytest.raises(UsageError, match="num_draws must be at least 100"):
+        tiny_model().distil_prior(num_draws=99)
     with pytest.raises(UsageError, match="2 dimensions or more"):
         tiny_model(prior_flow_num_layers=2, prior_type="gaussian")
