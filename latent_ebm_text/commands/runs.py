@@ -45,7 +45,7 @@ class Corpus(Protocol):
 
 
 #: Settings that checkpoints of this version may lack, with the values that they then have.
-_NEWER_SETTINGS = {"num_latent_vectors": 1, "num_fit_steps": 0, "fit_learning_rate": 0.1}
+_NEWER_SETTINGS = {"num_latent_vectors": 1, "num_fit_steps": 0, "fit_learning_rate": 0.3}
 
 
 def run_identity(model: LatentEBMPreTrainedModel, args: TrainingArguments, **data: Any) -> dict[str, Any]:

@@ -178,7 +178,7 @@ class EnergyOfVectors(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """The sum, in nats; `(batch, latent_dim)` to `(batch,)`."""
-        return self.network.tilt(self.rows(latents)).view(len(latents), -1).sum(dim=1)
+        return self.network.tilt(self.rows(latents)).view(len(latents), len(self.embedding)).sum(dim=1)
 
 
 class FrozenEnergyPrior:
@@ -241,8 +241,9 @@ class FrozenEnergyPrior:
         rows = self._of_vectors.rows(latents)
         value, score = self._vectors.value_and_score(rows)
         # That network's density has a Gaussian of its own, which is no part of the sum.
-        gradient = (score + rows).view(len(latents), -1, 2, self._of_vectors.embedding.shape[1])[:, :, 0]
-        return gradient.flatten(1), (value + 0.5 * rows.square().sum(dim=-1)).view(len(latents), -1).sum(dim=1)
+        shape = (len(latents), len(self._of_vectors.embedding))
+        gradient = (score + rows).view(*shape, rows.shape[1])[..., : self._of_vectors.embedding.shape[1]]
+        return gradient.flatten(1), (value + 0.5 * rows.square().sum(dim=-1)).view(shape).sum(dim=1)
 
     def _run_forward(self, latents: Tensor) -> None:
         """Fills the pre-activations of every layer."""

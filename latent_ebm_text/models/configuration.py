@@ -65,7 +65,8 @@ class LatentEBMConfig(PreTrainedConfig):
             default the 20 Langevin steps of 0.1 of the paper.
         num_fit_steps (`int`): Steps that fit the mean and the variance of the posterior of every example before its
             chain starts, from a draw of what was fitted; for inference `fitted`. Zero for none.
-        fit_learning_rate (`float`): First learning rate of these steps, which falls to zero, in units of z.
+        fit_learning_rate (`float`): First learning rate of these steps, which falls to zero, in standard deviations
+            of the fitted Gaussian.
         likelihood_weight (`float`): `w` of the posterior `p(z) p(x|z)^w`; 1 in the paper. With a higher weight the
             latent carries more of x.
         energy_penalty (`float`): Weight of the squared tilt `f(z)^2` in the loss, which keeps the energy from growing
@@ -92,7 +93,7 @@ class LatentEBMConfig(PreTrainedConfig):
     prior_sampler: dict[str, Any] | None = None
     posterior_sampler: dict[str, Any] | None = None
     num_fit_steps: int = 0
-    fit_learning_rate: float | int = 0.1
+    fit_learning_rate: float | int = 0.3
     likelihood_weight: float | int = 1.0
     energy_penalty: float | int = 0.0
     free_bits: float | int = 0.0

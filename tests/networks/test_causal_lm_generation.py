@@ -17,6 +17,7 @@ from tests.language_models import tiny_wrapped
 
 Model = LatentEBMForTextGeneration
 KINDS = [("gpt2", "prefix"), ("llama", "layers"), ("qwen3", "embedding"), ("qwen2", "layers"), ("gemma2", "prefix")]
+KINDS += [("llama", "attention"), ("gemma2", "attention")]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids="-".join)
