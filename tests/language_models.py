@@ -44,6 +44,6 @@ def tiny_wrapped(kind: str, folder: Path, **settings: Any) -> LatentEBMForTextGe
         defaults["num_latent_vectors"] = 2  # one a layer
     model = LatentEBMForTextGeneration.from_decoder_pretrained(folder, **{**defaults, **settings})
     with torch.no_grad():
-        for seed, weight in enumerate(model.decoder.injection.parameters(), start=2):
-            weight.normal_(generator=seeded(seed))
+        for seed, (name, weight) in enumerate(model.decoder.injection.named_parameters(), start=2):
+            weight.normal_(std=weight.shape[-1] ** -0.5 if name == "query" else 1.0, generator=seeded(seed))
     return model

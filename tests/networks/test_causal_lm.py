@@ -344,7 +344,7 @@ def test_a_vector_is_read_at_its_own_layer() -> None:
             other = {"hidden_states": True}
             decoder.next_token_logits(ids, moved, states=other)
             same = [torch.equal(a, b) for a, b in zip(states["hidden_states"], other["hidden_states"], strict=True)]
-            assert same == [True, vector >= 2, False], "the embeddings, and after each layer"
+            assert (same[0], same[-1]) == (vector >= 2, False), "what enters the first layer, and leaves the last"
 
 
 def test_new_vectors_are_read_about_evenly() -> None:
@@ -352,7 +352,7 @@ def test_new_vectors_are_read_about_evenly() -> None:
     attention = LatentAttention(256, 16, 2, 64, 4, std=0.3)
     additions = attention(torch.randn(500, 256, generator=seeded()))
     read = additions[1](torch.randn(500, 3, 64, generator=seeded(1)))
-    assert 0.2 < float(read.std()) < 0.45
+    assert 0.3 < float(read.std()) < 0.6
 
 
 def test_sentences_must_fit_into_the_positions(tmp_path: Path) -> None:
