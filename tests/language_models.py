@@ -40,8 +40,10 @@ def tiny_wrapped(kind: str, folder: Path, **settings: Any) -> LatentEBMForTextGe
         "latent_dim": LATENT_DIM, "prior_hidden_size": 8, "max_sequence_length": 12,
         "prior_sampler": sampler, "posterior_sampler": sampler,
     }  # fmt: skip
+    if settings.get("latent_injection") == "attention":
+        defaults["num_latent_vectors"] = 2  # one a layer
     model = LatentEBMForTextGeneration.from_decoder_pretrained(folder, **{**defaults, **settings})
     with torch.no_grad():
-        model.decoder.injection.weight.normal_(generator=seeded(2))
-        model.decoder.injection.bias.normal_(generator=seeded(3))
+        for seed, (name, weight) in enumerate(model.decoder.injection.named_parameters(), start=2):
+            weight.normal_(std=weight.shape[-1] ** -0.5 if name == "query" else 1.0, generator=seeded(seed))
     return model

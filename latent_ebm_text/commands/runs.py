@@ -44,11 +44,18 @@ class Corpus(Protocol):
         """A hash of all of it."""
 
 
+#: Settings that checkpoints of this version may lack, with the values that they then have.
+_NEWER_SETTINGS = {"num_latent_vectors": 1, "num_fit_steps": 0, "fit_learning_rate": 0.3}
+
+
 def run_identity(model: LatentEBMPreTrainedModel, args: TrainingArguments, **data: Any) -> dict[str, Any]:
     """What a checkpoint must have in common with a run to be resumed by it: model, seed, and the given `data`."""
     config = model.config.to_dict()
     for key in ("transformers_version", "latent_ebm_text_version", "architectures", "dtype", "_name_or_path"):
         config.pop(key, None)
+    for key, default in _NEWER_SETTINGS.items():
+        if config[key] == default:
+            del config[key]
     if args.information is not None:
         del config["likelihood_weight"]  # which the training sets
     return {

@@ -78,7 +78,7 @@ class LatentEBMTrainer:
         self.model, self.processing_class = model, tokenizer
         self.text = self._prepare(train_dataset, eval_dataset)
         args = recommended_arguments(model) if args is None else args
-        args.check_encoder(model.encoder is not None)
+        args.check_inference(model.encoder is not None, model.config.num_fit_steps)
         statistics = CorpusStatistics.of_dataset(self.text.splits["train"], model.config.bos_token_id)
         choices = choose_sizes(statistics, on_gpu=torch.cuda.is_available(), latent_dim=model.config.latent_dim)
         self.args = replace(args, **{name: choices[name].value for name in args.automatic})
@@ -175,4 +175,6 @@ def recommended_arguments(model: LatentEBMForTextGeneration, **changes: Any) -> 
     }  # fmt: skip
     if model.encoder is not None:
         settings |= {"inference": "variational", "information": AUTO, "initial_likelihood_weight": 50.0}
+    if model.config.num_fit_steps > 0:
+        settings |= {"inference": "fitted", "information": None}
     return TrainingArguments(**{**settings, **changes})

@@ -63,7 +63,7 @@ def train_image_model(
     Returns:
         The exit code of a recipe: 0, or that of the signal that stopped the training.
     """
-    args.check_encoder(model_args.settings["encoder_hidden_size"] is not None)
+    args.check_inference(model_args.settings["encoder_hidden_size"] is not None, model_args.settings["num_fit_steps"])
     check_sharding(is_causal_lm=False)
     set_precision(args.matmul_precision)
     accelerator = make_accelerator(args)

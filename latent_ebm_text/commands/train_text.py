@@ -82,7 +82,7 @@ def train_text_model(
     Returns:
         The exit code of a recipe: 0, or that of the signal that stopped the training.
     """
-    args.check_encoder(model_args.settings["encoder_hidden_size"] is not None)
+    args.check_inference(model_args.settings["encoder_hidden_size"] is not None, model_args.settings["num_fit_steps"])
     check_sharding(model_args.pretrained_decoder is not None or model_args.settings["decoder_type"] != "lstm")
     set_precision(args.matmul_precision)
     accelerator = make_accelerator(args)

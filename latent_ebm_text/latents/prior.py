@@ -88,18 +88,29 @@ class EnergyPrior(TiltedGaussianPrior):
 
     The last layer has no bias, because the learning gradient `E(z+) - E(z-)` does not depend on a constant.
 
+    For a latent of several vectors `z_1, ..., z_k` the network is a sum, `f(z) = g(z_1, e_1) + ... + g(z_k, e_k) +
+    h(z)`: one network g for all vectors, which tells them apart by learned embeddings e, and a mixing network h on the
+    whole latent. The score of the first part in a vector depends on that vector alone, so that chains see k small
+    landscapes beside the one that couples them, and g learns from k vectors of every example.
+
     Args:
         latent_dim: Size of the latent.
         hidden_size: Width of the hidden layers (200 in the paper).
         num_hidden_layers: Number of hidden layers (2 in the paper).
         activation: `"gelu"` or `"leaky_relu"` (slope 0.2).
+        num_vectors: Number of vectors that the latent consists of, one after the other; 1 for no sum.
 
     Raises:
-        UsageError: If a size is not positive or the activation is unknown.
+        UsageError: If a size is not positive, the vectors do not divide the latent, or the activation is unknown.
     """
 
     def __init__(
-        self, latent_dim: int, hidden_size: int = 200, num_hidden_layers: int = 2, activation: str = "gelu"
+        self,
+        latent_dim: int,
+        hidden_size: int = 200,
+        num_hidden_layers: int = 2,
+        activation: str = "gelu",
+        num_vectors: int = 1,
     ) -> None:
         super().__init__(latent_dim)
         if min(latent_dim, hidden_size, num_hidden_layers) < 1:
@@ -113,12 +124,21 @@ class EnergyPrior(TiltedGaussianPrior):
         sizes = [latent_dim] + [hidden_size] * num_hidden_layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
         self.out = nn.Linear(hidden_size, 1, bias=False)
+        if num_vectors < 1 or latent_dim % num_vectors != 0:
+            raise UsageError(f"num_vectors must divide latent_dim, got {num_vectors} and {latent_dim}")
+        self.of_vectors = None
+        if num_vectors > 1:
+            self.of_vectors = EnergyOfVectors(
+                num_vectors, latent_dim // num_vectors, hidden_size, num_hidden_layers, activation
+            )
 
     def tilt(self, latents: Tensor) -> Tensor:
         """`f(z)`, the log of the tilt of the reference Gaussian, in nats; `(batch, latent_dim)` to `(batch,)`."""
+        features = latents
         for layer in self.hidden:
-            latents = self.activation.function(layer(latents))
-        return self.out(latents).squeeze(-1)
+            features = self.activation.function(layer(features))
+        tilt: Tensor = self.out(features).squeeze(-1)
+        return tilt if self.of_vectors is None else tilt + self.of_vectors(latents)
 
     def score(self, latents: Tensor) -> Tensor:
         """The score `grad f(z) - z` of shape `(batch, latent_dim)`, in closed form: no graph is built."""
@@ -131,6 +151,34 @@ class EnergyPrior(TiltedGaussianPrior):
     def frozen(self) -> FrozenEnergyPrior:
         """Returns the same log-density for one chain, see [`FrozenEnergyPrior`]."""
         return FrozenEnergyPrior(self)
+
+
+class EnergyOfVectors(nn.Module):
+    """The part of an energy that is a sum over the vectors of a latent, of one network that reads each of them.
+
+    Args:
+        num_vectors: Number of vectors.
+        width: Size of a vector, and of the embedding that tells which one it is.
+        hidden_size: Width of the hidden layers.
+        num_hidden_layers: Number of hidden layers.
+        activation: As of [`EnergyPrior`].
+    """
+
+    def __init__(
+        self, num_vectors: int, width: int, hidden_size: int, num_hidden_layers: int, activation: str
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(num_vectors, width))
+        self.network = EnergyPrior(2 * width, hidden_size, num_hidden_layers, activation)
+
+    def rows(self, latents: Tensor) -> Tensor:
+        """Every vector beside its embedding; `(batch, latent_dim)` to `(batch * num_vectors, 2 * width)`."""
+        vectors = latents.view(len(latents), *self.embedding.shape)
+        return torch.cat([vectors, self.embedding.expand_as(vectors)], dim=-1).flatten(0, 1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """The sum, in nats; `(batch, latent_dim)` to `(batch,)`."""
+        return self.network.tilt(self.rows(latents)).view(len(latents), len(self.embedding)).sum(dim=1)
 
 
 class FrozenEnergyPrior:
@@ -153,6 +201,8 @@ class FrozenEnergyPrior:
         # f is linear in the last features: its gradient there, `out.weight`, is multiplied into the weights before.
         self._backward_weights = [*weights[:-1], prior.out.weight.detach().t() * weights[-1]]
         self._allocate(0)
+        self._of_vectors = prior.of_vectors
+        self._vectors = None if prior.of_vectors is None else prior.of_vectors.network.frozen()
 
     def _allocate(self, rows: int) -> None:
         """Allocates the buffers, each `(rows, hidden_size)`."""
@@ -169,7 +219,8 @@ class FrozenEnergyPrior:
     def score(self, latents: Tensor) -> Tensor:
         """The score; `(batch, latent_dim)` to the same shape."""
         self._run_forward(latents)
-        return self._run_backward(latents)
+        score = self._run_backward(latents)
+        return score if self._vectors is None else score + self._score_and_sum_of_vectors(latents)[0]
 
     @torch.no_grad()
     def value_and_score(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,7 +228,22 @@ class FrozenEnergyPrior:
         self._run_forward(latents)
         features = self._activation.forward(self._preactivations[-1], self._scratch)
         tilt: Tensor = self._out(features).squeeze(-1)
-        return tilt - 0.5 * latents.square().sum(dim=-1), self._run_backward(latents)
+        value, score = tilt - 0.5 * latents.square().sum(dim=-1), self._run_backward(latents)
+        if self._vectors is not None:
+            of_vectors, total = self._score_and_sum_of_vectors(latents)
+            value, score = value + total, score + of_vectors
+        return value, score
+
+    def _score_and_sum_of_vectors(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum over the vectors of a latent, `(batch,)`, and its gradient, `(batch, latent_dim)`."""
+        assert self._of_vectors is not None
+        assert self._vectors is not None
+        rows = self._of_vectors.rows(latents)
+        value, score = self._vectors.value_and_score(rows)
+        # That network's density has a Gaussian of its own, which is no part of the sum.
+        shape = (len(latents), len(self._of_vectors.embedding))
+        gradient = (score + rows).view(*shape, rows.shape[1])[..., : self._of_vectors.embedding.shape[1]]
+        return gradient.flatten(1), (value + 0.5 * rows.square().sum(dim=-1)).view(shape).sum(dim=1)
 
     def _run_forward(self, latents: Tensor) -> None:
         """Fills the pre-activations of every layer."""

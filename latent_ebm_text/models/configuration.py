@@ -52,6 +52,9 @@ class LatentEBMConfig(PreTrainedConfig):
     Args:
         latent_dim (`int`): Size of the latent z. Zero, with a Gaussian prior, leaves a plain model of the data
             without a latent, as a baseline.
+        num_latent_vectors (`int`): Number of equal parts of the latent, a few of which a transformer reads at every
+            layer; the energy is then a sum over them and a term of the whole. Everywhere else the latent stays one
+            vector of `latent_dim` numbers.
         prior_type (`str`): `"energy"`, or `"gaussian"` for N(0, I), which learns nothing.
         prior_hidden_size (`int`): Width of the energy network (200 in the paper).
         prior_num_hidden_layers (`int`): Hidden layers of the energy network (2 in the paper).
@@ -62,6 +65,10 @@ class LatentEBMConfig(PreTrainedConfig):
             paper.
         posterior_sampler (`dict`): Sampler of the posterior for data not seen in training, with its settings; by
             default the 20 Langevin steps of 0.1 of the paper.
+        num_fit_steps (`int`): Steps that fit the mean and the variance of the posterior of every example before its
+            chain starts, from a draw of what was fitted; for inference `fitted`. Zero for none.
+        fit_learning_rate (`float`): First learning rate of these steps, which falls to zero, in standard deviations
+            of the fitted Gaussian.
         likelihood_weight (`float`): `w` of the posterior `p(z) p(x|z)^w`; 1 in the paper. With a higher weight the
             latent carries more of x.
         energy_penalty (`float`): Weight of the squared tilt `f(z)^2` in the loss, which keeps the energy from growing
@@ -80,6 +87,7 @@ class LatentEBMConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["reconstruction_loss", "prior_loss", "penalty", "latents"]
 
     latent_dim: int = 32
+    num_latent_vectors: int = 1
     prior_type: Literal["energy", "gaussian"] = "energy"
     prior_hidden_size: int = 200
     prior_num_hidden_layers: int = 2
@@ -87,6 +95,8 @@ class LatentEBMConfig(PreTrainedConfig):
     prior_flow_num_layers: int = 0
     prior_sampler: dict[str, Any] | None = None
     posterior_sampler: dict[str, Any] | None = None
+    num_fit_steps: int = 0
+    fit_learning_rate: float | int = 0.3
     likelihood_weight: float | int = 1.0
     energy_penalty: float | int = 0.0
     free_bits: float | int = 0.0
@@ -114,13 +124,20 @@ class LatentEBMConfig(PreTrainedConfig):
             )
         if self.prior_flow_num_layers and (self.prior_type == "gaussian" or self.latent_dim < 2):
             raise UsageError("prior_flow_num_layers is for an energy prior of 2 dimensions or more")
-        for name in ("latent_dim", "energy_penalty", "free_bits", "moment_weight"):
+        require_positive("fit_learning_rate", self.fit_learning_rate)
+        for name in ("latent_dim", "num_fit_steps", "energy_penalty", "free_bits", "moment_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be zero or positive, got {getattr(self, name)}")
         if self.latent_dim:
             self._check_sizes("latent_dim")
         if self.latent_dim == 0 and self.prior_type != "gaussian":
             raise UsageError("latent_dim must be positive for an energy prior; with 0 set prior_type to 'gaussian'")
+        self._check_sizes("num_latent_vectors")
+        if self.num_latent_vectors > 1 and (self.latent_dim == 0 or self.latent_dim % self.num_latent_vectors != 0):
+            raise UsageError(
+                f"latent_dim must be a positive multiple of num_latent_vectors, got {self.latent_dim} and "
+                f"{self.num_latent_vectors}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values, with the version of the library that writes them."""
@@ -175,8 +192,10 @@ class LatentEBMTextConfig(LatentEBMConfig):
         lora_rank (`int`): Rank of these adapters.
         latent_injection (`str`, *optional*): How the latent enters a transformer or causal language model: `"prefix"`,
             as vectors before the first token; `"embedding"`, added to every token's embedding; `"layers"`, added to
-            the input of every layer. By default `"layers"`, or `"prefix"` for a pretrained model. An LSTM takes the
-            latent as its first state and with every token.
+            the input of every layer; `"attention"`, read by every token from `num_latent_vectors` vectors, an equal
+            share of them at the input of every layer. By default `"attention"` if there are several vectors, and
+            else `"layers"`, or `"prefix"` for a pretrained model. An LSTM takes the latent as its first state and with
+            every token.
         prefix_length (`int`): Number of vectors of a prefix.
         num_hidden_layers (`int`): Layers of the transformer.
         num_attention_heads (`int`): Attention heads of the transformer.
@@ -216,7 +235,7 @@ class LatentEBMTextConfig(LatentEBMConfig):
     decoder_config: dict[str, Any] | None = None
     decoder_training: Literal["full", "lora", "frozen"] = "full"
     lora_rank: int = 8
-    latent_injection: Literal["prefix", "embedding", "layers"] | None = None
+    latent_injection: Literal["prefix", "embedding", "layers", "attention"] | None = None
     prefix_length: int = 4
     num_hidden_layers: int = 2
     num_attention_heads: int = 4
@@ -297,11 +316,23 @@ class LatentEBMTextConfig(LatentEBMConfig):
         if self.decoder_training == "frozen" and self.latent_dim == 0:
             raise UsageError("a frozen decoder without a latent has nothing to learn: set latent_dim above 0")
         if self.decoder_type == "lstm":
+            if self.num_latent_vectors > 1:
+                raise UsageError(
+                    f"num_latent_vectors {self.num_latent_vectors} is for transformers, whose layers share the vectors"
+                    ", and an LSTM reads one: leave it at 1, or set decoder_type to 'transformer'"
+                )
             if self.latent_injection is not None:
                 raise UsageError("latent_injection is for transformers; an LSTM has one way to take z: leave it out")
             return
         if self.latent_injection is None:
             self.latent_injection = "prefix" if is_pretrained else "layers"
+            if self.num_latent_vectors > 1:
+                self.latent_injection = "attention"
+        if self.num_latent_vectors > 1 and self.latent_injection != "attention":
+            raise UsageError(
+                f"num_latent_vectors {self.num_latent_vectors} and latent_injection {self.latent_injection!r} do not "
+                "go together: several vectors are read by 'attention'"
+            )
         if self.output_rank is not None:
             raise UsageError(f"output_rank is for the LSTM; the {self.decoder_type!r} decoder has none: leave it out")
         if not is_pretrained and self.hidden_size % (2 * self.num_attention_heads) != 0:
@@ -341,6 +372,8 @@ class LatentEBMImageConfig(LatentEBMConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.decoder_channels = [512, 256, 128] if self.decoder_channels is None else list(self.decoder_channels)
         super().__post_init__(**kwargs)
+        if self.num_latent_vectors > 1:
+            raise UsageError("num_latent_vectors is for transformers of text; an image has one vector: leave it at 1")
         self._check_sizes("latent_dim", "image_size", "decoder_first_size", "encoder_hidden_size")
         require_positive("pixel_std", self.pixel_std)
         if self.num_channels not in (1, 3):

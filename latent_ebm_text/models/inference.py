@@ -113,24 +113,37 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
         *data: Any,
         initial_latents: Tensor | None = None,
         sampler: Sampler | None = None,
+        num_steps: int | None = None,
         generator: torch.Generator | None = None,
         **named_data: Any,
     ) -> Tensor:
         """One posterior draw of the latent of every example, `(n, latent_dim)`, all in one batch.
+
+        With `num_steps` it is the mean of a Gaussian that as many steps of stochastic variational inference fit to
+        the posterior, see `fit_posterior`: the more steps, the better. With 0 it is the encoder's mean, or zero.
 
         Args:
             *data: The data.
             initial_latents: Where the chains start, `(n, latent_dim)`; by default a draw from the encoder if the model
                 has one, otherwise from N(0, I).
             sampler: A sampler in place of the model's own.
+            num_steps: Steps of a fit, in place of a chain.
             generator: Random number generator of the noise.
             **named_data: The data.
 
         Raises:
-            UsageError: If the data cannot be read or do not fit the model, or initial latents do not fit.
+            UsageError: If the data cannot be read or do not fit the model, initial latents do not fit, or a fit is to
+                start from initial latents or use a sampler.
+            DivergenceError: If a chain or a fit is not finite.
         """
+        if num_steps is not None and (initial_latents is not None or sampler is not None):
+            raise UsageError(
+                "num_steps asks for the mean of a fit, without a chain: leave initial_latents and sampler out"
+            )
         read = self._read(*data, **named_data)
         inputs = self._collate(read, torch.arange(len(read)))
+        if num_steps is not None:
+            return self.fit_posterior(inputs, num_steps=num_steps, generator=generator).mean
         return self.sample_posterior(
             inputs, initial_latents=initial_latents, sampler=sampler, generator=generator
         ).latents

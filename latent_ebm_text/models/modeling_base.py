@@ -13,14 +13,15 @@ from transformers.utils import logging
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents import Control, ControlledDensity
+from latent_ebm_text.latents.fitting import fit_gaussian
 from latent_ebm_text.latents.flow import FlowQuality
 from latent_ebm_text.latents.posterior import LatentPosterior
-from latent_ebm_text.latents.prior import EnergyPrior, GaussianPrior
+from latent_ebm_text.latents.prior import EnergyOfVectors, EnergyPrior, GaussianPrior
 from latent_ebm_text.latents.samplers import Sampler, SamplerOutput, sampler_from_dict
 from latent_ebm_text.models.configuration import LatentEBMConfig
 from latent_ebm_text.models.distillation import DistilledPrior, distil
 from latent_ebm_text.models.safe_loading import SafetensorsModel
-from latent_ebm_text.networks.base import LatentDecoder, LatentEncoder, is_exporting
+from latent_ebm_text.networks.base import GaussianPosterior, LatentDecoder, LatentEncoder, is_exporting
 
 logger = logging.get_logger(__name__)
 
@@ -77,7 +78,11 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
         if config.prior_type == "gaussian":
             return GaussianPrior(config.latent_dim)
         return EnergyPrior(
-            config.latent_dim, config.prior_hidden_size, config.prior_num_hidden_layers, config.prior_activation
+            config.latent_dim,
+            config.prior_hidden_size,
+            config.prior_num_hidden_layers,
+            config.prior_activation,
+            config.num_latent_vectors,
         )
 
     def _build_prior_flow(self) -> DistilledPrior | None:
@@ -96,10 +101,12 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Called by transformers for every layer that holds weights of its own."""
+        if isinstance(module, EnergyOfVectors):
+            init.normal_(module.embedding)
         if isinstance(module, nn.Linear):
             # The energy starts nearly flat, so that the first prior is nearly the reference Gaussian.
-            gain = 0.1 if module is getattr(self.prior, "out", None) else 1.0
-            init.xavier_uniform_(module.weight, gain=gain)
+            is_energy = any(module is part.out for part in self.prior.modules() if isinstance(part, EnergyPrior))
+            init.xavier_uniform_(module.weight, gain=0.1 if is_energy else 1.0)
             if module.bias is not None:
                 init.zeros_(module.bias)
 
@@ -252,16 +259,18 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
     ) -> SamplerOutput:
         """Draws one latent per example of a batch from the posterior; arguments as in `posterior` and `sample_prior`.
 
-        If the model has an encoder, the chains start from its draws. Under a Gaussian prior (a VAE) these draws are
-        the result, unless a sampler is given.
+        If the model has an encoder, the chains start from its draws; with `config.num_fit_steps`, from draws of what
+        `fit_posterior` has found. Under a Gaussian prior (a VAE) such draws are the result, unless a sampler is
+        given.
         """
         batch = len(next(iter(inputs.values())))
         if self.config.latent_dim == 0:
             return SamplerOutput(self.sample_reference(batch, generator))  # nothing to infer
         if initial_latents is not None:
             initial_latents = self.check_latents(initial_latents, batch)
-        elif self.encoder is not None:
-            initial_latents = self.encoder.propose(inputs).sample(generator).to(self.decoder.latent_dtype)
+        elif self.encoder is not None or self.config.num_fit_steps > 0:
+            proposal = self.fit_posterior(inputs, likelihood_weight=likelihood_weight, generator=generator)
+            initial_latents = proposal.sample(generator).to(self.decoder.latent_dtype)
             if sampler is None and isinstance(self.prior, GaussianPrior):
                 return SamplerOutput(initial_latents)
         else:
@@ -270,6 +279,54 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
         with self._full_precision():
             posterior = self.posterior(inputs, likelihood_weight)
             return sampler.sample(initial_latents, posterior, generator=generator, return_trace=return_trace)
+
+    @torch.no_grad()
+    def fit_posterior(
+        self,
+        inputs: dict[str, Tensor],
+        *,
+        num_steps: int | None = None,
+        initial: GaussianPosterior | None = None,
+        likelihood_weight: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> GaussianPosterior:
+        """Fits a diagonal Gaussian to the posterior of every example of a batch; the model's weights do not change.
+
+        This is stochastic variational inference, see [`~latent_ebm_text.latents.fitting.fit_gaussian`].
+
+        Args:
+            inputs: The decoder's inputs.
+            num_steps: Steps of the fit, by default `config.num_fit_steps`. With 0 the Gaussian is the initial one.
+            initial: Where the fit starts; by default at the encoder's proposal, or at N(0, I) without an encoder.
+            likelihood_weight: `w` of the posterior `p(z) p(x | z)^w`, in place of the model's own.
+            generator: Random number generator of the draws.
+
+        Returns:
+            Mean and log standard deviation, each `(batch, latent_dim)`.
+
+        Raises:
+            UsageError: If the number of steps is negative.
+            DivergenceError: If a mean or standard deviation is not finite.
+        """
+        num_steps = self.config.num_fit_steps if num_steps is None else num_steps
+        if initial is None and self.encoder is not None:
+            initial = self.encoder.propose(inputs)
+        elif initial is None:
+            start = self.sample_reference(len(next(iter(inputs.values())))).zero_()
+            initial = GaussianPosterior(start, start.clone())
+        if num_steps == 0:
+            return initial
+        dtype = self.decoder.latent_dtype
+        with self._full_precision():
+            mean, log_std = fit_gaussian(
+                self.posterior(inputs, likelihood_weight),
+                initial.mean.to(dtype),
+                initial.log_std.to(dtype),
+                num_steps=num_steps,
+                learning_rate=self.config.fit_learning_rate,
+                generator=generator,
+            )
+        return GaussianPosterior(mean, log_std)
 
     def _full_precision(self) -> torch.autocast:
         """Chains and energies run in the precision of the weights: bfloat16 loses differences of energies."""

@@ -25,7 +25,7 @@ from latent_ebm_text.models.text_decoders import build_encoder, build_text_decod
 from latent_ebm_text.models.text_generation import SentenceGenerationModel
 from latent_ebm_text.networks.base import TokenCache, is_exporting, predicted_mask
 from latent_ebm_text.networks.causal_lm import CausalLMDecoder
-from latent_ebm_text.networks.injection import LatentInjection
+from latent_ebm_text.networks.injection import LatentAttention, LatentInjection
 from latent_ebm_text.networks.language_model import architecture
 from latent_ebm_text.networks.lstm import LSTMDecoder
 from latent_ebm_text.networks.sentence_encoder import SentenceEmbeddingEncoder, scaled_embeddings
@@ -192,7 +192,7 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         return cls(LatentEBMTextConfig(**settings), language_model=language_model).eval()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, LatentInjection):
+        if isinstance(module, LatentInjection | LatentAttention):
             module.reset_parameters()
         elif isinstance(module, SoftmaxOutput):
             if module.weight is not None:

@@ -94,6 +94,7 @@ def build_text_decoder(
         config.latent_dim,
         latent_injection=config.latent_injection,
         prefix_length=config.prefix_length,
+        num_latent_vectors=config.num_latent_vectors,
         decoder_training=config.decoder_training,
         lora_rank=config.lora_rank,
         max_sequence_length=config.max_sequence_length,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -21,7 +22,13 @@ from latent_ebm_text.networks.base import (
 )
 from latent_ebm_text.networks.dropout import drop_features, drop_tokens
 from latent_ebm_text.networks.generation import BLOCK_TOKENS, SentenceGenerator, TokenChoice, whole_blocks
-from latent_ebm_text.networks.injection import Injection, LatentInjection, added_to_inputs
+from latent_ebm_text.networks.injection import (
+    Injection,
+    LatentAttention,
+    LatentInjection,
+    added_to_inputs,
+    constant_additions,
+)
 from latent_ebm_text.networks.language_model import add_adapters, has_plain_head, list_of_layers, std_of_embeddings
 from latent_ebm_text.networks.softmax import FrozenSoftmaxOutput, chunked_log_prob, fill_rows, pick_log_prob
 
@@ -33,8 +40,10 @@ class CausalLMDecoder(TextDecoder):
         lm: The language model.
         latent_dim: Size of the latent; with zero the decoder is the language model alone.
         latent_injection: `"prefix"` puts `prefix_length` vectors before the first token; `"embedding"` adds a vector
-            to every token embedding; `"layers"` adds a vector to the input of every layer.
+            to every token embedding; `"layers"` adds a vector to the input of every layer; `"attention"` adds what
+            the tokens read of `num_latent_vectors` vectors, an equal share of them at the input of every layer.
         prefix_length: Length of the prefix.
+        num_latent_vectors: Number of vectors that attention reads, a divisor of `latent_dim`.
         latent_std: Initial standard deviation of these vectors; by default that of the token embeddings, so that a
             pretrained model gives the latent and its tokens equal weight.
         decoder_training: Which weights of the language model are trained: `"full"`, all of them; `"lora"`, low-rank
@@ -64,6 +73,7 @@ class CausalLMDecoder(TextDecoder):
         *,
         latent_injection: Injection = "prefix",
         prefix_length: int = 4,
+        num_latent_vectors: int = 1,
         latent_std: float | None = None,
         decoder_training: Literal["full", "lora", "frozen"] = "full",
         lora_rank: int = 8,
@@ -91,10 +101,13 @@ class CausalLMDecoder(TextDecoder):
             num_vectors = 1
         elif latent_injection == "layers":
             num_vectors, width = len(list_of_layers(lm)), lm.config.get_text_config().hidden_size
-        self.injection = None
+        self.injection: LatentInjection | LatentAttention | None = None
         if latent_dim > 0:
             std = std_of_embeddings(lm) if latent_std is None else latent_std
-            self.injection = LatentInjection(latent_dim, num_vectors, width, std)
+            if latent_injection == "attention":
+                self.injection = _attention(lm, latent_dim, num_latent_vectors, std)
+            else:
+                self.injection = LatentInjection(latent_dim, num_vectors, width, std)
         self._has_plain_head: bool | None = None
         self.require_positions(max_sequence_length)
         self.train()
@@ -182,9 +195,10 @@ class CausalLMDecoder(TextDecoder):
         is_first = cache is None or cache.num_tokens == 0
         prefix = self.prefix_length
         if self.injection is not None and (prefix == 0 or is_first):
-            vectors = self.injection(latents)  # (batch, vectors, width)
-            if self.latent_injection == "layers":
-                around = added_to_inputs(list_of_layers(self.lm), vectors)
+            vectors = self.injection(latents)  # (batch, vectors, width), or what attention adds at each layer
+            if self.latent_injection in ("layers", "attention"):
+                additions = vectors if self.latent_injection == "attention" else constant_additions(vectors)
+                around = added_to_inputs(list_of_layers(self.lm), additions)
             elif self.latent_injection == "embedding":
                 embedded = embedded + vectors.to(embedded.dtype)
             else:
@@ -292,6 +306,17 @@ class CausalLMDecoder(TextDecoder):
         """Creates the fast loop of plain sampling, see [`CausalLMGenerator`]."""
 
         return CausalLMGenerator(self, choice)
+
+
+def _attention(lm: PreTrainedModel, latent_dim: int, num_vectors: int, std: float) -> LatentAttention:
+    """The attention of a language model's layers to its latent; a `UsageError` if they cannot share the vectors."""
+    config, num_layers = lm.config.get_text_config(), len(list_of_layers(lm))
+    if num_vectors % num_layers != 0:
+        raise UsageError(
+            f"num_latent_vectors must be a multiple of the {num_layers} layers that share them, got {num_vectors}"
+        )
+    num_heads = math.gcd(config.hidden_size, config.num_attention_heads)
+    return LatentAttention(latent_dim, num_vectors, num_layers, config.hidden_size, num_heads, std)
 
 
 def _without_prefix(name: str, layers: tuple[Tensor | None, ...], length: int) -> tuple[Tensor | None, ...]:

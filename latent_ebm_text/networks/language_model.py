@@ -59,8 +59,8 @@ def list_of_layers(lm: PreTrainedModel) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
             return module
     raise UsageError(
-        f"latent_injection 'layers' is not possible for a model of type {config.model_type!r}, which has no list "
-        "of layers: use 'prefix' or 'embedding'"
+        f"latent_injection 'layers' or 'attention' is not possible for a model of type {config.model_type!r}, which "
+        "has no list of layers: use 'prefix' or 'embedding'"
     )
 
 

@@ -53,12 +53,15 @@ class TrainingArguments:
     )
     max_decoder_grad_norm: float = option(100.0, "Gradient clip of the decoder, for a loss in nats per example.")
     max_prior_grad_norm: float = option(1.0, "Gradient clip of the energy.")
-    inference: Literal["short_run", "persistent", "amortized", "variational"] = option(
+    inference: Literal["short_run", "persistent", "amortized", "variational", "fitted"] = option(
         "short_run",
         "Where posterior draws come from: short_run, chains from N(0, I) at every step (the paper); persistent, one "
-        "chain kept for every example; amortized, chains from an encoder's proposal; variational, the encoder itself.",
+        "chain kept for every example; amortized, chains from an encoder's proposal; variational, the encoder itself; "
+        "fitted, chains from a Gaussian fitted to every example in num_fit_steps steps.",
     )
-    chain_num_steps: int = option(4, "Langevin steps of a persistent or amortized chain at each visit of an example.")
+    chain_num_steps: int = option(
+        4, "Langevin steps of a persistent, amortized or fitted chain at each visit of an example."
+    )
     chain_step_size: float | dict[str, Any] = option(0.5, "Langevin step size of these steps, a number or a schedule.")
     chain_refresh: float = option(0.3, "Share of each persistent latent, 0 to 1, that is drawn anew at a visit.")
     initial_likelihood_weight: float | None = option(
@@ -135,14 +138,24 @@ class TrainingArguments:
         """The names of the settings that are still to follow from the data."""
         return tuple(each.name for each in fields(self) if getattr(self, each.name) == AUTO)
 
-    def check_encoder(self, has_encoder: bool) -> None:
-        """Raises a `UsageError` if the inference needs an encoder that is not there, or does not use one that is."""
-        if has_encoder == (self.inference in ("amortized", "variational")):
+    def check_inference(self, has_encoder: bool, num_fit_steps: int) -> None:
+        """Raises a `UsageError` if the inference needs an encoder or a fit that is not there, or does not use one.
+
+        Args:
+            has_encoder: Whether the model has an encoder.
+            num_fit_steps: The model's steps of a fit.
+        """
+        if (num_fit_steps > 0) != (self.inference == "fitted"):
+            raise UsageError(
+                f"inference {self.inference!r} and num_fit_steps {num_fit_steps} do not go together: set inference to "
+                "fitted and num_fit_steps to a positive number, 16 for example, or leave num_fit_steps at 0"
+            )
+        if has_encoder == (self.inference in ("amortized", "variational")) or self.inference == "fitted":
             return
         change = (
-            "set encoder_hidden_size to none, or inference to amortized or variational"
+            "set encoder_hidden_size to none, or inference to amortized, variational or fitted"
             if has_encoder
-            else "set encoder_hidden_size, 256 for example, or inference to short_run or persistent"
+            else "set encoder_hidden_size, 256 for example, or inference to short_run, persistent or fitted"
         )
         raise UsageError(
             f"inference {self.inference!r} and {'an' if has_encoder else 'no'} encoder do not go together: {change}"

@@ -96,7 +96,7 @@ def train(
     require_no_loss_scale(accelerator.mixed_precision)
     if args.automatic:
         raise UsageError(f"{args.automatic[0]} is 'auto', and nothing here says what it follows from: give a number")
-    args.check_encoder(model.encoder is not None)
+    args.check_inference(model.encoder is not None, model.config.num_fit_steps)
     check_sharding(hasattr(model.decoder, "lm"), accelerator)
     with only_run(Path(args.output_dir), accelerator):
         return _train(model, data, args, identity, evaluate, accelerator, on_save)

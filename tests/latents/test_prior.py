@@ -13,11 +13,15 @@ from latent_ebm_text.latents.prior import EnergyPrior
 
 
 def make_prior(
-    latent_dim: int = 3, num_hidden_layers: int = 2, activation: str = "gelu", dtype: torch.dtype = torch.float64
+    latent_dim: int = 3,
+    num_hidden_layers: int = 2,
+    activation: str = "gelu",
+    dtype: torch.dtype = torch.float64,
+    num_vectors: int = 1,
 ) -> EnergyPrior:
     """A prior whose tilt is as strong as the reference Gaussian."""
     torch.manual_seed(0)
-    prior = EnergyPrior(latent_dim, 16, num_hidden_layers, activation).to(dtype)
+    prior = EnergyPrior(latent_dim, 16, num_hidden_layers, activation, num_vectors).to(dtype)
     for weight in prior.parameters():
         torch.nn.init.normal_(weight, std=0.4)
     return prior
@@ -63,20 +67,22 @@ def test_called_as_a_function_it_is_minus_the_energy() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("num_hidden_layers", [1, 2, 3])
-@pytest.mark.parametrize("activation", ["gelu", "leaky_relu"])
-def test_closed_form_score_equals_autograd(activation: str, num_hidden_layers: int, dtype: torch.dtype) -> None:
-    prior = make_prior(5, num_hidden_layers, activation, dtype)
-    latents = draw(64, 5, dtype).requires_grad_()
+@pytest.mark.parametrize(("activation", "num_vectors"), [("gelu", 1), ("leaky_relu", 1), ("gelu", 3)])
+def test_closed_form_score_equals_autograd(
+    activation: str, num_vectors: int, num_hidden_layers: int, dtype: torch.dtype
+) -> None:
+    prior = make_prior(6, num_hidden_layers, activation, dtype, num_vectors)
+    latents = draw(64, 6, dtype).requires_grad_()
     (expected,) = torch.autograd.grad(prior(latents).sum(), latents)
     assert (expected + latents).detach().abs().mean() > 0.1, "the tilt is part of what is compared"
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
     torch.testing.assert_close(prior.score(latents), expected, rtol=tolerance, atol=5 * tolerance)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "leaky_relu"])
-def test_frozen_prior_agrees_with_autograd_for_any_number_of_rows(activation: str) -> None:
+@pytest.mark.parametrize(("activation", "num_vectors"), [("gelu", 1), ("leaky_relu", 1), ("gelu", 3)])
+def test_frozen_prior_agrees_with_autograd_for_any_number_of_rows(activation: str, num_vectors: int) -> None:
     """One row, a few, many, and few again: buffers of another size are never mistaken."""
-    prior = make_prior(activation=activation)
+    prior = make_prior(activation=activation, num_vectors=num_vectors)
     frozen = prior.frozen()
     assert isinstance(frozen, ScoredLogDensity)
     earlier = frozen.score(draw(4))
@@ -89,6 +95,20 @@ def test_frozen_prior_agrees_with_autograd_for_any_number_of_rows(activation: st
         for found, wanted in zip(frozen.value_and_score(latents), (value.detach(), expected), strict=True):
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
     assert torch.equal(earlier, kept), "a score that was given away is not overwritten"
+
+
+def test_the_energy_of_vectors_is_a_sum_over_them_and_a_term_of_the_whole() -> None:
+    prior, latents = make_prior(6, num_vectors=3), draw(20, 6)
+    of_vectors, network = prior.of_vectors, prior.of_vectors.network
+    terms = [
+        network.tilt(torch.cat([latents[:, 2 * v : 2 * v + 2], of_vectors.embedding[v].expand(20, 2)], dim=1))
+        for v in range(3)
+    ]
+    mixing = EnergyPrior(6, 16).double()
+    mixing.load_state_dict(prior.state_dict(), strict=False)
+    torch.testing.assert_close(prior.tilt(latents), sum(terms) + mixing.tilt(latents))
+    with pytest.raises(UsageError, match="num_vectors must divide latent_dim, got 4 and 6"):
+        EnergyPrior(6, num_vectors=4)
 
 
 def test_score_builds_no_graph_and_works_under_inference_mode() -> None:

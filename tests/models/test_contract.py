@@ -24,7 +24,7 @@ TRANSFORMER = {"decoder_type": "transformer", "num_hidden_layers": 2, "num_atten
 LATENTS = torch.linspace(-1, 1, 4 * LATENT_DIM).view(4, LATENT_DIM)
 
 
-@pytest.fixture(params=["lstm", "transformer", "prefix", "embedding"])
+@pytest.fixture(params=["lstm", "transformer", "prefix", "embedding", "attention"])
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
     if request.param == "lstm":
         return tiny_model()
@@ -302,7 +302,7 @@ def test_a_model_is_made_of_a_configuration_and_weights_alone(model: Model, batc
 # -------- gradient checkpointing, export
 
 
-@pytest.mark.parametrize("injection", ["prefix", "embedding", "layers"])
+@pytest.mark.parametrize("injection", ["prefix", "embedding", "layers", "attention"])
 @pytest.mark.parametrize(
     "options", [{}, {"every_n_layers": 2}, {"activation_checkpointing_kwargs": {"use_reentrant": True}}], ids=str
 )

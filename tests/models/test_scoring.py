@@ -205,8 +205,12 @@ def test_the_lower_bound_is_a_bound_and_fast() -> None:
 
 
 def test_what_the_lower_bound_needs() -> None:
-    with pytest.raises(UsageError, match="marginal='elbo' needs a model with an encoder: take marginal='importance'"):
+    with pytest.raises(
+        UsageError, match="marginal='elbo' needs a model with an encoder, or num_fit_steps: take marginal='importance'"
+    ):
         tiny_model().score(**sentences(), marginal="elbo")
+    with pytest.raises(UsageError, match="num_fit_steps is for marginal='elbo', got marginal='importance'"):
+        tiny_model().score(**sentences(), num_fit_steps=3)
     model = tiny_model(encoder_hidden_size=6)
     with pytest.raises(UsageError, match="draws latents from the encoder: leave latents and sampler out"):
         model.score(**sentences(), marginal="elbo", sampler=model.posterior_sampler)

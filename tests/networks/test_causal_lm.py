@@ -1,6 +1,7 @@
 """Causal language models as decoders: against plain computations and autograd, and invariances."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.density import ScoredLogDensity
 from latent_ebm_text.networks.base import frozen
+from latent_ebm_text.networks.injection import LatentAttention
 from tests.helpers import BOS, EOS, LATENT_DIM, PAD, VOCAB_SIZE, seeded, tiny_batch, tiny_config
 from tests.language_models import SETTINGS, tiny_language_model, tiny_wrapped
 
 Model = LatentEBMForTextGeneration
-INJECTIONS = ["prefix", "embedding", "layers"]
+INJECTIONS = ["prefix", "embedding", "layers", "attention"]
 
 
 @pytest.fixture(scope="module", params=[(kind, way) for kind in SETTINGS for way in INJECTIONS], ids="-".join)
@@ -39,6 +41,24 @@ def draws(num: int = 4, seed: int = 5) -> Tensor:
 # --- log p(x | z) and its score ---
 
 
+def attended_by_hand(injection: LatentAttention, layer: int, latent: Tensor, hidden: Tensor) -> Tensor:
+    """What each token reads, `(1, length, width)`: head by head, from the vectors of this layer and from nothing."""
+    share, width = injection.num_vectors // injection.num_layers, hidden.shape[-1]
+    vectors = latent.view(injection.num_vectors, -1)
+    own = range(layer * share, (layer + 1) * share)
+    keys, values = (
+        torch.stack([*(vectors[v] @ weight[v] + bias[v] for v in own), torch.zeros(width)])
+        for weight, bias in ((injection.key, injection.key_bias), (injection.value, injection.value_bias))
+    )
+    centred = hidden[0] - hidden[0].mean(dim=-1, keepdim=True)
+    asked = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() @ injection.query[layer].t()
+    size = width // injection.num_heads
+    heads = []
+    for q, k, v in zip(asked.split(size, dim=-1), keys.split(size, dim=-1), values.split(size, dim=-1), strict=True):
+        heads.append((q @ k.t() / size**0.5).softmax(dim=-1) @ v)
+    return torch.cat(heads, dim=-1)[None]
+
+
 def plain_log_prob(model: Model, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
     """Computes one sentence after the other, without padding, from the logits of the language model itself."""
     decoder, lm = model.decoder, model.decoder.lm
@@ -46,13 +66,19 @@ def plain_log_prob(model: Model, inputs: dict[str, Tensor], latents: Tensor) -> 
     for ids, mask, latent in zip(inputs["input_ids"], inputs["attention_mask"], latents, strict=True):
         ids = ids[: int(mask.sum())][None]
         words, vectors = lm.get_input_embeddings()(ids), decoder.injection(latent[None])
+        layers = lm.transformer.h if lm.config.model_type == "gpt2" else lm.model.layers
         handles, prefix = [], 0
         if decoder.latent_injection == "prefix":
             words, prefix = torch.cat([vectors, words], dim=1), vectors.shape[1]
         elif decoder.latent_injection == "embedding":
             words = words + vectors
+        elif decoder.latent_injection == "attention":
+            for index, layer in enumerate(layers):
+                read = partial(attended_by_hand, decoder.injection, index, latent)
+                handles.append(
+                    layer.register_forward_pre_hook(lambda _, args, r=read: (args[0] + r(args[0]), *args[1:]))
+                )
         else:
-            layers = lm.transformer.h if lm.config.model_type == "gpt2" else lm.model.layers
             for layer, vector in zip(layers, vectors[0], strict=True):
                 handles.append(layer.register_forward_pre_hook(lambda _, args, v=vector: (args[0] + v, *args[1:])))
         logits = lm(inputs_embeds=words).logits[:, prefix:-1]
@@ -283,11 +309,50 @@ def test_a_loaded_model_is_the_saved_one(model: Model, tmp_path: Path) -> None:
         ({"decoder_type": "causal_lm"}, "decoder_type 'causal_lm' and decoder_config go together"),
         ({"decoder_config": {}}, "decoder_type 'causal_lm' and decoder_config go together"),
         ({"decoder_type": "transformer", "num_hidden_layers": 0}, "num_hidden_layers must be positive, got 0"),
+        ({"num_latent_vectors": 2}, "num_latent_vectors 2 is for transformers, whose layers .* set decoder_type to"),
+        ({"num_latent_vectors": 0}, "num_latent_vectors must be positive, got 0"),
+        ({"num_latent_vectors": 3}, "latent_dim must be a positive multiple of num_latent_vectors, got 4 and 3"),
+        (
+            {"decoder_type": "transformer", "num_latent_vectors": 2, "latent_injection": "prefix"},
+            "num_latent_vectors 2 and latent_injection 'prefix' do not go together",
+        ),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         tiny_config(**settings)
+
+
+def test_layers_must_be_able_to_share_the_vectors() -> None:
+    config = tiny_config(decoder_type="transformer", num_hidden_layers=3, num_latent_vectors=4)
+    with pytest.raises(
+        UsageError, match="num_latent_vectors must be a multiple of the 3 layers that share them, got 4"
+    ):
+        Model(config)
+
+
+def test_a_vector_is_read_at_its_own_layer() -> None:
+    torch.manual_seed(0)
+    decoder = Model(tiny_config(decoder_type="transformer", num_latent_vectors=4)).eval().decoder  # two for each layer
+    ids, latents = torch.tensor([[BOS, 5, 6, 7]]), draws(1)
+    with torch.no_grad():
+        states = {"hidden_states": True}
+        decoder.next_token_logits(ids, latents, states=states)
+        for vector in range(4):
+            moved = latents.clone()
+            moved[0, vector] += 1.0
+            other = {"hidden_states": True}
+            decoder.next_token_logits(ids, moved, states=other)
+            same = [torch.equal(a, b) for a, b in zip(states["hidden_states"], other["hidden_states"], strict=True)]
+            assert (same[0], same[-1]) == (vector >= 2, False), "what enters the first layer, and leaves the last"
+
+
+def test_new_vectors_are_read_about_evenly() -> None:
+    torch.manual_seed(0)
+    attention = LatentAttention(256, 16, 2, 64, 4, std=0.3)
+    additions = attention(torch.randn(500, 256, generator=seeded()))
+    read = additions[1](torch.randn(500, 3, 64, generator=seeded(1)))
+    assert 0.3 < float(read.std()) < 0.6
 
 
 def test_sentences_must_fit_into_the_positions(tmp_path: Path) -> None:
@@ -311,7 +376,7 @@ def test_layers_that_cannot_be_found_are_named() -> None:
     lm.model.layers = torch.nn.Sequential(*lm.model.layers)
     from latent_ebm_text.networks.causal_lm import CausalLMDecoder
 
-    with pytest.raises(UsageError, match="latent_injection 'layers' is not possible for a model of type 'llama'"):
+    with pytest.raises(UsageError, match="'layers' or 'attention' is not possible for a model of type 'llama'"):
         CausalLMDecoder(lm, LATENT_DIM, latent_injection="layers")
 
 

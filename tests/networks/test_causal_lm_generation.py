@@ -17,6 +17,7 @@ from tests.language_models import tiny_wrapped
 
 Model = LatentEBMForTextGeneration
 KINDS = [("gpt2", "prefix"), ("llama", "layers"), ("qwen3", "embedding"), ("qwen2", "layers"), ("gemma2", "prefix")]
+KINDS += [("llama", "attention"), ("gemma2", "attention")]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids="-".join)
@@ -145,11 +146,11 @@ def test_any_number_of_sentences_is_generated_in_small_batches(model: Model, mon
 def test_what_generation_cannot_do_is_refused(model: Model) -> None:
     with pytest.raises(UsageError, match="cache_implementation 'static' is not supported, only 'dynamic' is"):
         model.generate(cache_implementation="static")
-    weight = model.decoder.injection.bias
+    name, weight = list(model.decoder.injection.named_parameters())[-1]
     kept = weight.detach().clone()
     with torch.no_grad():
         weight[0] = float("nan")
-    with pytest.raises(UsageError, match=r"the decoder's weights hold nan or inf, first in injection\.bias"):
+    with pytest.raises(UsageError, match=rf"the decoder's weights hold nan or inf, first in injection\.{name}"):
         model.generate(latents=draws(1))
     with torch.no_grad():
         weight.copy_(kept)

@@ -7,13 +7,13 @@ from latent_ebm_text import LatentEBMForTextGeneration
 from tests.helpers import BOS, VOCAB_SIZE, seeded, tiny_config
 
 
-@pytest.mark.parametrize("injection", ["prefix", "embedding", "layers"])
+@pytest.mark.parametrize("injection", ["prefix", "embedding", "layers", "attention"])
 @pytest.mark.parametrize("hidden_size", [32, 128, 512])
 def test_logits_of_a_new_model_depend_on_the_latent_and_the_tokens_alike(injection: str, hidden_size: int) -> None:
     torch.manual_seed(0)
     config = tiny_config(
         decoder_type="transformer", latent_injection=injection, hidden_size=hidden_size, num_attention_heads=2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=True, num_latent_vectors=2 if injection == "attention" else 1,
     )  # fmt: skip
     model = LatentEBMForTextGeneration(config).eval()
     tokens = torch.randint(3, VOCAB_SIZE, (16, 6), generator=seeded())

@@ -36,6 +36,11 @@ DECODERS = {
     "transformer": ("transformer", {"dropout": 0.2, "token_dropout": 0.1, "tie_word_embeddings": True}, "persistent"),
     "encoder": ("transformer", {"latent_injection": "prefix", "encoder_hidden_size": 16}, "amortized"),
     "variational": ("transformer", {"latent_injection": "embedding", "encoder_hidden_size": 16}, "variational"),
+    "many vectors": (
+        "transformer",
+        {"num_latent_vectors": 2, "num_fit_steps": 2, "encoder_hidden_size": 16},
+        "fitted",
+    ),
     "some words": ("transformer", {"frequent_tokens": 20, "drawn_tokens": 20}, "short_run"),
     "full": ("pretrained", {"dropout": 0.1}, "persistent"),
     "lora": ("pretrained", {"decoder_training": "lora", "lora_rank": 2}, "short_run"),

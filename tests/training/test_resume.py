@@ -26,7 +26,14 @@ from tests.training.runs import (
 
 @pytest.mark.parametrize(
     ("inference", "averaging_start"),
-    [("short_run", 1.0), ("persistent", 1.0), ("variational", 1.0), ("amortized", 1.0), ("persistent", 0.5)],
+    [
+        ("short_run", 1.0),
+        ("persistent", 1.0),
+        ("variational", 1.0),
+        ("amortized", 1.0),
+        ("fitted", 1.0),
+        ("persistent", 0.5),
+    ],
 )
 def test_a_stopped_run_ends_like_one_that_never_stopped(
     make_model, make_args, run, tmp_path, inference, averaging_start
@@ -36,6 +43,8 @@ def test_a_stopped_run_ends_like_one_that_never_stopped(
         make_model = partial(make_model, **BASELINES["VAE"][0])
     if inference == "amortized":
         make_model = partial(make_model, encoder_hidden_size=16, frequent_tokens=20, drawn_tokens=5)
+    if inference == "fitted":
+        make_model = partial(make_model, num_fit_steps=2)
     # The stops fall between the lines of metrics.jsonl.
     settings = {"inference": inference, "log_every": 3, "averaging_start": averaging_start}
     run(make_model(), make_args(output_dir=str(straight), **settings))
