@@ -15,7 +15,7 @@ from timing import Case, comparison, in_turn, milliseconds, ratios, row, table
 from torch import Tensor
 
 from latent_ebm_text import EnergyPrior
-from latent_ebm_text.models.distillation import DistilledPrior
+from latent_ebm_text.latents.distillation import DistilledPrior
 
 
 def prior_chains(sizes: Sizes, repeats: int) -> Iterator[str]:

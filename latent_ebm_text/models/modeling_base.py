@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,13 @@ from transformers.utils import logging
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents import Control, ControlledDensity
+from latent_ebm_text.latents.distillation import DistilledPrior, distil
 from latent_ebm_text.latents.fitting import fit_gaussian
 from latent_ebm_text.latents.flow import FlowQuality
 from latent_ebm_text.latents.posterior import LatentPosterior
 from latent_ebm_text.latents.prior import EnergyOfVectors, EnergyPrior, GaussianPrior
 from latent_ebm_text.latents.samplers import Sampler, SamplerOutput, sampler_from_dict
 from latent_ebm_text.models.configuration import LatentEBMConfig
-from latent_ebm_text.models.distillation import DistilledPrior, distil
 from latent_ebm_text.models.safe_loading import SafetensorsModel
 from latent_ebm_text.networks.base import GaussianPosterior, LatentDecoder, LatentEncoder, is_exporting
 
@@ -178,39 +178,28 @@ class LatentEBMPreTrainedModel(SafetensorsModel):
         with self._full_precision():
             return sampler.sample(initial_latents, self.prior, generator=generator, return_trace=return_trace)
 
-    def distil_prior(
-        self,
-        *,
-        num_layers: int = 6,
-        num_steps: int = 2000,
-        num_draws: int = 16_384,
-        seed: int = 0,
-        progress: Callable[[range], Any] = iter,
-    ) -> FlowQuality:
+    def distil_prior(self, **settings: Any) -> FlowQuality:
         """Distils the prior into a normalising flow, from which `sample_prior` and `generate` draw from then on.
 
-        The flow is fitted to the energy and to draws of the prior's own chain, see
-        [`~latent_ebm_text.latents.flow.fit_flow`], and each of its draws is corrected once by the energy. It is saved
-        with the model. A prior that learns on after it is drawn from by its chain again.
+        Each of its draws is corrected once by the energy. The flow is saved with the model. A prior that learns on
+        after it is drawn from by its chain again.
 
         Args:
-            num_layers: Layers of the flow.
-            num_steps: Steps of its training.
-            num_draws: Draws of the chain, half of which the flow is fitted to and half of which judge it.
-            seed: Seed of the flow's first weights and of all draws.
-            progress: Wraps the range of steps, to show progress.
+            **settings: Settings of [`~latent_ebm_text.latents.distillation.distil`].
 
         Returns:
             [`~latent_ebm_text.latents.flow.FlowQuality`]: an effective share well below a half means that the flow
             does not have the shape of the prior; take more layers or steps.
 
         Raises:
-            UsageError: If the prior is Gaussian or of one dimension, or there are fewer than 100 draws or no step.
+            UsageError: If the prior is Gaussian, and as `distil`.
             DivergenceError: If the loss is not finite.
         """
-        return distil(
-            self, num_layers=num_layers, num_steps=num_steps, num_draws=num_draws, seed=seed, progress=progress
-        )
+        if not isinstance(self.prior, EnergyPrior):
+            raise UsageError("a Gaussian prior is drawn from exactly: there is nothing to distil")
+        self.prior_flow, quality = distil(self.prior, self.prior_sampler, **settings)
+        self.config.prior_flow_num_layers = len(self.prior_flow.flow.layers)
+        return quality
 
     def sample_controlled(
         self,
