@@ -15,8 +15,6 @@ from latent_ebm_text.latents.density import LogDensity
 from latent_ebm_text.latents.rng import normal_, uniform_
 from latent_ebm_text.latents.samplers.base import SamplerOutput
 
-#: Largest change of scale that one layer makes, as a logarithm.
-_MOST_SCALE = 1.0
 _LEARNING_RATE, _CLIP_NORM = 1e-3, 1.0
 #: Share of `KL(target || flow)` in the loss: enough to keep every mode, too little to fit the noise of the draws.
 _FORWARD_SHARE = 0.1
@@ -126,20 +124,20 @@ class _Coupling(nn.Module):
 
     def _change(self, kept: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self.network(kept).chunk(2, dim=1)
-        return _MOST_SCALE * torch.tanh(log_scale / _MOST_SCALE), shift
+        return torch.tanh(log_scale), shift  # at most a factor e a layer, so that none runs away
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Changed latents, and the log of the volume that they take, `(batch,)`."""
-        moved, kept = latents[:, self.order].tensor_split([self.moved], dim=1)
+        moved, kept = latents.index_select(1, self.order).tensor_split([self.moved], dim=1)
         log_scale, shift = self._change(kept)
-        return torch.cat([moved * log_scale.exp() + shift, kept], dim=1), log_scale.sum(dim=1)
+        return torch.cat([torch.addcmul(shift, moved, log_scale.exp()), kept], dim=1), log_scale.sum(dim=1)
 
     def inverse(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """What the latents were before, and the log of the volume that this step took, `(batch,)`."""
         moved, kept = latents.tensor_split([self.moved], dim=1)
         log_scale, shift = self._change(kept)
         before = torch.cat([(moved - shift) * (-log_scale).exp(), kept], dim=1)
-        return before[:, self.inverse_order], log_scale.sum(dim=1)
+        return before.index_select(1, self.inverse_order), log_scale.sum(dim=1)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def draws(latent_dim: int) -> SentenceDraws:
     first, second, prior = (torch.randn(50, latent_dim, generator=seeded(seed)) for seed in range(3))
     lengths = np.arange(50) + 2
     nll = torch.tensor(lengths)
-    energies, nlls = (torch.zeros(50), torch.ones(50)), (nll, 3 * nll, 2 * nll)
+    energies, nlls = (torch.zeros(50), torch.ones(50)), (nll, 3 * nll, 3 * nll, 2 * nll)
     return SentenceDraws(first, second, 2 * prior, *energies, *nlls, lengths, lengths)
 
 

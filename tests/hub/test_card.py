@@ -34,7 +34,7 @@ def test_metadata_hold_metrics_with_intervals(card: ModelCard, results: dict) ->
     data = card.data
     assert (data.library_name, data.pipeline_tag, data.license) == ("latent_ebm_text", "text-generation", "apache-2.0")
     found = {(result.metric_name, result.dataset_split): result for result in data.eval_results}
-    assert len(found) == 2 * 9
+    assert len(found) == 2 * 10
     for name, key in (("reconstruction NLL", "reconstruction_nll"), ("active units", "active_units")):
         for split in ("validation", "test"):
             result, measured = found[name, split], results["splits"][split][key]
@@ -46,7 +46,7 @@ def test_metadata_hold_metrics_with_intervals(card: ModelCard, results: dict) ->
 
 def test_every_metric_is_defined(card: ModelCard) -> None:
     names = re.findall(r"^\| ([\w -]+) \| (?:test|validation) \|", card.text, re.MULTILINE)
-    assert len(names) == 2 * 9
+    assert len(names) == 2 * 10
     for name in names:
         assert f"- **{name}**: " in card.text
 
