@@ -32,7 +32,7 @@ def distil(argv: list[str]) -> None:
     The model is written with the flow, and draws from it wherever it drew by its own chain.
 
         latent-ebm distil runs/ptb --output_dir runs/ptb-distilled
-        latent-ebm generate runs/ptb-distilled -n 16
+        latent-ebm generate runs/ptb-distilled --num_samples 16
     """
     (args,) = parsing.parse_arguments(
         (DistilArguments,), argv, description=parsing.description_of(distil), prog="latent-ebm distil"

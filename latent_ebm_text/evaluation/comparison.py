@@ -13,7 +13,7 @@ from latent_ebm_text.data.embeddings import embed_sentences, installed_encoder
 from latent_ebm_text.evaluation.diversity import sample_entropy, unique_rate
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.evaluator import QUICK_EVALUATOR, sentence_nll, train_language_model
-from latent_ebm_text.evaluation.mauve import mauve
+from latent_ebm_text.evaluation.mauve import LEAST_SENTENCES, mauve
 from latent_ebm_text.evaluation.perplexity import forward_perplexity, reverse_perplexity
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ def compare_samplers(
 ) -> dict[str, dict[str, Estimate]]:
     """FPPL, RPPL, MAUVE, entropy, variety and copies of a model's samples and of the trivial samplers'.
 
-    All are judged alike: by the quick evaluator, trained on the first 10,000 training sentences, with as many
-    sentences of each sampler for RPPL. MAUVE is left out where the extra `encoder` is not installed.
+    All are judged alike: by the quick evaluator, trained on the first 10,000 training sentences, or as many as the
+    model has samples, with as many sentences of each sampler for RPPL. MAUVE is left out where the extra `encoder` is
+    not installed or there are fewer than 20 sentences.
 
     Args:
         samples: Sentences of the model.
@@ -51,9 +52,9 @@ def compare_samplers(
 
     Returns:
         The metrics by name for each sampler by name: the model, the training text, and those of
-        [`trivial_samples`].
+        [`trivial_samples`]; a sampler that drew one sentence alone is left out.
     """
-    number = min(MOST_SENTENCES, len(splits["train"]))
+    number = min(MOST_SENTENCES, len(splits["train"]), len(samples))
     train_ids = splits["train"][:number]["input_ids"]
     test_ids = splits["test"]["input_ids"][:]
     train, test = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (train_ids, test_ids))
@@ -67,14 +68,17 @@ def compare_samplers(
         progress=progress,
     )
     nll, tokens = sentence_nll(lm, train_ids)
-    best = [train[index] for index in np.argsort(nll / tokens, kind="stable")[:NUM_BEST]]
+    ranked = dict.fromkeys(train[index] for index in np.argsort(nll / tokens, kind="stable"))  # each one once
+    best = list(ranked)[:NUM_BEST]
     trivial = trivial_samples(train, best, number, seed=seed)
     samplers = {"the model": samples[:number], "training text": train, **trivial}
-    features = installed_encoder()
+    features = installed_encoder() if min(number, len(test)) >= LEAST_SENTENCES else None
     real = None if features is None else embed_sentences(test[:EMBEDDED], features)
     known = {tuple(text.split()) for text in train}
     table = {}
     for name, texts in samplers.items():
+        if len({" ".join(text.split()) for text in texts}) < 2:
+            continue  # no perplexity says anything of one sentence alone
         forward = forward_perplexity(texts[:MEASURED], lm, tokenizer, real_test=test)
         reverse = reverse_perplexity(texts, lm, tokenizer, real_test=test, cache_dir=cache_dir, progress=progress)
         row = {

@@ -18,6 +18,8 @@ _SCALE, _NUM_MIXTURES = 5.0, 25
 #: Share of the features' variance that is clustered, and starts of the clustering, as in the paper's implementation.
 _VARIANCE, _NUM_STARTS = 0.9, 5
 _NUM_RESAMPLES = 200
+#: Sentences of each kind that it takes.
+LEAST_SENTENCES = 20
 
 
 def mauve(samples: npt.NDArray[Any], real: npt.NDArray[Any], features: str, *, seed: int = 0) -> Estimate:
@@ -34,16 +36,15 @@ def mauve(samples: npt.NDArray[Any], real: npt.NDArray[Any], features: str, *, s
         seed: Seed of the clustering and of the resamples.
 
     Raises:
-        UsageError: If there are fewer than 20 sentences of either kind, or scikit-learn is not installed.
+        UsageError: If there are fewer than 20 sentences of either kind.
     """
-    if min(len(samples), len(real)) < 20:
-        raise UsageError(f"MAUVE needs 20 sentences of each kind at least, got {len(samples)} and {len(real)}")
-    try:
-        from sklearn.cluster import KMeans
-        from sklearn.decomposition import PCA
-        from sklearn.preprocessing import normalize
-    except ImportError as error:
-        raise UsageError("MAUVE needs scikit-learn: pip install 'latent-ebm-text[encoder]'") from error
+    if min(len(samples), len(real)) < LEAST_SENTENCES:
+        raise UsageError(
+            f"MAUVE needs {LEAST_SENTENCES} sentences of each kind at least, got {len(samples)} and {len(real)}"
+        )
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import normalize
 
     num_clusters = min(len(samples), len(real)) // 10
     points = normalize(np.concatenate([samples, real]).astype(np.float64))

@@ -202,8 +202,10 @@ def fit_flow(
             loss = torch.lerp(reverse, forward, _FORWARD_SHARE).mean()
             optimizer.zero_grad()
             loss.backward()
-        if step % 100 == 0 and not bool(loss.isfinite()):
-            raise DivergenceError(f"the flow's loss is {float(loss)} at step {step}: look at the prior's chains first")
+        if (step % 100 == 0 or step == num_steps - 1) and not bool(loss.isfinite()):
+            raise DivergenceError(
+                f"the flow's loss is {float(loss.detach())} at step {step}: look at the prior's chains first"
+            )
         nn.utils.clip_grad_norm_(flow.parameters(), _CLIP_NORM)
         optimizer.step()
         schedule.step()

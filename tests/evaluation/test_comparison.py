@@ -52,6 +52,18 @@ def test_each_trivial_sampler_is_found_out_by_a_metric_that_does_not_like_it(
     assert best["bigram entropy"] < real["bigram entropy"] - 0.5
 
 
+def test_few_sentences_many_of_them_alike_are_compared_all_the_same(tmp_path: Path) -> None:
+    for split, number in (("train", 150), ("valid", 10), ("test", 10)):
+        (tmp_path / f"{split}.txt").write_text("yes it is\n" * number + "no it is not\nthe bank recovers\n")
+    text = prepare(DataArguments(dataset_name=str(tmp_path)), 0, Accelerator(cpu=True))
+    samples = ["yes it is", "no it is", "the bank is"]  # and so three sentences of every sampler
+    table = compare_samplers(samples, text.tokenizer, text.splits, cache_dir=tmp_path, seed=0)
+    assert "training text" not in table, "three times the same"
+    assert {"FPPL", "RPPL", "copy rate"} <= table["the model"].keys()
+    assert all("MAUVE" not in row for row in table.values()), "it needs 20 sentences"
+    assert table["the model"]["copy rate"].details["count"] <= 1
+
+
 def test_a_report_shows_the_table() -> None:
     row = {"FPPL": Estimate(12.345678, (12.0, 13.0), 50, "made up")}
     report = Report({}, tables={"Beside trivial samplers": {"the model": row, "bigrams": row}})

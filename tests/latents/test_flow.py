@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.errors import DivergenceError, UsageError
 from latent_ebm_text.latents.flow import LatentFlow, fit_flow, flow_quality
 from tests.helpers import seeded
 
@@ -95,6 +95,11 @@ def test_corrections_repair_a_flow_that_does_not_fit() -> None:
     assert means[0] == pytest.approx(0, abs=0.02)
     assert 0.1 < means[1] < 0.45
     assert means[2] == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_density_that_is_not_finite_is_named() -> None:
+    with pytest.raises(DivergenceError, match="the flow's loss is nan at step 0"):
+        fit_flow(LatentFlow(2), lambda latents: latents.sum(dim=1) * float("nan"), torch.zeros(8, 2), num_steps=3)
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:
