@@ -38,7 +38,7 @@ def test_each_trivial_sampler_is_found_out_by_a_metric_that_does_not_like_it(
 ) -> None:
     monkeypatch.setattr("latent_ebm_text.evaluation.comparison.EMBEDDED", 200)
     text = prepare(DataArguments(dataset_name="grammar", num_sentences=2500), 0, Accelerator(cpu=True))
-    samples = text.corpus.splits["train"]["text"][:300]
+    samples = text.corpus.splits["train"]["text"][:]
     table = compare_samplers(samples, text.tokenizer, text.splits, cache_dir=tmp_path, seed=0)
     value = {row: {name: metric.value for name, metric in found.items()} for row, found in table.items()}
     real = value["training text"]
