@@ -10,7 +10,6 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -112,7 +111,6 @@ def run_record(result: TrainingResult, corpus: Corpus, *arguments: Any) -> dict[
         "training_seconds": round(result.seconds, 1),
         "warnings": result.warnings,
         "settings_history": result.settings_history,
-        "prior_fit": None if result.prior_fit is None else asdict(result.prior_fit),
         "dataset": {"name": corpus.name, "fingerprint": corpus.fingerprint},
         "settings": flat_settings(*arguments),
         "environment": describe_environment(),

@@ -170,8 +170,8 @@ def recommended_arguments(model: LatentEBMForTextGeneration, **changes: Any) -> 
     """
     settings: dict[str, Any] = {
         "num_epochs": AUTO, "train_batch_size": AUTO, "eval_batch_size": 128, "decoder_learning_rate": 0.003,
-        "prior_learning_rate": 0.0005, "prior_start": 0.2, "prior_refit_steps": 2000, "averaging_start": 0.75,
-        "num_eval_examples": 256, "save_every": 300,
+        "prior_learning_rate": 0.0005, "prior_start": 0.2, "averaging_start": 0.75, "num_eval_examples": 256,
+        "save_every": 300,
     }  # fmt: skip
     if model.encoder is not None:
         settings |= {"inference": "variational", "information": AUTO, "initial_likelihood_weight": 50.0}

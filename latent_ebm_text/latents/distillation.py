@@ -80,11 +80,7 @@ def distil(
     draws = torch.cat([chain.sample(start, prior, generator=generator).latents for start in starts])
     known, unseen = draws.tensor_split([num_draws // 2])
     target = copy.deepcopy(prior).requires_grad_(False)
-
-    def draw(number: int) -> Tensor:
-        return known[torch.randint(len(known), (number,), generator=generator, device=known.device)]
-
-    fit_flow(distilled.flow, draw, target, num_steps=num_steps, generator=generator, progress=progress)
+    fit_flow(distilled.flow, target, known, num_steps=num_steps, generator=generator, progress=progress)
     distilled.probed_energies.copy_(_probe(prior))
     quality = flow_quality(distilled.flow, prior, unseen, generator=generator)
     return distilled.requires_grad_(False).eval(), quality

@@ -166,27 +166,26 @@ class FlowQuality:
 
 def fit_flow(
     flow: LatentFlow,
-    draw: Callable[[int], Tensor],
-    target: LogDensity | None = None,
+    target: LogDensity,
+    draws: Tensor,
     *,
     num_steps: int = 2000,
     batch_size: int = 512,
     generator: torch.Generator | None = None,
     progress: Callable[[range], Any] = iter,
 ) -> None:
-    """Fits a flow to draws by maximum likelihood, or to an unnormalised density and draws from it.
+    """Fits a flow to an unnormalised density by `0.9 KL(flow || target) + 0.1 KL(target || flow)`.
 
-    With a density the loss is `0.9 KL(flow || target) + 0.1 KL(target || flow)`. The first needs the density alone,
-    but may leave out a mode of it; the second needs draws, and does not. The optimizer is Adam, with a learning rate
-    that decays to zero.
+    The first needs the density alone, but may leave out a mode of it; the second needs draws, and does not. Adam with
+    a learning rate that decays to zero.
 
     Args:
         flow: The flow, in which the result is written.
-        draw: Gives a number of draws, `(n, latent_dim)`.
         target: The log-density, differentiable in the latents.
+        draws: `(n, latent_dim)`, draws from it.
         num_steps: Number of steps.
         batch_size: Draws a step, of each kind.
-        generator: Random number generator of the flow's own draws.
+        generator: Random number generator.
         progress: Wraps the range of steps, to show progress.
 
     Raises:
@@ -195,12 +194,12 @@ def fit_flow(
     optimizer = torch.optim.Adam(flow.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     for step in progress(range(num_steps)):
+        rows = torch.randint(len(draws), (batch_size,), generator=generator, device=draws.device)
+        noise = normal_(draws.new_empty(batch_size, flow.latent_dim), generator)
         with torch.enable_grad():
-            drawn = draw(batch_size)
-            loss = -flow.log_prob(drawn).mean()
-            if target is not None:
-                latents, log_prob = flow(normal_(torch.empty_like(drawn), generator))
-                loss = torch.lerp((log_prob - target(latents)).mean(), loss, _FORWARD_SHARE)
+            latents, log_prob = flow(noise)
+            reverse, forward = log_prob - target(latents), -flow.log_prob(draws[rows])
+            loss = torch.lerp(reverse, forward, _FORWARD_SHARE).mean()
             optimizer.zero_grad()
             loss.backward()
         if (step % 100 == 0 or step == num_steps - 1) and not bool(loss.isfinite()):

@@ -44,11 +44,6 @@ class TrainingArguments:
     prior_start: float = option(
         0.0, "Share of the training, 0 to 1, after which the energy starts to learn; the prior is Gaussian until then."
     )
-    prior_refit_steps: int = option(
-        0,
-        "Steps in which the energy is fitted once more after the training, to the posteriors of up to 50,000 training "
-        "examples; 2,000 take about a minute. 0 leaves it as the training has left it.",
-    )
     warmup: float = option(0.02, "Share of the training, 0 to 1, over which the learning rates rise from zero.")
     final_learning_rate_factor: float = option(
         0.05, "Both learning rates fall linearly to this share of their first value."
@@ -134,7 +129,7 @@ class TrainingArguments:
         for name in ("final_learning_rate_factor", *shares):
             require_in_interval(name, getattr(self, name), 0.0, 1.0)
         require_in_interval("num_eval_examples", self.num_eval_examples, 2, float("inf"))  # for a standard error
-        for name in ("decoder_weight_decay", "prior_weight_decay", "max_rollbacks", "prior_refit_steps"):
+        for name in ("decoder_weight_decay", "prior_weight_decay", "max_rollbacks"):
             require_in_interval(name, getattr(self, name), 0.0, float("inf"))
         require_in_interval("usr1_exit_code", self.usr1_exit_code, 0, 255)
 

@@ -26,7 +26,6 @@ _NOT_LEARNING = {
     "eval_batch_size", "log_every", "eval_every", "save_every", "keep_checkpoints", "report_to", "max_rollbacks",
     "num_eval_examples", "num_eval_samples", "matmul_precision", "gradient_checkpointing", "mixed_precision",
     "num_processes", "device",
-    "prior_refit_steps",  # which follow the last step
 }  # fmt: skip
 #: Settings of a training that may differ when it is resumed. Those of no other name may.
 _MAY_DIFFER = {

@@ -16,15 +16,12 @@ from accelerate.utils import tqdm
 from torch import nn
 
 from latent_ebm_text.errors import DivergenceError, UsageError
-from latent_ebm_text.latents.prior import EnergyPrior
-from latent_ebm_text.latents.prior_fitting import PriorFit
 from latent_ebm_text.latents.rng import derived_generator
 from latent_ebm_text.latents.samplers import LangevinSampler
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.information import step_size_under
 from latent_ebm_text.training.locking import only_run
-from latent_ebm_text.training.refitting import check_refitting, refit_prior
 from latent_ebm_text.training.sharding import ShardedCopy, check_sharding, is_sharding_asked_for
 from latent_ebm_text.training.state import TrainingState
 from latent_ebm_text.training.step import (
@@ -51,7 +48,6 @@ class TrainingResult:
         warnings: What went wrong and was repaired, in words.
         settings_history: Settings that were changed when the run was resumed, each time with the step, and under
             `changed` the old and the new value of each.
-        prior_fit: What the fit of the prior after the last step has come to, if the settings ask for it.
     """
 
     step: int
@@ -59,7 +55,6 @@ class TrainingResult:
     signal: int | None = None
     warnings: list[str] = field(default_factory=list)
     settings_history: list[dict[str, Any]] = field(default_factory=list)
-    prior_fit: PriorFit | None = None
 
 
 def train(
@@ -102,7 +97,6 @@ def train(
     if args.automatic:
         raise UsageError(f"{args.automatic[0]} is 'auto', and nothing here says what it follows from: give a number")
     args.check_inference(model.encoder is not None, model.config.num_fit_steps)
-    check_refitting(model, args)
     check_sharding(hasattr(model.decoder, "lm"), accelerator)
     with only_run(Path(args.output_dir), accelerator):
         return _train(model, data, args, identity, evaluate, accelerator, on_save)
@@ -211,16 +205,7 @@ def _train(
             model.config.posterior_sampler = {**sampler, "step_size": step_size}
     if state.averaged is not None and state.step == total and state.averaged.n_averaged > 0:
         model.load_state_dict(state.averaged.module.state_dict())
-    result = TrainingResult(state.step, state.seconds, stopped.received, state.warnings, state.settings_history)
-    is_complete = state.step == total and stopped.received is None
-    if is_complete and args.prior_refit_steps > 0 and isinstance(model.prior, EnergyPrior):
-        result.prior_fit = fit = refit_prior(model, data, args, accelerator)
-        result.seconds = state.seconds
-        accelerator.print(
-            f"the prior is fitted to the posteriors of training examples: log p(z) of others "
-            f"{fit.log_prob_before:.2f} before, {fit.log_prob:.2f} nats now"
-        )
-    return result
+    return TrainingResult(state.step, state.seconds, stopped.received, state.warnings, state.settings_history)
 
 
 def require_no_loss_scale(mixed_precision: str) -> None:

@@ -58,12 +58,7 @@ def test_a_new_flow_is_the_identity_up_to_order() -> None:
 def fitted(target, draws: Tensor) -> LatentFlow:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     flow = LatentFlow(2, hidden_size=32, num_layers=4)
-    generator = seeded(1)
-
-    def draw(number: int) -> Tensor:
-        return draws[torch.randint(len(draws), (number,), generator=generator)]
-
-    fit_flow(flow, draw, target, num_steps=150, batch_size=256, generator=generator)
+    fit_flow(flow, target, draws, num_steps=150, batch_size=256, generator=seeded(1))
     return flow
 
 
@@ -104,9 +99,7 @@ def test_corrections_repair_a_flow_that_does_not_fit() -> None:
 
 def test_a_density_that_is_not_finite_is_named() -> None:
     with pytest.raises(DivergenceError, match="the flow's loss is nan at step 0"):
-        fit_flow(
-            LatentFlow(2), lambda n: torch.zeros(n, 2), lambda latents: latents.sum(dim=1) * float("nan"), num_steps=3
-        )
+        fit_flow(LatentFlow(2), lambda latents: latents.sum(dim=1) * float("nan"), torch.zeros(8, 2), num_steps=3)
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:

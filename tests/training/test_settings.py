@@ -16,7 +16,7 @@ ALLOWED = {
     "num_epochs": 3.0, "decoder_learning_rate": 0.01, "prior_learning_rate": 0.01, "chain_step_size": 0.1,
     "eval_batch_size": 7, "log_every": 2, "eval_every": 9, "save_every": 3, "keep_checkpoints": 5,
     "report_to": "tensorboard", "max_rollbacks": 7, "num_eval_examples": 9,
-    "num_eval_samples": 9, "prior_refit_steps": 2, "matmul_precision": "medium",
+    "num_eval_samples": 9, "matmul_precision": "medium",
 }  # fmt: skip
 #: The same for those that may not.
 REFUSED = {

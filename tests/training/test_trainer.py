@@ -51,39 +51,6 @@ def test_the_final_weights_are_the_averages_over_the_last_part(make_model, make_
         assert not torch.equal(weight, values[-1])
 
 
-@pytest.mark.parametrize(
-    ("settings", "inference"),
-    [({}, "short_run"), ({"encoder_hidden_size": 8}, "variational")],
-    ids=["chains", "encoder"],
-)
-def test_the_prior_is_fitted_once_more_at_the_end(make_model, make_args, run, tmp_path, capsys, settings, inference):
-    plain, refitted, again = (make_model(**settings) for _ in range(3))
-    fits = []
-    for name, model, steps in (("plain", plain, 0), ("refitted", refitted, 300), ("again", again, 300)):
-        args = make_args(inference=inference, prior_refit_steps=steps, output_dir=str(tmp_path / name))
-        fits.append(run(model, args).prior_fit)
-    assert fits[0] is None
-    assert fits[1].log_prob > fits[1].log_prob_before
-    assert "the prior is fitted to the posteriors of training examples" in capsys.readouterr().out
-    assert same(plain.decoder.state_dict(), refitted.decoder.state_dict())
-    assert not same(plain.prior.state_dict(), refitted.prior.state_dict())
-    assert fits[1] == fits[2]
-    assert same(refitted.state_dict(), again.state_dict())
-    assert refitted.training
-    # A finished run is fitted from where its training ended, not from its last fit.
-    later = make_model(**settings)
-    args = make_args(inference=inference, prior_refit_steps=300, output_dir=str(tmp_path / "plain"))
-    assert run(later, args).prior_fit == fits[1]
-    assert same(later.state_dict(), refitted.state_dict())
-
-
-def test_a_gaussian_prior_is_not_fitted_and_one_dimension_is_refused(make_model, make_args, run, tmp_path):
-    assert run(make_model(prior_type="gaussian"), make_args(prior_refit_steps=2)).prior_fit is None
-    with pytest.raises(UsageError, match="prior_refit_steps needs a latent of 2 dimensions or more"):
-        run(make_model(latent_dim=1), make_args(prior_refit_steps=2, output_dir=str(tmp_path / "flat")))
-    assert not (tmp_path / "flat").exists()
-
-
 @pytest.mark.parametrize("averaging_start", [0.97, 0.999])
 def test_an_average_from_the_end_on_is_of_the_last_weights(make_model, make_args, run, tmp_path, averaging_start):
     averaged, plain = make_model(), make_model()
