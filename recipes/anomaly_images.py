@@ -11,8 +11,9 @@ the class held out. The metric is the area under the precision-recall curve (AUP
 anomalies: it is given for the scored images, about 36 % of which are anomalies, and reweighted to the share of the
 class among all images, about 10 %. The AUROC does not depend on it. The last weights are the ones that score: nothing
 is selected on the images that are scored. Models, with the same decoder and encoder: `energy`; `vae`, with a
-Gaussian prior; `gaussian`, the same with chains from the encoder's proposal in training. `baselines` are detectors on
-principal components, fitted on the same training images. Run the same command again to resume.
+Gaussian prior; `gaussian`, the same with chains from the encoder's proposal in training. Fitted on the same training
+images: `detector`, the `LatentEBMImageDetector` with its own defaults but a `contamination` of 0.01, since they hold no
+anomaly; and `baselines`, detectors on principal components. Run the same command again to resume.
 """
 
 import json
@@ -28,6 +29,7 @@ import numpy as np
 from accelerate.utils import tqdm
 
 from latent_ebm_text.anomaly.image_baselines import image_baselines
+from latent_ebm_text.anomaly.image_detector import LatentEBMImageDetector
 from latent_ebm_text.anomaly.images import SCORES, anomaly_scores, held_out_split, image_labels
 from latent_ebm_text.anomaly.metrics import auprc, auroc
 from latent_ebm_text.commands.arguments import ImageDataArguments, ImageModelArguments
@@ -36,7 +38,7 @@ from latent_ebm_text.commands.running import run_command
 from latent_ebm_text.commands.runs import run_identity
 from latent_ebm_text.commands.train_images import build, prepare, train_on_images
 from latent_ebm_text.data.image_processing import LatentEBMImageProcessor
-from latent_ebm_text.data.images import ImageCollator
+from latent_ebm_text.data.images import ImageCollator, ImageCorpus
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.models.sharing import all_processes
 from latent_ebm_text.training.arguments import TrainingArguments, option
@@ -49,7 +51,8 @@ MODELS = {
     "vae": ({"prior_type": "gaussian"}, {"inference": "variational"}),
     "gaussian": ({"prior_type": "gaussian"}, {"inference": "amortized"}),
 }
-BASELINES = "baselines"
+DETECTOR, BASELINES = "detector", "baselines"
+KINDS = (*MODELS, DETECTOR, BASELINES)
 
 #: Training images, at most, by which scores are calibrated.
 CALIBRATION_IMAGES = 5000
@@ -76,14 +79,14 @@ class AnomalyArguments:
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds, each with a split and a training of its own."}
     )
-    models: list[str] = field(default_factory=lambda: [*MODELS, BASELINES], metadata={"help": "Models to compare."})
+    models: list[str] = field(default_factory=lambda: list(KINDS), metadata={"help": "Models to compare."})
     num_chains: int = option(0, "Latents per image, the best of which gives the score `mode`; 0 leaves it out.")
     mode_steps: int = option(50, "Noiseless steps of each of these latents.")
 
     def __post_init__(self) -> None:
         for name in self.models:
-            if name not in MODELS and name != BASELINES:
-                raise UsageError(f"models holds {name!r}; known: {', '.join([*MODELS, BASELINES])}")
+            if name not in KINDS:
+                raise UsageError(f"models holds {name!r}; known: {', '.join(KINDS)}")
 
 
 def main() -> int:
@@ -111,10 +114,11 @@ def main() -> int:
                 )
 
                 is_anomaly, natural = labels[test] == held_out, float((labels == held_out).mean())
-                if name == BASELINES:
+                if name not in MODELS:
                     if accelerator.is_main_process:
-                        known, new = (pixels_of(images.select(rows)) for rows in (training, test))
-                        add_areas(figures, name, held_out, image_baselines(known, new, seed=seed), is_anomaly, natural)
+                        known, new = (arrays_of(images.select(rows), corpus) for rows in (training, test))
+                        found = other_scores(name, known, new, seed=seed)
+                        add_areas(figures, name, held_out, found, is_anomaly, natural)
                     continue
 
                 # Model and training, as for images of any kind; what it shows meanwhile are images of training.
@@ -159,9 +163,19 @@ def main() -> int:
     return 0
 
 
-def pixels_of(images: Any) -> np.ndarray:
-    """The pixels of rows of images, `(n, pixels)` in [0, 1]."""
-    return np.stack([np.frombuffer(row, np.uint8) for row in images["pixels"]]).astype(np.float64) / 255
+def arrays_of(images: Any, corpus: ImageCorpus) -> np.ndarray:
+    """Rows of images as integers, `(n, height, width)` or `(n, height, width, 3)`."""
+    shape = (corpus.image_size, corpus.image_size, corpus.num_channels)
+    pixels = np.stack([np.frombuffer(row, np.uint8).reshape(shape) for row in images["pixels"]])
+    return pixels[..., 0] if corpus.num_channels == 1 else pixels
+
+
+def other_scores(name: str, known: np.ndarray, new: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+    """The scores of the detector, or of each baseline, fitted on some images, of others."""
+    if name == BASELINES:
+        return image_baselines(*(each.reshape(len(each), -1) / 255 for each in (known, new)), seed=seed)
+    detector = LatentEBMImageDetector(contamination=0.01, seed=seed).fit(known)
+    return {"fused": detector.decision_function(new)}
 
 
 def add_areas(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from latent_ebm_text.anomaly.calibration import MIN_IMAGES, LatentCalibration
 from latent_ebm_text.anomaly.detectors import LatentEBMDetector, Scores, read_saved
+from latent_ebm_text.anomaly.fusion import TailProbabilities
+from latent_ebm_text.anomaly.image_neighbours import ImageNeighbours
 from latent_ebm_text.data.batching import BucketedBatches
 from latent_ebm_text.data.image_processing import LatentEBMImageProcessor
 from latent_ebm_text.errors import DataError, UsageError
@@ -39,10 +42,13 @@ class LatentEBMImageDetector(LatentEBMDetector):
     detector.heat_maps(new_images)  # where each of them is surprising
     ```
 
-    The score is that of [`~latent_ebm_text.anomaly.calibration.LatentCalibration`]: whether the reconstruction's error
-    is larger than usual for such an image, or its latent rarer. The images of `fit` may hold anomalies: the most
-    anomalous, twice the share `contamination`, are left out of the calibration. A fifth of the images is held out for
-    p-values.
+    It looks at four things. Two are of the model
+    ([`LatentCalibration`][latent_ebm_text.anomaly.calibration.LatentCalibration]): whether the error of its
+    reconstruction is larger than usual for such an image, and its latent rarer. Two are of the images
+    ([`ImageNeighbours`][latent_ebm_text.anomaly.image_neighbours.ImageNeighbours]): how far the nearest ordinary ones
+    are, and how far that is beside their own distances. They are fused by their tail probabilities among ordinary
+    images. The images of `fit` may hold anomalies: the most anomalous, twice the share `contamination`, are left out.
+    A fifth of the images is held out for p-values.
 
     Args:
         model: A model with an encoder that was trained on ordinary images, its folder or Hub id; by default the
@@ -55,12 +61,15 @@ class LatentEBMImageDetector(LatentEBMDetector):
 
     Attributes:
         calibration_: The fitted [`~latent_ebm_text.anomaly.calibration.LatentCalibration`].
+        neighbours_: The fitted [`~latent_ebm_text.anomaly.image_neighbours.ImageNeighbours`].
 
     Raises:
         UsageError: If a setting cannot be right.
     """
 
     calibration_: LatentCalibration
+    neighbours_: ImageNeighbours
+    _tails: TailProbabilities
     _usual_errors: NDArray[np.float64]
 
     def __init__(
@@ -101,16 +110,19 @@ class LatentEBMImageDetector(LatentEBMDetector):
         network = self._model()
         if network.encoder is None:
             raise UsageError("this model has no encoder, which the scores need: train one with encoder_hidden_size")
-        latents, errors, maps = self._encoded(images)
-        rows = known[:_MAX_CALIBRATION]
-        kept = rows
+        encoded = self._encoded(images)
+        rows = kept = known[:_MAX_CALIBRATION]
         for _ in range(2):
-            self.calibration_ = LatentCalibration().fit(latents[kept], errors[kept], seed=self.seed)
-            found = self.calibration_.scores(latents[rows], errors[rows])["calibrated"]
+            self.calibration_ = LatentCalibration().fit(encoded.latents[kept], encoded.errors[kept], seed=self.seed)
+            self.neighbours_ = ImageNeighbours().fit(encoded.pixels[kept], seed=self.seed)
+            found, is_kept = self._columns(encoded.take(rows)), np.isin(rows, kept)
+            found[is_kept, 2:] = self.neighbours_.scores(encoded.pixels[rows[is_kept]], known=True)
+            self._tails = TailProbabilities(found[is_kept])
             num_kept = max(MIN_IMAGES, len(rows) - int(min(0.5, 2 * self.contamination) * len(rows)))
-            kept = rows[np.argsort(found, kind="stable")[:num_kept]]
-        self._usual_errors = maps[kept].mean(axis=0)
-        scores = self.calibration_.scores(latents, errors)["calibrated"]
+            kept = rows[np.argsort(self._tails.fused(found), kind="stable")[:num_kept]]
+        self._usual_errors = encoded.maps[kept].mean(axis=0)
+        scores = self._tails.fused(self._columns(encoded))
+        scores[rows] = self._tails.fused(found)
         self._set_scores(scores, scores[held_out])
         return self
 
@@ -126,14 +138,18 @@ class LatentEBMImageDetector(LatentEBMDetector):
             UsageError: If the detector is not fitted.
         """
         self._check_fitted()
-        _, _, maps = self._encoded(_as_list(X))
+        maps = self._encoded(_as_list(X)).maps
         floor = 1e-2 * max(float(self._usual_errors.mean()), 1e-12)  # pixels that are always the same
         return np.asarray(maps / np.maximum(self._usual_errors, floor), dtype=np.float64)
 
     def _score(self, X: Any) -> Scores:
         self._check_fitted()
-        latents, errors, _ = self._encoded(_as_list(X))
-        return self.calibration_.scores(latents, errors)["calibrated"]
+        return self._tails.fused(self._columns(self._encoded(_as_list(X))))
+
+    def _columns(self, encoded: _Encoded) -> NDArray[np.float64]:
+        """The four scores, `(n, 4)`: error, rarity, distance of the neighbours, isolation."""
+        own = self.calibration_.scores(encoded.latents, encoded.errors)
+        return np.column_stack([own["error"], own["rarity"], self.neighbours_.scores(encoded.pixels)])
 
     def _model(self) -> LatentEBMForImageGeneration:
         """The model behind the scores, which is loaded when it is first needed."""
@@ -149,8 +165,7 @@ class LatentEBMImageDetector(LatentEBMDetector):
         return LatentEBMImageProcessor(config.image_size, config.num_channels, do_adapt=True)
 
     @torch.no_grad()
-    def _encoded(self, images: list[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32]]:
-        """Encoder means `(n, latent_dim)`, squared errors per pixel `(n,)`, and their maps `(n, height, width)`."""
+    def _encoded(self, images: list[Any]) -> _Encoded:
         model = self._model()
         processor, parts = self._processor(model.config), []
         assert model.encoder is not None
@@ -159,9 +174,9 @@ class LatentEBMImageDetector(LatentEBMDetector):
                 pixels = processor(images[first : first + self.batch_size])["pixel_values"].to(model.device)
                 means = model.encoder.propose({"pixel_values": pixels}).mean
                 squares = (model.generate(latents=means) - pixels).square().mean(dim=1)
-                parts.append((means.double().cpu(), squares.mean(dim=(1, 2)).double().cpu(), squares.cpu()))
-        latents, errors, maps = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-        return latents, errors, maps
+                errors = squares.mean(dim=(1, 2)).double()
+                parts.append([each.cpu() for each in (means.double(), errors, squares, pixels.flatten(1))])
+        return _Encoded(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 
     def _train(self, images: list[Any]) -> LatentEBMForImageGeneration:
         """A small model of the images, with the settings of `recipes/configs/anomaly_mnist.yaml`."""
@@ -210,7 +225,9 @@ class LatentEBMImageDetector(LatentEBMDetector):
         model = self._model()
         model.save_pretrained(folder)
         self._processor(model.config).save_pretrained(folder)
-        arrays = {**self.calibration_.arrays(), "usual_errors": self._usual_errors}
+        arrays: dict[str, NDArray[Any]] = {"usual_errors": self._usual_errors, "tails": self._tails.reference}
+        arrays |= self.calibration_.arrays()
+        arrays |= {f"neighbours/{name}": array for name, array in self.neighbours_.arrays().items()}
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, str(Path(folder) / _ARRAYS))
 
     @classmethod
@@ -231,12 +248,31 @@ class LatentEBMImageDetector(LatentEBMDetector):
             arrays = load_file(str(Path(folder) / _ARRAYS))
             detector = cls(str(folder), **saved["settings"])
             detector.calibration_ = LatentCalibration.from_arrays(arrays)
+            prefix = "neighbours/"
+            found = {name.removeprefix(prefix): each for name, each in arrays.items() if name.startswith(prefix)}
+            detector.neighbours_ = ImageNeighbours.from_arrays(found)
+            detector._tails = TailProbabilities(arrays["tails"])
             detector._usual_errors = arrays["usual_errors"].astype(np.float64)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{folder} cannot be read as a detector of this version: {error}") from error
         detector._model()
         detector._restore(folder, saved)
         return detector
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """What is known of images: encoder means `(n, latent_dim)`, squared errors per pixel `(n,)`, their maps
+    `(n, height, width)`, and pixels `(n, channels * height * width)`."""
+
+    latents: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    maps: NDArray[np.float32]
+    pixels: NDArray[np.float32]
+
+    def take(self, rows: NDArray[np.int64]) -> _Encoded:
+        """The same for some of the images."""
+        return _Encoded(self.latents[rows], self.errors[rows], self.maps[rows], self.pixels[rows])
 
 
 class _Rows:

@@ -97,21 +97,22 @@ def test_the_anomaly_table(tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "anomaly.json").read_text())
     for metric in ("auprc", "auprc_natural", "auroc"):
-        assert report[metric].keys() == {"energy", "gaussian", "vae", "baselines"}
+        assert report[metric].keys() == {"energy", "gaussian", "vae", "detector", "baselines"}
         assert all(len(runs) == 2 for by_class in report[metric].values() for runs in by_class.values())
     assert report["scores"].keys() == {
         "joint", "proposal", "mode", "squared_error", "prior_energy", "calibrated", "unexplained",
         "error", "rarity",
     }  # fmt: skip
-    models = report["auprc"].keys() - {"baselines"}
+    models = report["auprc"].keys() - {"detector", "baselines"}
     assert all(f"| {model}, {score} |" in done.stdout for model in models for score in report["scores"])
     assert "| baselines, PCA, 5th neighbour |" in done.stdout
+    assert "| detector, fused |" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"models": ["energy", "gan"]}, "models holds 'gan'; known: energy, vae, gaussian, baselines"),
+        ({"models": ["energy", "gan"]}, "models holds 'gan'; known: energy, vae, gaussian, detector, baselines"),
     ],
 )
 def test_options_of_the_anomaly_recipe(options, message):
