@@ -12,7 +12,7 @@ anomalies: it is given for the scored images, about 36 % of which are anomalies,
 class among all images, about 10 %. The AUROC does not depend on it. The last weights are the ones that score: nothing
 is selected on the images that are scored. Models, with the same decoder and encoder: `energy`; `vae`, with a
 Gaussian prior; `gaussian`, the same with chains from the encoder's proposal in training. Fitted on the same training
-images: `detector`, the `LatentEBMImageDetector` with its own defaults but a `contamination` of 0.01, since they hold no
+images: `detector`, the `LatentEBMImageDetector` with its own defaults but `contamination` 0.01, since they hold no
 anomaly; and `baselines`, detectors on principal components. Run the same command again to resume.
 """
 

@@ -47,7 +47,8 @@ class ImageNeighbours:
 
         if len(pixels) <= _K:
             raise UsageError(f"neighbours need {_K + 1} images or more, got {len(pixels)}")
-        pca = PCA(min(_NUM_COMPONENTS, *pixels.shape), random_state=seed).fit(pixels)
+        with np.errstate(invalid="ignore"):  # of images that are all the same, no share of the variance is explained
+            pca = PCA(min(_NUM_COMPONENTS, *pixels.shape), random_state=seed).fit(pixels)
         self.mean = np.asarray(pca.mean_, np.float32)
         self.components = np.asarray(pca.components_, np.float32)
         self.known = self._project(pixels)
