@@ -39,7 +39,9 @@ def reconstruction_accuracy(
     seed: int,
     accelerator: Accelerator | None = None,
 ) -> dict[str, Estimate]:
-    """What beam search from a posterior draw keeps of a sentence: tokens in their places, and whole sentences.
+    """What a reconstruction keeps of a sentence: tokens in their places, and whole sentences.
+
+    It is that of `model.reconstruct`: by beam search from the encoder's mean, or without an encoder from a draw.
 
     Args:
         model: The model, in evaluation mode.
@@ -56,8 +58,11 @@ def reconstruction_accuracy(
         first = number * batch_size
         indices = np.arange(first, min(first + batch_size, num_sentences))
         inputs = batch_inputs(model, dataset, collate, indices)
-        generator = derived_generator(seed, "reconstruction", first, device=model.device)
-        latents = model.sample_posterior(inputs, generator=generator).latents
+        if model.encoder is not None:
+            latents = model.check_latents(model.encoder.propose(inputs).mean)
+        else:
+            generator = derived_generator(seed, "reconstruction", first, device=model.device)
+            latents = model.sample_posterior(inputs, generator=generator).latents
         decoded = model.generate(latents=latents, do_sample=False, num_beams=NUM_BEAMS)
         compared = []
         for row, found in zip(dataset[indices]["input_ids"], decoded.tolist(), strict=True):
@@ -65,16 +70,17 @@ def reconstruction_accuracy(
             compared.append((sum(hits) / (len(row) - 1), all(hits) and len(hits) == len(row) - 1))
         return compared
 
+    start = "a posterior draw" if model.encoder is None else "the encoder's mean"
     batches = share_out(compare, -(-num_sentences // batch_size), accelerator)
     shares, exact = zip(*(pair for batch in batches for pair in batch), strict=True)
     return {
         "tokens in place": Estimate.of_mean(
             torch.tensor(shares),
-            "share of the tokens of a sentence, its end included, that beam search from one posterior draw has in "
-            "the same place",
+            f"share of the tokens of a sentence, its end included, that beam search from {start} has in the same "
+            "place",
         ),
         "exact reconstructions": Estimate.of_proportion(
-            sum(exact), len(shares), "share of sentences that beam search from one posterior draw gives back whole"
+            sum(exact), len(shares), f"share of sentences that beam search from {start} gives back whole"
         ),
     }
 

@@ -242,16 +242,23 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
         Raises:
             UsageError: As `posterior_draws`, or with fewer than two draws.
         """
+        mean, std = self._posterior_moments(data, num_draws, options)
+        return LatentIndex(mean, std, source)
+
+    def _posterior_moments(
+        self, data: tuple[Any, ...], num_draws: int | None, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations, `(n, latent_dim)` each: the encoder's, or of `num_draws` chains."""
         if num_draws is None and self.encoder is not None and options.get("sampler") is None:
             # An encoder draws nothing: a generator and a sampler are the business of chains.
             options = {name: value for name, value in options.items() if name not in ("generator", "sampler")}
             proposal = self.encoder_proposals(*data, **options)
-            return LatentIndex(proposal.mean, proposal.log_std.exp(), source)
+            return proposal.mean, proposal.log_std.exp()
         num_draws = 8 if num_draws is None else num_draws
         if num_draws < 2:
             raise UsageError(f"a standard deviation needs 2 draws or more, got num_draws={num_draws}")
         draws = self.posterior_draws(*data, num_draws=num_draws, **options)
-        return LatentIndex(draws.mean(dim=0), draws.std(dim=0), source)
+        return draws.mean(dim=0), draws.std(dim=0)
 
     def neighbours(
         self, index: LatentIndex, *data: Any, k: int = 5, metric: Metric = "euclidean", **options: Any
@@ -271,7 +278,9 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
         queries = self.build_index(*data, **options)
         return index.query(queries.mean, queries.std, k=k, metric=metric)
 
-    def combine(self, data: Any, coefficients: Sequence[float], **options: Any) -> Tensor:
+    def combine(
+        self, data: Any, coefficients: Sequence[float], *, num_draws: int | None = None, **options: Any
+    ) -> Tensor:
         """Arithmetic on latents: the sum of `coefficient * posterior mean`, `(1, latent_dim)`, ready to be decoded.
 
         `model.generate(latents=model.combine([a, b, c], [1, -1, 1], tokenizer=tokenizer), do_sample=False)` decodes
@@ -280,13 +289,15 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
         Args:
             data: The data.
             coefficients: One per example.
-            **options: Named data and options of `posterior_draws`.
+            num_draws: Chains per example whose mean is taken, at least 2. By default none if the model has an encoder,
+                whose means are taken, and 8 otherwise.
+            **options: Named data, and options of `encoder_proposals` or `posterior_draws`.
 
         Raises:
-            UsageError: As `posterior_draws`, or if the numbers of examples and coefficients differ.
+            UsageError: As `build_index`, or if the numbers of examples and coefficients differ.
         """
         coefficients = list(coefficients)  # of a Series, too, whose index may be anything
-        means = self.posterior_draws(data, **options).mean(dim=0)
+        means, _ = self._posterior_moments((data,), num_draws, options)
         if len(coefficients) != len(means):
             raise UsageError(f"{len(means)} examples need as many coefficients, got {len(coefficients)}")
         combined = (torch.tensor(coefficients, dtype=means.dtype)[:, None] * means).sum(dim=0, keepdim=True)

@@ -189,20 +189,27 @@ class SentenceModel(AttributeModel):
         generator: torch.Generator | None = None,
         **options: Any,
     ) -> Tensor | ModelOutput:
-        """Encodes sentences, each as one posterior draw, and decodes the latents, by beam search by default.
+        """Encodes sentences and decodes the latents, by beam search by default.
+
+        A latent is the mean of the encoder's proposal, which is closer to its sentence than a draw is; without an
+        encoder, or where a sampler is given, it is one posterior draw.
 
         Args:
             input_ids: The sentences.
             attention_mask: The mask of a tensor of ids.
             tokenizer: The tokenizer of strings.
-            sampler: A sampler in place of the model's own.
+            sampler: A sampler of posterior draws.
             generator: Random number generator of the chains, and of the tokens if they are sampled.
             **options: Options of `generate`.
 
         Raises:
             UsageError: As `encode`.
         """
-        latents = self.encode(input_ids, attention_mask, tokenizer=tokenizer, sampler=sampler, generator=generator)
+        rows = self._read(input_ids, attention_mask, tokenizer=tokenizer)
+        if self.encoder is not None and sampler is None:
+            latents = self.check_latents(self.encoder_proposals(rows).mean)
+        else:
+            latents = self.encode(rows, sampler=sampler, generator=generator)
         return self._decode(latents, generator=generator, **options)
 
     def reconstruct_draws(

@@ -262,6 +262,19 @@ def test_reconstruct_decodes_the_encoded(model: Model, batch: dict[str, Tensor])
     assert torch.equal(model.reconstruct(ids, mask, generator=seeded(), num_beams=1), greedy)
 
 
+def test_reconstruct_starts_from_the_mean_of_an_encoder(batch: dict[str, Tensor]) -> None:
+    """It needs no random number; with a sampler it is a posterior draw, as without an encoder."""
+    model, ids, mask = tiny_model(encoder_hidden_size=8).eval(), batch["input_ids"], batch["attention_mask"]
+    means = model.encoder_proposals(ids, mask).mean
+    expected = model.generate(latents=means, do_sample=False, num_beams=4)
+    assert torch.equal(model.reconstruct(ids, mask), expected)
+    torch.testing.assert_close(model.combine(ids, [1, 0, 0, -1], attention_mask=mask), (means[0] - means[3])[None])
+    sampler = model.posterior_sampler
+    drawn = model.encode(ids, mask, sampler=sampler, generator=seeded())
+    expected = model.generate(latents=drawn, do_sample=False, num_beams=4)
+    assert torch.equal(model.reconstruct(ids, mask, sampler=sampler, generator=seeded()), expected)
+
+
 def test_many_latents_are_searched_part_by_part(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.tensor([[BOS, 5, EOS]]).expand(5, -1)
     whole = model.reconstruct(ids, generator=seeded())
