@@ -30,7 +30,7 @@ from latent_ebm_text.training.trainer import train
 _ARRAYS = "calibration.safetensors"
 #: Images that train and calibrate at least, the share held out for p-values, and the most that calibrate.
 _MIN_IMAGES, _HELD_OUT_SHARE, _MAX_CALIBRATION = 2 * MIN_IMAGES, 0.2, 5000
-_MAX_SIZE, _TRAINING_BATCH, _MAX_EPOCHS = 64, 100, 60
+_MAX_SIZE, _TRAINING_BATCH, _MAX_EPOCHS = 64, 100, 200
 
 
 class LatentEBMImageDetector(LatentEBMDetector):
@@ -54,7 +54,7 @@ class LatentEBMImageDetector(LatentEBMDetector):
         model: A model with an encoder that was trained on ordinary images, its folder or Hub id; by default the
             detector trains itself.
         contamination: Share of the images of `fit` that is expected to be anomalous, above 0 and at most 0.5.
-        num_updates: Without a model, updates of 100 images each, at most 60 passes over the images; 4,000 take some
+        num_updates: Without a model, updates of 100 images each, at most 200 passes over the images; 4,000 take some
             minutes on a CPU core at 28 x 28 pixels.
         batch_size: Images per batch of the scores.
         seed: Seed of all draws.
