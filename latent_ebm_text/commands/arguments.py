@@ -129,7 +129,8 @@ class DataArguments(CorpusArguments):
         "word", "`word`, `bpe` or `unigram`, trained on the corpus, or the name or path of a pretrained tokenizer."
     )
     vocab_size: int | None = option(
-        None, "Size of the vocabulary, special tokens included; none for every word of the corpus, or 16,000 subwords."
+        None,
+        "Largest vocabulary, special tokens included; none for every word of the corpus, or at most 16,000 subwords.",
     )
     max_length: int = option(
         100, "Longest sentence in tokens, the end token included; longer ones are truncated and counted."

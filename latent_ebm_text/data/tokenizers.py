@@ -38,6 +38,9 @@ TRAINED_TOKENIZERS = ("word", "bpe", "unigram")
 
 #: Default vocabulary size of subword tokenizers.
 SUBWORD_VOCAB_SIZE = 16_000
+#: How often two pieces must stand side by side to become one. Without a limit, a small corpus has every word merged
+#: whole, also those that occur once: the pieces that new words consist of then never occur in training.
+SUBWORD_MIN_FREQUENCY = 3
 _SUBWORD_SPECIAL_TOKENS = (PAD_TOKEN, BOS_TOKEN, EOS_TOKEN)
 _SMALLEST_SUBWORD_VOCAB = len(_SUBWORD_SPECIAL_TOKENS) + 256
 
@@ -233,13 +236,18 @@ def wrap_tokenizer(
 
 
 def train_bpe_tokenizer(
-    texts: Iterable[str], *, vocab_size: int = SUBWORD_VOCAB_SIZE, max_length: int | None = None
+    texts: Iterable[str],
+    *,
+    vocab_size: int = SUBWORD_VOCAB_SIZE,
+    min_frequency: int = SUBWORD_MIN_FREQUENCY,
+    max_length: int | None = None,
 ) -> PreTrainedTokenizerFast:
     """Trains byte pair encoding (Sennrich et al., 2016) on bytes.
 
     Args:
         texts: Sentences, read once.
         vocab_size: Maximum number of ids, at least 259: three special ones and the bytes.
+        min_frequency: How often two pieces must stand side by side to become one.
         max_length: The tokenizer's `model_max_length` in tokens, with bos and eos; `None` sets no limit.
 
     Raises:
@@ -254,6 +262,7 @@ def train_bpe_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(_SUBWORD_SPECIAL_TOKENS),
+        min_frequency=min_frequency,
         initial_alphabet=_alphabet(),
         show_progress=False,
     )
@@ -270,7 +279,8 @@ def train_unigram_tokenizer(
     SentencePiece learns the pieces and their probabilities from the counts of the words, in one thread, because the
     trainer of `tokenizers` gives different pieces at every run; `tokenizers` applies them.
 
-    Arguments and errors are those of [`train_bpe_tokenizer`]; a small corpus may give fewer ids.
+    Arguments are those of [`train_bpe_tokenizer`] but for `min_frequency`, and errors are the same. A small corpus may
+    give fewer ids.
     """
     import sentencepiece
     from tokenizers import Tokenizer, models

@@ -10,6 +10,7 @@ from latent_ebm_text.data.tokenizers import (
     check_tokenizer_fits,
     make_tokenizer,
     tokenizer_identity,
+    train_bpe_tokenizer,
     train_word_tokenizer,
 )
 from latent_ebm_text.errors import DataError, UsageError
@@ -110,11 +111,24 @@ def test_check_tokenizer_fits(tmp_path: Path) -> None:
 # ---- any kind, by name ----
 
 
+def test_rare_words_stay_in_pieces_that_new_words_are_made_of() -> None:
+    """Merged whole, as without a limit, the two rare words would leave no piece that occurs in training."""
+    rare = ["walkable", "talked"]
+    corpus = ["we walk and talk, walk and talk"] * 3 + [f"it was {word}" for word in rare]
+    tokenizer, whole = train_bpe_tokenizer(corpus), train_bpe_tokenizer(corpus, min_frequency=1)
+    for word in rare:
+        assert len(tokenizer.tokenize(f" {word}")) > len(whole.tokenize(f" {word}")) == 1
+    assert len(tokenizer.tokenize(" walk")) == 1
+    seen = {token for text in corpus for token in tokenizer.tokenize(text)}
+    assert {*tokenizer.tokenize(" walked")} <= seen
+    assert not {*whole.tokenize(" walked")} <= {token for text in corpus for token in whole.tokenize(text)}
+
+
 def test_tokenisers_by_name() -> None:
     word, notes = make_tokenizer("word", CORPUS, max_length=40)
     assert tokenizer_identity(word) == tokenizer_identity(train_word_tokenizer(CORPUS, vocab_size=None, max_length=40))
     assert notes == []
-    assert len(make_tokenizer("bpe", CORPUS, vocab_size=270)[0]) == 270
+    assert len(make_tokenizer("bpe", CORPUS * 3, vocab_size=270)[0]) == 270
     assert "Ġ" in "".join(make_tokenizer("unigram", CORPUS, vocab_size=270)[0].get_vocab())
 
 
