@@ -262,8 +262,14 @@ class LatentEBMImageDetector(LatentEBMDetector):
 
 @dataclass(frozen=True)
 class _Encoded:
-    """What is known of images: encoder means `(n, latent_dim)`, squared errors per pixel `(n,)`, their maps
-    `(n, height, width)`, and pixels `(n, channels * height * width)`."""
+    """What is known of images.
+
+    Attributes:
+        latents: `(n, latent_dim)`, the encoder's means.
+        errors: `(n,)`, squared errors per pixel.
+        maps: `(n, height, width)`, where they are.
+        pixels: `(n, channels * height * width)`, in [-1, 1].
+    """
 
     latents: NDArray[np.float64]
     errors: NDArray[np.float64]

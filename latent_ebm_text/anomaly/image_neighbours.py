@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from latent_ebm_text.errors import UsageError
 
 Floats = NDArray[np.float64]
-_NUM_COMPONENTS, _K, _CHUNK = 64, 5, 1024
+_NUM_COMPONENTS, _K = 64, 5
 
 
 class ImageNeighbours:
@@ -91,8 +91,5 @@ class ImageNeighbours:
 
         first = int(skip_first)
         search = NearestNeighbors(n_neighbors=_K + first, algorithm="brute").fit(self.known)
-        parts = [
-            search.kneighbors(vectors[start : start + _CHUNK]) for start in range(0, len(vectors), _CHUNK)
-        ]  # a block of distances at a time
-        distances, rows = (np.concatenate(column)[:, first:] for column in zip(*parts, strict=True))
-        return distances.astype(np.float64), rows
+        distances, rows = search.kneighbors(vectors)
+        return distances[:, first:].astype(np.float64), rows[:, first:]
