@@ -41,6 +41,10 @@ SUBWORD_VOCAB_SIZE = 16_000
 #: How often two pieces must stand side by side to become one. Without a limit, a small corpus has every word merged
 #: whole, also those that occur once: the pieces that new words consist of then never occur in training.
 SUBWORD_MIN_FREQUENCY = 3
+#: Words that occur once in a corpus become `<unk>` where their share of its tokens lies between these. That share
+#: estimates how much of new text consists of new words (Good, 1953), so that `<unk>` becomes as frequent in training
+#: as it will be. Below, new words hardly matter; above, the corpus is too small to do without.
+WORDS_THAT_OCCUR_ONCE = (0.01, 0.1)
 _SUBWORD_SPECIAL_TOKENS = (PAD_TOKEN, BOS_TOKEN, EOS_TOKEN)
 _SMALLEST_SUBWORD_VOCAB = len(_SUBWORD_SPECIAL_TOKENS) + 256
 
@@ -51,7 +55,8 @@ def make_tokenizer(
     """Trains or loads the tokenizer of a corpus, and returns it with notes for the user, one sentence each.
 
     Args:
-        name_or_path: `"word"`, `"bpe"`, `"unigram"`, or the name or path of a pretrained tokenizer.
+        name_or_path: `"word"`, `"bpe"`, `"unigram"`, or the name or path of a pretrained tokenizer. Where they matter,
+            words that occur once become `<unk>` (`WORDS_THAT_OCCUR_ONCE`).
         texts: The training texts, read once, one at a time; not read for a pretrained tokenizer.
         vocab_size: Maximum number of ids; by default all words for `"word"`, and `SUBWORD_VOCAB_SIZE` for `"bpe"` and
             `"unigram"`. Refused for a pretrained tokenizer.
@@ -61,9 +66,14 @@ def make_tokenizer(
         UsageError: If there is no such tokenizer, or `vocab_size` is invalid for it.
         DataError: If the corpus has fewer than two different words.
     """
-
     if name_or_path == "word":
-        return train_word_tokenizer(texts, vocab_size=vocab_size, max_length=max_length), []
+        counts = _count_words(texts)
+        once = sum(count == 1 for count in counts.values())
+        least, most = WORDS_THAT_OCCUR_ONCE
+        if UNK_TOKEN in counts or not least <= once / counts.total() <= most:
+            return _word_tokenizer(counts, vocab_size, 1, max_length), []
+        note = f"{once:,} words that occur once become {UNK_TOKEN}, so that the model learns what new words cost"
+        return _word_tokenizer(counts, vocab_size, 2, max_length), [note]
     if name_or_path in ("bpe", "unigram"):
         train = train_bpe_tokenizer if name_or_path == "bpe" else train_unigram_tokenizer
         size = {} if vocab_size is None else {"vocab_size": vocab_size}
@@ -97,21 +107,7 @@ def train_word_tokenizer(
         UsageError: If a limit leaves no word.
         DataError: If the corpus has fewer than two different words.
     """
-    if vocab_size is not None and vocab_size <= len(SPECIAL_TOKENS):
-        raise UsageError(f"vocab_size is {vocab_size}, but {len(SPECIAL_TOKENS)} ids are special; make it larger.")
-    counts = Counter(word for text in each_sentence(texts, "texts") for word in text.split())
-    for token in SPECIAL_TOKENS:
-        del counts[token]
-    if len(counts) < 2:
-        raise DataError(
-            f"the corpus has {len(counts)} word types besides special tokens, and a text model needs at least 2; "
-            "check the file and its text column."
-        )
-    ranked = sorted((word for word in counts if counts[word] >= min_frequency), key=lambda word: (-counts[word], word))
-    if not ranked:
-        raise UsageError(f"no word of the corpus occurs min_frequency={min_frequency} times; make it smaller.")
-    tokens = [*SPECIAL_TOKENS, *ranked][:vocab_size]
-    return wrap_tokenizer(_word_backend({token: index for index, token in enumerate(tokens)}), max_length)
+    return _word_tokenizer(_count_words(texts), vocab_size, min_frequency, max_length)
 
 
 def load_pretrained_tokenizer(
@@ -196,6 +192,28 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     backend.no_truncation()
     rest = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.split_special_tokens)
     return hashlib.sha256(f"{backend.to_str()} {rest}".encode()).hexdigest()
+
+
+def _count_words(texts: Iterable[str]) -> Counter[str]:
+    return Counter(word for text in each_sentence(texts, "texts") for word in text.split())
+
+
+def _word_tokenizer(
+    counts: Counter[str], vocab_size: int | None, min_frequency: int, max_length: int | None
+) -> PreTrainedTokenizerFast:
+    if vocab_size is not None and vocab_size <= len(SPECIAL_TOKENS):
+        raise UsageError(f"vocab_size is {vocab_size}, but {len(SPECIAL_TOKENS)} ids are special; make it larger.")
+    words = [word for word in counts if word not in SPECIAL_TOKENS]
+    if len(words) < 2:
+        raise DataError(
+            f"the corpus has {len(words)} word types besides special tokens, and a text model needs at least 2; "
+            "check the file and its text column."
+        )
+    ranked = sorted((word for word in words if counts[word] >= min_frequency), key=lambda word: (-counts[word], word))
+    if not ranked:
+        raise UsageError(f"no word of the corpus occurs min_frequency={min_frequency} times; make it smaller.")
+    tokens = [*SPECIAL_TOKENS, *ranked][:vocab_size]
+    return wrap_tokenizer(_word_backend({token: index for index, token in enumerate(tokens)}), max_length)
 
 
 def _word_backend(vocabulary: dict[str, int]) -> Tokenizer:

@@ -132,6 +132,21 @@ def test_tokenisers_by_name() -> None:
     assert "Ġ" in "".join(make_tokenizer("unigram", CORPUS, vocab_size=270)[0].get_vocab())
 
 
+def test_words_that_occur_once_become_unknown_where_new_words_matter() -> None:
+    common = ["the cat sat on the mat"] * 20
+    words = make_tokenizer("word", [*common, "the quick cat ran"])[0].get_vocab()  # 2 of 124 tokens
+    assert {"the", "cat"} <= set(words)
+    assert not {"quick", "ran"} & set(words)
+    tokenizer, (note,) = make_tokenizer("word", [*common, "the quick cat ran"])
+    assert "2 words that occur once become <unk>" in note
+    assert tokenizer("a quick cat")["input_ids"] == [1, 3, 3, tokenizer.get_vocab()["cat"], 2]
+    # Hardly any new word, a corpus that is too small, and one whose unknown words have a token already.
+    for texts in ([*common * 10, "the quick cat ran"], [*common[:1], "the quick cat ran"], [*common, "quick <unk>"]):
+        tokenizer, notes = make_tokenizer("word", texts)
+        assert "quick" in tokenizer.get_vocab()
+        assert notes == []
+
+
 def test_the_ids_of_words_are_what_trained_evaluators_were_trained_on() -> None:
     tokenizer = train_word_tokenizer(["b a a <unk>", "c a b"], vocab_size=6)
     assert tokenizer.get_vocab() == {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<unk>": 3, "a": 4, "b": 5}
