@@ -28,8 +28,11 @@ from latent_ebm_text.training.step import TrainingData
 from latent_ebm_text.training.trainer import train
 
 _ARRAYS = "calibration.safetensors"
-#: Images that train and calibrate at least, the share held out for p-values, and the most that calibrate.
-_MIN_IMAGES, _HELD_OUT_SHARE, _MAX_CALIBRATION = 2 * MIN_IMAGES, 0.2, 5000
+#: Images that train and calibrate at least, the share held out for p-values, the most that calibrate, and the most
+#: that are kept as neighbours.
+_MIN_IMAGES, _HELD_OUT_SHARE, _MAX_CALIBRATION, _MAX_NEIGHBOURS = 2 * MIN_IMAGES, 0.2, 5000, 50_000
+#: How often the most anomalous images are left out, each time by scores that were fitted without those before.
+_NUM_ROUNDS = 3
 _MAX_SIZE, _TRAINING_BATCH, _MAX_EPOCHS = 64, 100, 200
 
 
@@ -48,7 +51,7 @@ class LatentEBMImageDetector(LatentEBMDetector):
     ([`ImageNeighbours`][latent_ebm_text.anomaly.image_neighbours.ImageNeighbours]): how far the nearest ordinary ones
     are, and how far that is beside their own distances. They are fused by their tail probabilities among ordinary
     images. The images of `fit` may hold anomalies: the most anomalous, twice the share `contamination`, are left out.
-    A fifth of the images is held out for p-values.
+    A fifth of the images is held out for p-values: nothing is fitted on them, but they are neighbours of others.
 
     Args:
         model: A model with an encoder that was trained on ordinary images, its folder or Hub id; by default the
@@ -111,18 +114,16 @@ class LatentEBMImageDetector(LatentEBMDetector):
         if network.encoder is None:
             raise UsageError("this model has no encoder, which the scores need: train one with encoder_hidden_size")
         encoded = self._encoded(images)
-        rows = kept = known[:_MAX_CALIBRATION]
-        for _ in range(2):
-            self.calibration_ = LatentCalibration().fit(encoded.latents[kept], encoded.errors[kept], seed=self.seed)
-            self.neighbours_ = ImageNeighbours().fit(encoded.pixels[kept], seed=self.seed)
-            found, is_kept = self._columns(encoded.take(rows)), np.isin(rows, kept)
-            found[is_kept, 2:] = self.neighbours_.scores(encoded.pixels[rows[is_kept]], known=True)
-            self._tails = TailProbabilities(found[is_kept])
-            num_kept = max(MIN_IMAGES, len(rows) - int(min(0.5, 2 * self.contamination) * len(rows)))
-            kept = rows[np.argsort(self._tails.fused(found), kind="stable")[:num_kept]]
-        self._usual_errors = encoded.maps[kept].mean(axis=0)
-        scores = self._tails.fused(self._columns(encoded))
-        scores[rows] = self._tails.fused(found)
+        ordinary = candidates = known[:_MAX_CALIBRATION]
+        num_kept = max(MIN_IMAGES, len(candidates) - int(min(0.5, 2 * self.contamination) * len(candidates)))
+        for _ in range(_NUM_ROUNDS):
+            scores = self._fit_scores(encoded, ordinary, ordinary)
+            limit = np.sort(scores[candidates])[num_kept - 1]
+            ordinary = candidates[scores[candidates] <= limit]
+        everyone = np.concatenate([known, held_out])
+        neighbours = everyone[scores[everyone] <= limit][:_MAX_NEIGHBOURS]
+        scores = self._fit_scores(encoded, ordinary, neighbours)
+        self._usual_errors = encoded.maps[ordinary].mean(axis=0)
         self._set_scores(scores, scores[held_out])
         return self
 
@@ -145,6 +146,25 @@ class LatentEBMImageDetector(LatentEBMDetector):
     def _score(self, X: Any) -> Scores:
         self._check_fitted()
         return self._tails.fused(self._columns(self._encoded(_as_list(X))))
+
+    def _fit_scores(
+        self, encoded: _Encoded, ordinary: NDArray[np.int64], neighbours: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Fits all scores on ordinary images; returns the fused score of every image, which is not its own neighbour.
+
+        Args:
+            encoded: All images.
+            ordinary: Rows of those that calibrate.
+            neighbours: Rows of those whose distance counts, these among them.
+        """
+        self.calibration_ = LatentCalibration().fit(
+            encoded.latents[ordinary], encoded.errors[ordinary], seed=self.seed
+        )
+        self.neighbours_ = ImageNeighbours().fit(encoded.pixels[neighbours], seed=self.seed)
+        found = self._columns(encoded)
+        found[neighbours, 2:] = self.neighbours_.scores(encoded.pixels[neighbours], known=True)
+        self._tails = TailProbabilities(found[ordinary])
+        return self._tails.fused(found)
 
     def _columns(self, encoded: _Encoded) -> NDArray[np.float64]:
         """The four scores, `(n, 4)`: error, rarity, distance of the neighbours, isolation."""
@@ -275,10 +295,6 @@ class _Encoded:
     errors: NDArray[np.float64]
     maps: NDArray[np.float32]
     pixels: NDArray[np.float32]
-
-    def take(self, rows: NDArray[np.int64]) -> _Encoded:
-        """The same for some of the images."""
-        return _Encoded(self.latents[rows], self.errors[rows], self.maps[rows], self.pixels[rows])
 
 
 class _Rows:

@@ -16,7 +16,6 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.text import Collate, batch_inputs
 from latent_ebm_text.latents.rng import derived_generator
-from latent_ebm_text.models.sentences import NUM_BEAMS
 from latent_ebm_text.models.sharing import share_out
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def reconstruction_accuracy(
         else:
             generator = derived_generator(seed, "reconstruction", first, device=model.device)
             latents = model.sample_posterior(inputs, generator=generator).latents
-        decoded = model.generate(latents=latents, do_sample=False, num_beams=NUM_BEAMS)
+        decoded = model._decode(latents)
         compared = []
         for row, found in zip(dataset[indices]["input_ids"], decoded.tolist(), strict=True):
             hits = [token == other for token, other in zip(row[1:], found[1:], strict=False)]

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 #: may come from anything with an order, see [`~latent_ebm_text.data.inputs.each_entry`].
 Sentences = Iterable[str] | Iterable[Sequence[int]] | Tensor
 
-#: Beams of the search for the most probable sentence of a latent. Greedy choices fall into loops.
-NUM_BEAMS = 4
+#: Beams of the search for the most probable sentence of a latent, in which no sequence of so many tokens occurs twice.
+#: Both keep small decoders from falling into loops.
+NUM_BEAMS, NO_REPEATED_NGRAM = 4, 3
 #: Latents decoded by beam search at a time, which bounds the memory of the logits,
 _BEAM_BATCH = 128
 #: and options of `generate` that ask for another search, or cannot be had with beams.
@@ -373,7 +374,7 @@ class SentenceModel(AttributeModel):
         """Decodes latents into their most probable sentences, by beam search unless the options choose otherwise."""
         options = {"do_sample": False, **options}
         if not options["do_sample"] and not options.keys() & _OTHER_SEARCHES:
-            options["num_beams"] = NUM_BEAMS
+            options = {"num_beams": NUM_BEAMS, "no_repeat_ngram_size": NO_REPEATED_NGRAM, **options}
         if len(latents) <= _BEAM_BATCH or "num_beams" not in options or options.get("return_dict_in_generate"):
             return self.generate(latents=latents, **options)
         parts = [self.generate(latents=part, **options) for part in latents.split(_BEAM_BATCH)]

@@ -152,7 +152,8 @@ def test_edits_climb_towards_the_attribute_and_are_ranked(knowing: Model, tokeni
         assert torch.equal(edits.best, edits.sequences[:, 0])
         ends[value] = float(sign.probs(edits.latents.flatten(0, 1))[:, 1].mean())
         # A candidate is the decoding of where its chain ended.
-        decoded = knowing.generate(latents=edits.latents[1, 2:], do_sample=False, num_beams=4, max_new_tokens=6)[0]
+        search: dict[str, Any] = {"do_sample": False, "num_beams": 4, "no_repeat_ngram_size": 3, "max_new_tokens": 6}
+        decoded = knowing.generate(latents=edits.latents[1, 2:], **search)[0]
         shown = edits.sequences[1, 2]
         assert shown[shown != PAD].tolist() == decoded[decoded != PAD].tolist()
     assert ends["plus"] > ends["minus"] + 0.1
