@@ -92,9 +92,7 @@ def draw(state: TrainingState, data: TrainingData, step: int) -> Share:
         name: (value.pin_memory() if is_pinned else value).to(accelerator.device, non_blocking=True)
         for name, value in loaded.items()
     }
-    weight: float | Tensor = likelihood_weight(step, state.total, args, model.config.likelihood_weight)
-    if state.controller is not None:
-        weight = state.controller.weight.float()
+    weight = likelihood_weight(step, state.total, args, model.config.likelihood_weight)
 
     def noise(purpose: str, device: torch.device | str = accelerator.device) -> BatchGenerator:
         return BatchGenerator(derived_seed(args.seed, purpose, step), rows, len(batch), device)
@@ -120,7 +118,9 @@ def draw(state: TrainingState, data: TrainingData, step: int) -> Share:
     with _naming_chains("prior", indices), deferred_checks() as checks:
         prior_latents = model.sample_prior(len(rows), generator=noise("prior")).latents
     chains += [("prior", check) for check in checks]
-    return Share(inputs, indices, part, latents, prior_latents, weight, chains)
+    # A controller goes with variational inference, so no chain above has missed its weight.
+    of_loss: float | Tensor = weight if state.controller is None else state.controller.weight.float()
+    return Share(inputs, indices, part, latents, prior_latents, of_loss, chains)
 
 
 def add_gradient(wrapped: nn.Module, share: Share, accelerator: Accelerator) -> Any:
