@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from latent_ebm_text.networks import placement
 
 PACKAGE = str(Path(__file__).parents[1] / "latent_ebm_text")
 #: Operators of torch whose result, or its shape, the host needs before it can go on.
@@ -23,12 +27,12 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2
 def counting_reads(device: torch.device) -> Iterator[Counter[str]]:
     """Counts, by the line of the library, how often the host waits for a device; the counter grows meanwhile.
 
-    On a GPU torch itself reports it (`torch.cuda.set_sync_debug_mode`). On a CPU, where nothing waits, the operators
-    are counted that would; copies to the host do not show there.
+    On a GPU torch itself reports it (`torch.cuda.set_sync_debug_mode`). On a CPU, where nothing waits, the library is
+    made to take the way of a GPU, and operators that would wait are counted, and copies of numbers to the host.
     """
     places: Counter[str] = Counter()
     if device.type != "cuda":
-        with _Reads(places):
+        with mock.patch.object(placement, "is_at_host", return_value=False), _Copies(places), _Reads(places):
             yield places
         return
     with warnings.catch_warnings():
@@ -52,6 +56,19 @@ class _Reads(TorchDispatchMode):
             isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
         )
         if name in WAITING or is_mask:
+            self.places[_place()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class _Copies(TorchFunctionMode):
+    """Copies of what a network has computed; integers, such as the numbers of examples, are on the host already."""
+
+    def __init__(self, places: Counter[str]) -> None:
+        super().__init__()
+        self.places = places
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.cpu) and args[0].is_floating_point():
             self.places[_place()] += 1
         return func(*args, **(kwargs or {}))
 

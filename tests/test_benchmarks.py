@@ -298,7 +298,22 @@ def test_a_step_of_training_waits_seldom_for_its_device(gpu_check: ModuleType) -
     long = {"name": "langevin", "num_steps": 9, "step_size": 0.1}
     settings = {"prior_sampler": long, "posterior_sampler": long}
     assert gpu_check.reads_of_a_step(torch.device("cpu"), settings, {"inference": "short_run"}) == short_run
-    assert sum(short_run.values()) == 3, "beside the numbers of the step, whose copy to the host does not show here"
+    assert sum(short_run.values()) == 1, "the numbers of the step"
+    shipped = {"inference": "variational", "information": 1.0}
+    assert sum(gpu_check.reads_of_a_step(torch.device("cpu"), gpu_check.SHIPPED, shipped).values()) == 1
+    of_persistent = gpu_check.reads_of_a_step(torch.device("cpu"), {}, {"inference": "persistent"})
+    assert sum(of_persistent.values()) == 2, "the numbers of the step, and the ends of its chains"
+
+
+def test_what_waits_for_a_device_is_counted(gpu_check: ModuleType) -> None:
+    """A count of what does not wait would always be right: each kind of read counts once, and nothing else does."""
+    numbers, mask = torch.arange(3.0), torch.tensor([True, False, True])
+    reads = [lambda: float(numbers.sum()), mask.nonzero, lambda: numbers[mask], numbers.cpu, numbers.tolist]
+    for read in reads:
+        with gpu_check.counting_reads(torch.device("cpu")) as places:
+            (numbers * 2).masked_fill(mask, 0.0)
+            read()
+        assert places == {"elsewhere": 1}
 
 
 def test_the_report_goes_on_after_a_part_that_fails(

@@ -193,24 +193,45 @@ class LanguageModel(nn.Module):
         self.output = SoftmaxOutput(recipe.hidden_size, vocab_size, recipe.embedding_size, tied=True)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
-    def log_prob(
-        self,
-        inputs: dict[str, Tensor],
-        generator: torch.Generator | None = None,
-        frequent_tokens: Tensor | None = None,
-    ) -> Tensor:
+    def log_prob(self, inputs: dict[str, Tensor]) -> Tensor:
         """`log p(token | tokens before it)` in nats, differentiable in the weights.
 
         Args:
             inputs: `input_ids` and `attention_mask` of shape `(batch, length)`, padded on the right.
-            generator: Draws the dropout masks; without it there is no dropout.
-            frequent_tokens: Token ids; if given, the normaliser is estimated from these and `recipe.drawn_tokens`
-                others.
 
         Returns:
             Shape `(batch, length - 1)`, for every token but the first; zero at padding.
         """
         rows = predicted_mask(inputs).t()  # (time, batch)
+        values = self.output.log_prob(*self._predictions(inputs, rows), self.embedding.weight)
+        return values.new_zeros(rows.shape).masked_scatter(rows, values).t()
+
+    def sum_log_prob(
+        self,
+        inputs: dict[str, Tensor],
+        generator: torch.Generator | None = None,
+        frequent_tokens: Tensor | None = None,
+    ) -> Tensor:
+        """The sum of `log_prob` over all tokens, a scalar, by which the model learns.
+
+        Args:
+            inputs: Those of `log_prob`.
+            generator: Draws the dropout masks; without it there is no dropout.
+            frequent_tokens: Token ids; if given, the normaliser is estimated from these and `recipe.drawn_tokens`
+                others.
+        """
+        features, targets = self._predictions(inputs, predicted_mask(inputs).t(), generator)
+        candidates = None
+        if frequent_tokens is not None:
+            candidates = CandidateTokens.draw(
+                targets, frequent_tokens, self.vocab_size, self.recipe.drawn_tokens, generator
+            )
+        return self.output.sum_log_prob(features, targets, self.embedding.weight, candidates)
+
+    def _predictions(
+        self, inputs: dict[str, Tensor], rows: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states `(tokens, width)` before the predicted tokens `rows`, and these tokens, `(tokens,)`."""
         previous, targets = inputs["input_ids"][:, :-1].t(), inputs["input_ids"][:, 1:].t()
         embedded, recipe = self.embedding(previous), self.recipe  # (time, batch, embedding_size)
         if generator is not None:
@@ -219,13 +240,7 @@ class LanguageModel(nn.Module):
         for number, layer in enumerate(self.layers, start=1):
             is_last = number == len(self.layers)
             hidden = _drop(layer(hidden)[0], recipe.output_dropout if is_last else recipe.hidden_dropout, generator)
-        candidates = None
-        if frequent_tokens is not None:
-            candidates = CandidateTokens.draw(
-                targets[rows], frequent_tokens, self.vocab_size, recipe.drawn_tokens, generator
-            )
-        values = self.output.log_prob(hidden[rows], targets[rows], self.embedding.weight, candidates)
-        return values.new_zeros(rows.shape).masked_scatter(rows, values).t()
+        return hidden[rows], targets[rows]
 
 
 def _drop(hidden: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
@@ -416,7 +431,7 @@ def _train(
                 dropout = derived_generator(seed, "language model dropout", step, device=lm.embedding.weight.device)
                 # Over the tokens of an average batch, not of this one: every token of the corpus weighs the same.
                 some_tokens = frequent if len(frequent) and not is_averaging else None
-                loss = -lm.log_prob(_batch(train, indices, lm), dropout, some_tokens).sum() / tokens_per_batch
+                loss = -lm.sum_log_prob(_batch(train, indices, lm), dropout, some_tokens) / tokens_per_batch
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(lm.parameters(), recipe.max_grad_norm)
                 if not math.isfinite(norm):

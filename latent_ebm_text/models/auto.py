@@ -21,7 +21,8 @@ def _register_configurations() -> None:
 
 
 def _register_image_processor() -> None:
-    from transformers import AutoImageProcessor
+    # From where it is defined: without torchvision older releases have a dummy of that name in `transformers` itself.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.utils import is_vision_available
 
     if not is_vision_available():  # without Pillow transformers has no image processors; text models need none

@@ -137,7 +137,7 @@ class LatentEBMPreTrainedModel(LatentSamplingModel):
             prior_latents: `(samples, latent_dim)` prior draws `z-`.
         """
         latents = latents.detach()
-        reconstruction = -self.decoder.log_prob(inputs, latents).mean()
+        reconstruction = -self.decoder.mean_log_prob(inputs, latents)
         gap, penalty = self._prior_objective(latents, prior_latents)
         loss = reconstruction + gap + penalty
         if self.encoder is not None:
@@ -157,7 +157,7 @@ class LatentEBMPreTrainedModel(LatentSamplingModel):
         return posterior_energy - prior_energy, penalty
 
     def variational_objective(
-        self, inputs: dict[str, Tensor], likelihood_weight: float, prior_latents: Tensor
+        self, inputs: dict[str, Tensor], likelihood_weight: float | Tensor, prior_latents: Tensor
     ) -> LatentEBMLoss:
         """The loss of a model with an encoder q(z | x) in place of posterior chains: a negative evidence lower bound.
 
@@ -170,13 +170,13 @@ class LatentEBMPreTrainedModel(LatentSamplingModel):
 
         Args:
             inputs: The decoder's inputs.
-            likelihood_weight: `w`.
+            likelihood_weight: `w`, a number or a scalar on the device.
             prior_latents: `(samples, latent_dim)` prior draws; may be empty if the prior is Gaussian.
         """
         assert self.encoder is not None
         proposal = self.encoder(inputs)
         latents = proposal.sample().to(self.decoder.latent_dtype)
-        reconstruction = -self.decoder.log_prob(inputs, latents).mean()
+        reconstruction = -self.decoder.mean_log_prob(inputs, latents)
         divergence = proposal.divergence().mean(dim=0)  # (latent_dim,), from N(0, I)
         charged = divergence.clamp(min=self.config.free_bits).sum()
         auxiliary = self._auxiliary_loss(inputs, latents)

@@ -84,6 +84,8 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
     #: The tokenizer of a model that `from_texts` has made.
     tokenizer: PreTrainedTokenizerBase | None = None
     main_input_name = "input_ids"
+    #: Whether labels have counted an end token that padding shares its id with; a collator that does goes on doing so.
+    _has_counted_ends = False
     _keys_to_ignore_on_load_missing = tuple(rf"{name}\." for name in _HEADS)
     # Whether it does is for the language model of the decoder to say, which is asked when it is made.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
@@ -427,9 +429,10 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
     ) -> LatentEBMTextOutput:
         counted = labels != -100
         ends = self.config.eos_token_id if isinstance(self.config.eos_token_id, list) else [self.config.eos_token_id]
-        if self.config.pad_token_id in ends and attention_mask is not None:
+        if self.config.pad_token_id in ends and attention_mask is not None and not self._has_counted_ends:
             is_end = (input_ids == self.config.pad_token_id) & attention_mask.bool()
-            if bool(is_end[:, 1:].any()) and not bool((is_end & counted)[:, 1:].any()):
+            self._has_counted_ends = bool((is_end & counted)[:, 1:].any())
+            if not self._has_counted_ends and bool(is_end[:, 1:].any()):
                 raise UsageError(
                     "labels leave out the end token of every sentence, as DataCollatorForLanguageModeling does where "
                     f"padding has the same id, {self.config.pad_token_id}: give tokenizer and model another pad token"

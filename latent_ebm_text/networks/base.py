@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from latent_ebm_text.latents.density import ScoredLogDensity
 from latent_ebm_text.latents.rng import normal_
+from latent_ebm_text.networks import placement
 from latent_ebm_text.networks.generation import SentenceGenerator, TokenChoice
 from latent_ebm_text.networks.softmax import CandidateTokens
 
@@ -29,6 +30,10 @@ class LatentDecoder(nn.Module):
     def log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
         """`log p(x | z)` in nats, summed over tokens or pixels, shape `(batch,)`; differentiable in the weights."""
         raise NotImplementedError
+
+    def mean_log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """`log p(x | z)` in nats, averaged over the batch, a scalar: what a decoder learns by."""
+        return self.log_prob(inputs, latents).mean()
 
     def likelihood(self, inputs: dict[str, Tensor]) -> ScoredLogDensity:
         """`log p(x | z)` as a function of z alone, with its score.
@@ -275,22 +280,38 @@ def predicted_mask(inputs: dict[str, Tensor]) -> Tensor:
 
 
 class PredictedPositions:
-    """The positions of the predicted tokens of a batch, found once, so that no step of a chain waits for the host.
+    """The predicted tokens among those of a batch, for which alone the output layer is computed on a CPU.
+
+    Elsewhere the host would wait for their number. There the output layer is computed for every position, and what it
+    gives for the others is replaced by zeros.
 
     Args:
         predicted: `(batch, length)` booleans, or the same with time first.
+
+    Attributes:
+        counted: `(tokens,)` booleans, which of the tokens that `take` returns are predicted; `None` if all are.
     """
 
     def __init__(self, predicted: Tensor) -> None:
-        self._shape = predicted.shape
-        self._indices = predicted.reshape(-1).nonzero().squeeze(1)
+        self._shape, flat = predicted.shape, predicted.reshape(-1)
+        self._indices = flat.nonzero().squeeze(1) if placement.is_at_host(flat) else None
+        self.counted = flat if self._indices is None else None
 
     def take(self, values: Tensor) -> Tensor:
-        """Selects the predicted tokens; values of the shape of `predicted`, or of more, to `(tokens, ...)`."""
-        return values.reshape(-1, *values.shape[2:]).index_select(0, self._indices)
+        """The tokens to compute; values of the shape of `predicted`, or of more, to `(tokens, ...)`."""
+        flat = values.reshape(-1, *values.shape[2:])
+        return flat if self._indices is None else flat.index_select(0, self._indices)
+
+    def keep_counted(self, values: Tensor) -> Tensor:
+        """Values of every token `(tokens, ...)`, with zeros for those that are not predicted."""
+        if self.counted is None:
+            return values
+        return values.masked_fill(~self.counted.view(-1, *[1] * (values.dim() - 1)), 0.0)
 
     def sum_tokens(self, values: Tensor, dim: int) -> Tensor:
         """Sums over the predicted tokens of every sentence; `(tokens,)` to `(batch,)`. `dim` is that of the time."""
+        if self._indices is None:
+            return self.keep_counted(values).view(self._shape).sum(dim=dim)
         per_token = values.new_zeros(self._shape.numel()).index_copy(0, self._indices, values)
         return per_token.view(self._shape).sum(dim=dim)
 

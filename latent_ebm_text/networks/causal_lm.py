@@ -30,7 +30,13 @@ from latent_ebm_text.networks.injection import (
     constant_additions,
 )
 from latent_ebm_text.networks.language_model import add_adapters, has_plain_head, list_of_layers, std_of_embeddings
-from latent_ebm_text.networks.softmax import FrozenSoftmaxOutput, chunked_log_prob, fill_rows, pick_log_prob
+from latent_ebm_text.networks.softmax import (
+    FrozenSoftmaxOutput,
+    chunked_log_prob,
+    chunked_sum_log_prob,
+    fill_rows,
+    pick_log_prob,
+)
 
 
 class CausalLMDecoder(TextDecoder):
@@ -251,18 +257,30 @@ class CausalLMDecoder(TextDecoder):
 
     def log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
         """`log p(x | z)` in nats per sentence, with its end, `(batch,)`; differentiable in weights and latents."""
+        features, targets, positions = self._predictions(inputs, latents)
+        if self.has_plain_head:
+            values = chunked_log_prob(fill_rows(features), *self.output_layer(), targets, self.candidates(targets))
+        else:
+            values = pick_log_prob(features, targets)
+        return positions.sum_tokens(values, dim=1)
+
+    def mean_log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """`log p(x | z)` in nats, averaged over the batch, a scalar; its gradient costs less than that of each."""
+        features, targets, positions = self._predictions(inputs, latents)
+        if self.has_plain_head:
+            layer, candidates = self.output_layer(), self.candidates(targets)
+            total = chunked_sum_log_prob(fill_rows(features), *layer, targets, candidates, positions.counted)
+        else:
+            total = positions.keep_counted(pick_log_prob(features, targets)).sum()
+        return total / len(latents)
+
+    def _predictions(self, inputs: dict[str, Tensor], latents: Tensor) -> tuple[Tensor, Tensor, PredictedPositions]:
+        """The features `(tokens, width)` before the predicted tokens, these tokens `(tokens,)`, and their places."""
         input_ids, positions = inputs["input_ids"], PredictedPositions(predicted_mask(inputs))
         self.require_positions(input_ids.shape[1] - 1)
         # Tokens attend only to those before them, so padding on the right needs no mask.
         hidden = self.features(self.embed(input_ids[:, :-1]), latents)
-        features = positions.take(hidden)  # (predicted tokens, hidden_size)
-        targets = positions.take(input_ids[:, 1:])
-        if self.has_plain_head:
-            weight, bias = self.output_layer()
-            values = chunked_log_prob(fill_rows(features), weight, bias, targets, self.candidates(targets))
-        else:
-            values = pick_log_prob(features, targets)
-        return positions.sum_tokens(values, dim=1)
+        return positions.take(hidden), positions.take(input_ids[:, 1:]), positions
 
     def likelihood(self, inputs: dict[str, Tensor]) -> CausalLMLikelihood:
         """`log p(x | z)` as a function of z alone, see [`CausalLMLikelihood`]."""
@@ -388,12 +406,12 @@ class CausalLMLikelihood(FrozenLikelihood):
             if not features.requires_grad:  # there is no latent
                 return self._value(latents.detach()) if with_value else None, torch.zeros_like(latents)
             if self._output is None:
-                values: Tensor | None = pick_log_prob(features, self._targets)
+                values: Tensor | None = self._positions.keep_counted(pick_log_prob(features, self._targets))
                 assert values is not None
                 (score,) = torch.autograd.grad(values.sum(), latents)
             else:
                 values, gradient = self._output.score(features.detach(), self._targets, with_value)
-                (score,) = torch.autograd.grad(features, latents, gradient)
+                (score,) = torch.autograd.grad(features, latents, self._positions.keep_counted(gradient))
         value = self._positions.sum_tokens(values.detach(), dim=1) if with_value and values is not None else None
         return value, score
 

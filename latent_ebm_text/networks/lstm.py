@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.networks import placement
 from latent_ebm_text.networks.base import (
     FrozenLikelihood,
     GaussianPosterior,
@@ -166,17 +167,27 @@ class LSTMDecoder(TextDecoder):
 
     def log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
         """`log p(x | z)` in nats per sentence, with its end, `(batch,)`; differentiable in weights and latents."""
-        input_ids, positions = inputs["input_ids"], PredictedPositions(predicted_mask(inputs).t())
-        hidden, _ = self.hidden_states(input_ids[:, :-1], latents)
-        targets = positions.take(input_ids[:, 1:].t())
-        features = positions.take(hidden)  # (predicted tokens, hidden_size)
+        features, targets, positions = self._predictions(inputs, latents)
         values = self.output.log_prob(features, targets, self._tied_weight(), self.candidates(targets))
         return positions.sum_tokens(values, dim=0)
 
+    def mean_log_prob(self, inputs: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """`log p(x | z)` in nats, averaged over the batch, a scalar; its gradient costs less than that of each."""
+        features, targets, positions = self._predictions(inputs, latents)
+        candidates = self.candidates(targets)
+        total = self.output.sum_log_prob(features, targets, self._tied_weight(), candidates, positions.counted)
+        return total / len(latents)
+
+    def _predictions(self, inputs: dict[str, Tensor], latents: Tensor) -> tuple[Tensor, Tensor, PredictedPositions]:
+        """Hidden states `(tokens, hidden_size)` before the predicted tokens, these `(tokens,)`, and their places."""
+        input_ids, positions = inputs["input_ids"], PredictedPositions(predicted_mask(inputs).t())
+        hidden, _ = self.hidden_states(input_ids[:, :-1], latents)
+        return positions.take(hidden), positions.take(input_ids[:, 1:].t()), positions
+
     def likelihood(self, inputs: dict[str, Tensor]) -> FrozenLikelihood:
         """`log p(x | z)` as a function of z alone: [`LSTMLikelihood`] on a CPU, [`FusedLSTMLikelihood`] elsewhere."""
-        on_cpu = inputs["input_ids"].device.type == "cpu"
-        return LSTMLikelihood(self, inputs) if on_cpu else FusedLSTMLikelihood(self, inputs)
+        at_host = placement.is_at_host(inputs["input_ids"])
+        return LSTMLikelihood(self, inputs) if at_host else FusedLSTMLikelihood(self, inputs)
 
     def make_cache(self, implementation: str | None = None) -> LSTMCache:
         """Creates a cache for the recurrent state."""
@@ -367,7 +378,7 @@ class FusedLSTMLikelihood(FrozenLikelihood):
             latents = latents.detach().clone().requires_grad_()
             features = self._features(latents)
             values, gradient = self._output.score(features.detach(), self._targets, with_value)
-            (score,) = torch.autograd.grad(features, latents, gradient)
+            (score,) = torch.autograd.grad(features, latents, self._positions.keep_counted(gradient))
         return None if values is None else self._positions.sum_tokens(values, dim=0), score
 
 
@@ -471,7 +482,7 @@ class LSTMEncoder(LatentEncoder):
         embedded = self.embedding(input_ids.t())
         if self.training and self.embedding_dropout > 0:
             embedded = drop_features(embedded, self.embedding_dropout)
-        last = self._last_packed if embedded.device.type == "cpu" else self._last_padded
+        last = self._last_packed if placement.is_at_host(embedded) else self._last_padded
         proposal = self.out(last(embedded, lengths.clamp(min=1)))
         proposal = proposal.to(torch.promote_types(proposal.dtype, torch.float32))  # also under autocast
         mean, log_std = proposal.chunk(2, dim=-1)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latent_ebm_text.networks import placement
 from latent_ebm_text.networks.frozen import FrozenLinear
 
 #: Rows of logits that are computed at a time on a CPU, where they should stay in the cache.
@@ -62,6 +63,8 @@ class CandidateTokens:
         is_kept = torch.zeros(vocab_size, dtype=torch.bool, device=targets.device)
         is_kept[frequent] = True
         is_kept[targets] = True
+        if not placement.is_at_host(targets):
+            return cls._of_fixed_number(is_kept, len(frequent) + len(targets), num_drawn, generator)
         kept, others = is_kept.nonzero().squeeze(1), (~is_kept).nonzero().squeeze(1)
         order = torch.randperm(len(others), generator=generator, device=targets.device)
         drawn = others[order[:num_drawn]]
@@ -72,6 +75,34 @@ class CandidateTokens:
         positions = torch.full((vocab_size,), -1, device=targets.device)
         positions[tokens] = torch.arange(len(tokens), device=targets.device)
         filling = (0, -len(tokens) % SIZE_MULTIPLE)
+        log_weights = nn.functional.pad(log_weights, filling, value=-math.inf)
+        return cls(nn.functional.pad(tokens, filling), log_weights, positions)
+
+    @classmethod
+    def _of_fixed_number(
+        cls, is_kept: Tensor, max_kept: int, num_drawn: int, generator: torch.Generator | None
+    ) -> CandidateTokens:
+        """The same where the host does not know how many tokens are kept: filling makes up for the difference.
+
+        Args:
+            is_kept: `(vocab_size,)`, which tokens represent themselves.
+            max_kept: The largest number of them that there can be.
+            num_drawn: Number of others that are drawn.
+            generator: Source of the draw.
+        """
+        vocab_size = len(is_kept)
+        number = min(vocab_size, max_kept + num_drawn)
+        order = torch.randperm(vocab_size, generator=generator, device=is_kept.device)
+        tokens = order.masked_fill(is_kept, -1).argsort(stable=True)[:number]  # those that are kept come first
+        places, num_kept = torch.arange(number, device=is_kept.device), is_kept.sum()
+        num_others = vocab_size - num_kept
+        num_drawn_here = num_others.clamp(max=num_drawn)
+        is_candidate = places < num_kept + num_drawn_here
+        log_weights = (num_others.log() - num_drawn_here.log()).expand(number).masked_fill(places < num_kept, 0.0)
+        log_weights = log_weights.masked_fill(~is_candidate, -math.inf)
+        positions = torch.full((vocab_size,), -1, device=is_kept.device)
+        positions[tokens] = places.masked_fill(~is_candidate, -1)
+        filling = (0, -number % SIZE_MULTIPLE)
         log_weights = nn.functional.pad(log_weights, filling, value=-math.inf)
         return cls(nn.functional.pad(tokens, filling), log_weights, positions)
 
@@ -121,6 +152,18 @@ class SoftmaxOutput(nn.Module):
         features, weight = self._parts(fill_rows(hidden), tied_weight)
         return chunked_log_prob(features, weight, self.bias, targets, candidates)
 
+    def sum_log_prob(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        tied_weight: Tensor | None = None,
+        candidates: CandidateTokens | None = None,
+        counted: Tensor | None = None,
+    ) -> Tensor:
+        """The sum of `log_prob` over the rows, or over those that `counted` `(rows,)` names; less work to learn by."""
+        features, weight = self._parts(fill_rows(hidden), tied_weight)
+        return chunked_sum_log_prob(features, weight, self.bias, targets, candidates, counted)
+
     def frozen(
         self, tied_weight: Tensor | None = None, candidates: CandidateTokens | None = None
     ) -> FrozenSoftmaxOutput:
@@ -143,11 +186,42 @@ def chunked_log_prob(
         targets: `(rows,)`.
         candidates: The tokens from which the normaliser is estimated; by default all of them.
     """
-    if candidates is not None:
-        weight, bias = weight[candidates.tokens], bias[candidates.tokens] + candidates.log_weights
-        targets = candidates.positions[targets]
-    result: Tensor = _ChunkedLogProb.apply(features, weight, bias, targets)
+    layer = _among_candidates(weight, bias, targets, candidates)
+    result: Tensor = _ChunkedLogProb.apply(features, *layer)
     return result
+
+
+def chunked_sum_log_prob(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    candidates: CandidateTokens | None = None,
+    counted: Tensor | None = None,
+) -> Tensor:
+    """The sum of [`chunked_log_prob`] over the targets that count, a scalar; all of them by default.
+
+    Args:
+        features: `(rows, rank)`; rows beyond the targets are filling.
+        weight: `(vocab_size, rank)`.
+        bias: `(vocab_size,)`.
+        targets: `(rows,)`.
+        candidates: The tokens from which the normaliser is estimated; by default all of them.
+        counted: `(rows,)` booleans.
+    """
+    layer = _among_candidates(weight, bias, targets, candidates)
+    result: Tensor = _ChunkedSumLogProb.apply(features, *layer, counted)
+    return result
+
+
+def _among_candidates(
+    weight: Tensor, bias: Tensor, targets: Tensor, candidates: CandidateTokens | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight and bias of the candidates alone, and the places of the targets among them."""
+    if candidates is None:
+        return weight, bias, targets
+    tokens = candidates.tokens
+    return weight[tokens], bias[tokens] + candidates.log_weights, candidates.positions[targets]
 
 
 class FrozenSoftmaxOutput:
@@ -220,31 +294,22 @@ class FrozenSoftmaxOutput:
 class _ChunkedLogProb(torch.autograd.Function):
     """`log_softmax(features @ weight.T + bias)[targets]`, a chunk of rows at a time.
 
-    Gradients that are needed are formed in the forward pass, for an incoming gradient of one in every row, while the
-    logits of the chunk exist. The backward pass then only scales them for a loss that weighs all rows alike, such as a
-    mean; for any other incoming gradient it computes the logits again. Rows of `features` beyond the targets are
-    filling. Under autocast, products are computed in the precision of the features, and the gradients of the weights
-    are summed in the precision of the weights.
+    The backward pass computes the logits again. Rows of `features` beyond the targets are filling. Under autocast,
+    products are computed in the precision of the features, and the gradients of the weights are summed in that of the
+    weights.
     """
 
     @staticmethod
     def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:  # type: ignore
         value = features.new_empty(len(targets), dtype=value_dtype(features))
-        gradients = _zero_gradients(ctx, features, weight, bias) if any(ctx.needs_input_grad) else None
-        factor = weight.to(features.dtype)
-        for rows, logits in _logit_chunks(features, factor, bias):
+        for rows, logits in _logit_chunks(features, weight.to(features.dtype), bias):
             value[rows] = pick_log_prob(logits, targets[rows])
-            if gradients is not None:
-                _add_gradients(gradients, logits, features, factor, targets, rows, None)
-        ctx.save_for_backward(features, weight, bias, targets, *(gradients or ()))
+        ctx.save_for_backward(features, weight, bias, targets)
         return value
 
     @staticmethod
     def backward(ctx, grad: Tensor):  # type: ignore
-        features, weight, bias, targets, *gradients = ctx.saved_tensors
-        if bool((grad == grad[:1]).all()):
-            shared = grad[:1].sum()  # zero if there is no row
-            return *(None if each is None else each * shared for each in gradients), None
+        features, weight, bias, targets = ctx.saved_tensors
         gradients = _zero_gradients(ctx, features, weight, bias)
         factor = weight.to(features.dtype)
         for rows, logits in _logit_chunks(features, factor, bias):
@@ -252,9 +317,36 @@ class _ChunkedLogProb(torch.autograd.Function):
         return *gradients, None
 
 
+class _ChunkedSumLogProb(torch.autograd.Function):
+    """The sum of [`_ChunkedLogProb`] over the rows that count.
+
+    A sum weighs its rows alike whatever becomes of it. So gradients are formed in the forward pass, while the logits
+    of a chunk exist, and the backward pass only scales them.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore
+        ctx, features: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, counted: Tensor | None
+    ) -> Tensor:
+        value = features.new_empty(len(targets), dtype=value_dtype(features))
+        gradients = _zero_gradients(ctx, features, weight, bias) if any(ctx.needs_input_grad) else None
+        factor = weight.to(features.dtype)
+        for rows, logits in _logit_chunks(features, factor, bias):
+            value[rows] = pick_log_prob(logits, targets[rows])
+            if gradients is not None:
+                row_grad = None if counted is None else counted[rows, None].to(logits.dtype)
+                _add_gradients(gradients, logits, features, factor, targets, rows, row_grad)
+        ctx.save_for_backward(*(gradients or ()))
+        return (value if counted is None else value.masked_fill(~counted, 0.0)).sum()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore
+        return *(None if each is None else each * grad for each in ctx.saved_tensors), None, None
+
+
 def _zero_gradients(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor) -> Gradients:
     """Allocates the gradients that are needed: the weights of a frozen decoder need none."""
-    _, of_weight, of_bias, _ = ctx.needs_input_grad
+    _, of_weight, of_bias, *_ = ctx.needs_input_grad
     return (
         torch.empty_like(features),
         torch.zeros_like(weight) if of_weight else None,

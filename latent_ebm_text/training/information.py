@@ -51,16 +51,29 @@ class InformationController:
     log Z of the prior comes from importance weights under a Gaussian with the moments of the prior's own draws.
     Draws of N(0, I) would miss the mass of a prior that has moved away from it.
 
+    All numbers stay on the device, where the loss takes the weight: no step of a training waits for them.
+
     Args:
         target: Nats per example.
         total: Number of steps of the training.
         latent_dim: Size of the latent.
         weight: The weight at the first step.
         state: What a checkpoint has stored.
+        device: That of the training.
+
+    Attributes:
+        weight: The likelihood weight, a float64 scalar.
+        information: The information, averaged over the last steps, a float64 scalar; 0 before the first measurement.
     """
 
     def __init__(
-        self, target: float, total: int, latent_dim: int, weight: float, state: dict[str, Any] | None = None
+        self,
+        target: float,
+        total: int,
+        latent_dim: int,
+        weight: float,
+        state: dict[str, Any] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.target, self.total = target, total
         identity = torch.eye(latent_dim, dtype=torch.float64)
@@ -68,19 +81,24 @@ class InformationController:
             "weight": weight, "information": 0.0, "measured": 0, "mean": [0.0] * latent_dim,
             "second_moments": identity.tolist(),
         }  # fmt: skip
-        self.weight, self.information, self._measured = state["weight"], state["information"], state["measured"]
-        self._mean = torch.tensor(state["mean"], dtype=torch.float64)
-        self._second_moments = torch.tensor(state["second_moments"], dtype=torch.float64)
+        self.weight, self.information, self._measured, self._mean, self._second_moments = (
+            torch.tensor(state[name], dtype=torch.float64, device=device)
+            for name in ("weight", "information", "measured", "mean", "second_moments")
+        )
 
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint stores."""
         return {
-            "weight": self.weight,
-            "information": self.information,
-            "measured": self._measured,
+            "weight": float(self.weight),
+            "information": float(self.information),
+            "measured": int(self._measured),
             "mean": self._mean.tolist(),
             "second_moments": self._second_moments.tolist(),
         }
+
+    def metrics(self) -> dict[str, float]:
+        """Information and target, for the log."""
+        return {"information": float(self.information), "information_target": self.target}
 
     @staticmethod
     def is_state(value: Any) -> bool:
@@ -114,10 +132,10 @@ class InformationController:
             accelerator: Devices and processes; all of them call this.
         """
         assert model.encoder is not None
-        keep = 1 - max(min(0.2, 100 / self.total), 1 / (self._measured + 1))
-        z = prior_latents.double().cpu()
+        keep = 1 - (1 / (self._measured + 1)).clamp(min=min(0.2, 100 / self.total))
+        z = prior_latents.double()
         moments = torch.cat([z.mean(dim=0, keepdim=True), z.T @ z / len(z)])
-        moments = accelerator.reduce(moments.to(accelerator.device, torch.float32), "mean").double().cpu()
+        moments = accelerator.reduce(moments.float(), "mean").double()
         self._mean = keep * self._mean + (1 - keep) * moments[0]
         self._second_moments = keep * self._second_moments + (1 - keep) * moments[1:]
 
@@ -126,22 +144,23 @@ class InformationController:
         energy = model.prior.energy(latents.to(model.decoder.latent_dtype))
         rate = (proposal.log_prob(latents) + energy.float()).mean() + 0.5 * latents.shape[1] * math.log(2 * math.pi)
         rate = accelerator.reduce(rate, "mean")
-        measured = float(rate) + self._log_partition(model, generator)
-        if not math.isfinite(measured):
-            return  # the loss is not finite either, which the training deals with
-        self._measured += 1
-        self.information = keep * self.information + (1 - keep) * measured
+        measured = rate.double() + self._log_partition(model, generator)
+        is_finite = measured.isfinite()  # where it is not, neither is the loss, which the training deals with
+        averaged = keep * self.information + (1 - keep) * measured
+        self.information = torch.where(is_finite, averaged, self.information)
+        self._measured = self._measured + is_finite
         if step >= WARMUP * self.total:
-            error = math.log(self.target / max(self.information, 1e-3 * self.target))
-            self.weight *= math.exp(_GAIN / self.total * min(1.0, max(-1.0, error)))
-            self.weight = min(max(self.weight, WEIGHTS[0]), WEIGHTS[1])
+            error = (self.target / self.information.clamp(min=1e-3 * self.target)).log().clamp(-1.0, 1.0)
+            moved = (self.weight * (_GAIN / self.total * error).exp()).clamp(*WEIGHTS)
+            self.weight = torch.where(is_finite, moved, self.weight)
 
-    def _log_partition(self, model: LatentEBMPreTrainedModel, generator: torch.Generator) -> float:
+    def _log_partition(self, model: LatentEBMPreTrainedModel, generator: torch.Generator) -> Tensor:
         covariance = self._second_moments - self._mean.outer(self._mean)
-        covariance += 1e-3 * torch.eye(len(covariance), dtype=covariance.dtype)
-        gaussian = torch.distributions.MultivariateNormal(self._mean, covariance)
-        noise = torch.randn(_NUM_DRAWS, len(self._mean), generator=generator, device=generator.device)
-        draws = self._mean + noise.double().cpu() @ gaussian.scale_tril.T
-        energy = model.prior.energy(draws.to(model.device, model.decoder.latent_dtype)).double().cpu()
-        log_weights = -energy - 0.5 * draws.shape[1] * math.log(2 * math.pi) - gaussian.log_prob(draws)
-        return float(log_weights.logsumexp(dim=0)) - math.log(_NUM_DRAWS)
+        covariance.diagonal().add_(1e-3)
+        factor = torch.linalg.cholesky_ex(covariance).L  # without a check, for which the host would wait
+        noise = torch.randn(_NUM_DRAWS, len(self._mean), generator=generator, device=generator.device).double()
+        draws = self._mean + noise @ factor.T
+        energy = model.prior.energy(draws.to(model.decoder.latent_dtype)).double()
+        # N(z; 0, I) / q(z) for a Gaussian q with this factor; the normalisers of both have the same power of 2 pi.
+        log_weights = factor.diagonal().log().sum() + 0.5 * noise.square().sum(dim=1) - energy
+        return log_weights.logsumexp(dim=0) - math.log(_NUM_DRAWS)

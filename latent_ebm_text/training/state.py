@@ -217,7 +217,12 @@ class TrainingState:
         if self.args.information is not None:
             weight = self.args.initial_likelihood_weight or INITIAL_WEIGHT
             self.controller = InformationController(
-                self.args.information, self.total, self.model.config.latent_dim, weight, state["controller"]
+                self.args.information,
+                self.total,
+                self.model.config.latent_dim,
+                weight,
+                state["controller"],
+                self.accelerator.device,
             )
         if checkpoint is not None:
             self.model.load_state_dict(checkpoint.tensors["model"])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from latent_ebm_text.data.batching import BucketedBatches
 from latent_ebm_text.errors import DivergenceError, UsageError
@@ -62,7 +63,7 @@ class Share:
         part: Their part of the batch, times the number of processes, over which gradients are averaged.
         latents: `(share, latent_dim)` posterior draws; none where the model draws them itself.
         prior_latents: `(share, latent_dim)`.
-        likelihood_weight: `w` at this step.
+        likelihood_weight: `w` at this step; a scalar on the device where a controller sets it.
         checks: Whether the chains have stayed finite, each with the name of the chains; not read yet.
     """
 
@@ -71,7 +72,7 @@ class Share:
     part: float
     latents: Tensor | None
     prior_latents: Tensor
-    likelihood_weight: float
+    likelihood_weight: float | Tensor
     checks: list[tuple[str, FiniteCheck]]
 
 
@@ -85,10 +86,13 @@ def draw(state: TrainingState, data: TrainingData, step: int) -> Share:
     rows = rows if len(rows) else torch.zeros(1, dtype=torch.long)
     indices = torch.from_numpy(batch)[rows]
     loaded = data.load(indices.numpy())
-    inputs = {name: value.to(accelerator.device, non_blocking=True) for name, value in loaded.items()}
+    # Without pinned memory the copy to a GPU would wait for what still runs there.
+    is_pinned = accelerator.device.type == "cuda"
+    inputs = {
+        name: (value.pin_memory() if is_pinned else value).to(accelerator.device, non_blocking=True)
+        for name, value in loaded.items()
+    }
     weight = likelihood_weight(step, state.total, args, model.config.likelihood_weight)
-    if state.controller is not None:
-        weight = state.controller.weight
 
     def noise(purpose: str, device: torch.device | str = accelerator.device) -> BatchGenerator:
         return BatchGenerator(derived_seed(args.seed, purpose, step), rows, len(batch), device)
@@ -114,7 +118,9 @@ def draw(state: TrainingState, data: TrainingData, step: int) -> Share:
     with _naming_chains("prior", indices), deferred_checks() as checks:
         prior_latents = model.sample_prior(len(rows), generator=noise("prior")).latents
     chains += [("prior", check) for check in checks]
-    return Share(inputs, indices, part, latents, prior_latents, weight, chains)
+    # A controller goes with variational inference, so no chain above has missed its weight.
+    of_loss: float | Tensor = weight if state.controller is None else state.controller.weight.float()
+    return Share(inputs, indices, part, latents, prior_latents, of_loss, chains)
 
 
 def add_gradient(wrapped: nn.Module, share: Share, accelerator: Accelerator) -> Any:
@@ -153,6 +159,9 @@ def clip_and_measure(
         "posterior_std": _spread(output.latents),
         "prior_std": _spread(share.prior_latents),
     }
+    weight = share.likelihood_weight
+    if isinstance(weight, Tensor):
+        values["likelihood_weight"] = weight
     wanted = [*values.values(), *(check.finite_steps for _, check in share.checks)]
     numbers = torch.stack([value.detach().double() for value in wanted]).tolist()
     for (name, check), steps in zip(share.checks, numbers[len(values) :], strict=True):
@@ -162,7 +171,7 @@ def clip_and_measure(
     for name, title in _PARTS_OF_LOSS.items():
         if not math.isfinite(measured[name]):
             raise DivergenceError(f"the {title} is {measured[name]} on {_name(share.indices)}")
-    return {**measured, "likelihood_weight": share.likelihood_weight}
+    return measured if isinstance(weight, Tensor) else {**measured, "likelihood_weight": weight}
 
 
 def require_finite_gradients(model: LatentEBMPreTrainedModel, measured: dict[str, float], share: Share) -> None:
@@ -211,6 +220,19 @@ def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) ->
         betas=(0.9, 0.99),
         fused=True,
     )
+
+
+@torch.no_grad()
+def update_average(averaged: AveragedModel, model: LatentEBMPreTrainedModel) -> None:
+    """Takes the weights of a model into an average, as `averaged.update_parameters` does.
+
+    That one reads on the host how many weights there are in the average, which waits for a GPU.
+    """
+    averaged.n_averaged += 1
+    for average, weight in zip(averaged.parameters(), model.parameters(), strict=True):
+        average.lerp_(weight, averaged.n_averaged.reciprocal().to(weight.dtype))
+    for kept, current in zip(averaged.module.buffers(), model.buffers(), strict=True):
+        kept.copy_(current)
 
 
 def likelihood_weight(step: int, total: int, args: TrainingArguments, final: float) -> float:

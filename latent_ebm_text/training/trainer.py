@@ -33,6 +33,7 @@ from latent_ebm_text.training.step import (
     explaining_memory,
     learning_rates,
     require_finite_gradients,
+    update_average,
 )
 from latent_ebm_text.training.stopping import StopSignals, failing_together
 
@@ -173,21 +174,21 @@ def _train(
             if sharded is not None:
                 sharded.update(model)
             if state.averaged is not None and step >= state.averaging_from:
-                state.averaged.update_parameters(model)
+                update_average(state.averaged, model)
             if state.chains is not None and share.part:
                 state.chains.write(share.indices, output.latents)
             measured["decoder_learning_rate"] = optimizer.param_groups[0]["lr"]
             if state.controller is not None:
                 generator = derived_generator(args.seed, "information", step, device=accelerator.device)
                 state.controller.observe(step, model, share.inputs, share.prior_latents, generator, accelerator)
-                measured["information"] = state.controller.information
-                measured["information_target"] = state.controller.target
             state.step += 1
             bar.update()
 
             state.means.add(measured, len(data.batches.at(step)))
             if state.step % args.log_every == 0:
                 record = state.means.take()
+                if state.controller is not None:
+                    record |= state.controller.metrics()
                 state.metrics.write("train", state.step, {**record, "seconds": state.seconds})
                 bar.set_postfix(nll=f"{record['reconstruction_nll']:.1f}", gap=f"{record['energy_gap']:.1f}")
             if state.step % args.save_every == 0 or state.step == total:
@@ -198,7 +199,7 @@ def _train(
             state.save()
     if state.controller is not None:
         # Of the posterior that was trained, and of its chains.
-        model.config.likelihood_weight = weight = state.controller.weight
+        model.config.likelihood_weight = weight = float(state.controller.weight)
         sampler = model.config.posterior_sampler
         if sampler["name"] == "langevin":
             step_size = step_size_under(weight, sampler.get("step_size", LangevinSampler.step_size))

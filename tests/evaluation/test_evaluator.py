@@ -135,10 +135,10 @@ def test_the_precision_that_a_recipe_has_set_changes_no_number():
 
 def test_dropout_comes_with_a_generator_alone_and_keeps_the_mean():
     lm, inputs = make_model(), evaluator._collate([{"input_ids": row} for row in SENTENCES])
-    assert torch.equal(lm.log_prob(inputs), lm.log_prob(inputs))
-    assert torch.equal(lm.log_prob(inputs, seeded(1)), lm.log_prob(inputs, seeded(1)))
-    assert not torch.equal(lm.log_prob(inputs, seeded(1)), lm.log_prob(inputs, seeded(2)))
-    assert not torch.equal(lm.log_prob(inputs, seeded(1)), lm.log_prob(inputs))
+    assert torch.equal(lm.sum_log_prob(inputs), lm.sum_log_prob(inputs))
+    assert torch.equal(lm.sum_log_prob(inputs, seeded(1)), lm.sum_log_prob(inputs, seeded(1)))
+    assert not torch.equal(lm.sum_log_prob(inputs, seeded(1)), lm.sum_log_prob(inputs, seeded(2)))
+    assert not torch.equal(lm.sum_log_prob(inputs, seeded(1)), lm.sum_log_prob(inputs))
 
     mask = dropout_mask(0.2, (100, 1000), seeded())
     assert mask.unique().tolist() == pytest.approx([0.0, 1.25])
@@ -150,8 +150,8 @@ def test_every_dropout_rate_is_used(name):
     none = dict.fromkeys(("token_dropout", "embedding_dropout", "hidden_dropout", "output_dropout"), 0.0)
     inputs = evaluator._collate([{"input_ids": row} for row in SENTENCES])
     without, with_one = make_model(replace(TINY, **none)), make_model(replace(TINY, **none | {name: 0.5}))
-    assert torch.equal(without.log_prob(inputs, seeded()), without.log_prob(inputs))
-    assert not torch.equal(with_one.log_prob(inputs, seeded()), with_one.log_prob(inputs))
+    assert torch.equal(without.sum_log_prob(inputs, seeded()), without.sum_log_prob(inputs))
+    assert not torch.equal(with_one.sum_log_prob(inputs, seeded()), with_one.sum_log_prob(inputs))
 
 
 # -------- training

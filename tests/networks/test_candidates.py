@@ -8,6 +8,7 @@ from torch import Tensor
 
 from latent_ebm_text import LatentEBMTextConfig
 from latent_ebm_text.errors import UsageError
+from latent_ebm_text.networks import placement
 from latent_ebm_text.networks.softmax import CandidateTokens, SoftmaxOutput
 from tests.helpers import seeded
 from tests.networks.test_lstm import VOCAB, make_batch, make_decoder, make_latents
@@ -28,6 +29,13 @@ def draw(targets: Tensor, num_drawn: int, seed: int = 0) -> CandidateTokens:
     return CandidateTokens.draw(targets, torch.arange(10), VOCAB_SIZE, num_drawn, seeded(seed))
 
 
+@pytest.fixture(params=[True, False], ids=["at_host", "elsewhere"])
+def anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws as on a CPU, and as where the host does not see how many tokens are kept."""
+    monkeypatch.setattr(placement, "is_at_host", lambda tensor: request.param)
+
+
+@pytest.mark.usefixtures("anywhere")
 def test_candidates_are_the_frequent_tokens_the_targets_and_some_others_each_once() -> None:
     _, _, targets = layer()
     found = draw(targets, 12)
@@ -42,11 +50,13 @@ def test_candidates_are_the_frequent_tokens_the_targets_and_some_others_each_onc
     assert (found.positions >= 0).sum() == len(tokens)
 
 
+@pytest.mark.usefixtures("anywhere")
 def test_few_different_numbers_of_candidates_occur_so_that_kernels_are_reused() -> None:
     numbers = {len(draw(torch.arange(10, 10 + kept), 12).tokens) for kept in range(1, 30)}
     assert numbers == {64}
 
 
+@pytest.mark.usefixtures("anywhere")
 def test_with_every_token_drawn_nothing_changes() -> None:
     output, hidden, targets = layer()
     expected, grads = output.log_prob(hidden, targets), []
@@ -58,6 +68,7 @@ def test_with_every_token_drawn_nothing_changes() -> None:
     torch.testing.assert_close(grads[0], grads[1])
 
 
+@pytest.mark.usefixtures("anywhere")
 @torch.no_grad()
 def test_the_normaliser_is_estimated_without_bias() -> None:
     output, hidden, targets = layer()

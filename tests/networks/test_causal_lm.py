@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTextConfig
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.latents.density import ScoredLogDensity
+from latent_ebm_text.networks import placement
 from latent_ebm_text.networks.base import frozen
 from latent_ebm_text.networks.injection import LatentAttention
 from tests.helpers import BOS, EOS, LATENT_DIM, PAD, VOCAB_SIZE, seeded, tiny_batch, tiny_config
@@ -97,6 +98,29 @@ def test_log_prob_equals_a_plain_computation(model: Model, inputs: dict[str, Ten
         other = model.decoder.log_prob(inputs, draws(seed=6))
     assert float((other - expected).abs().min()) > 1e-3, "the latent matters"
     assert model.decoder.has_plain_head is (model.decoder.lm.config.model_type != "gemma2")
+
+
+def test_where_the_host_does_not_see_the_mask_nothing_else_is_computed(
+    model: Model, inputs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = draws()
+    weights = [weight for weight in model.decoder.parameters() if weight.requires_grad]
+    values, gradients, scores = [], [], []
+    for at_host in (True, False):
+        monkeypatch.setattr(placement, "is_at_host", lambda tensor, at_host=at_host: at_host)
+        each, mean = model.decoder.log_prob(inputs, latents), model.decoder.mean_log_prob(inputs, latents)
+        values.append(torch.cat([each, mean[None]]).detach())
+        torch.testing.assert_close(mean, each.mean(), rtol=1e-5, atol=0)
+        gradients += [torch.autograd.grad(loss, weights, allow_unused=True) for loss in (each.mean(), mean)]
+        scores.append(model.decoder.likelihood(inputs).value_and_score(latents))
+    assert int(inputs["attention_mask"].min()) == 0, "there is padding"
+    torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=5e-4)
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-3, atol=1e-3)
+    for found in gradients[1:]:
+        for one, other in zip(gradients[0], found, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_score_equals_autograd_and_finite_differences(model: Model, inputs: dict[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_ebm_text.latents.density import ScoredLogDensity
-from latent_ebm_text.networks import softmax
+from latent_ebm_text.networks import placement, softmax
 from latent_ebm_text.networks.lstm import FusedLSTMLikelihood, LSTMDecoder, LSTMEncoder, LSTMLikelihood
 
 VOCAB, LATENT, EMBEDDING, HIDDEN = 11, 3, 5, 7
@@ -391,6 +391,42 @@ def test_the_fused_likelihood_has_a_score_in_inference_mode() -> None:
     decoder, expected = make_decoder(), LSTMLikelihood(make_decoder(), make_batch()).score(make_latents())
     with torch.inference_mode():
         assert_same(FusedLSTMLikelihood(decoder, make_batch()).score(make_latents()), expected, 1e-5)
+
+
+@pytest.mark.parametrize("at_host", [True, False])
+@pytest.mark.parametrize("candidates", [{}, {"frequent_tokens": 3, "drawn_tokens": VOCAB}], ids=["all", "candidates"])
+@every_option
+def test_the_mean_has_the_gradient_of_the_mean_of_all(
+    options: dict[str, Any], candidates: dict[str, int], at_host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, batch, latents = make_decoder(**options), make_batch(extra=2), make_latents().requires_grad_()
+    leaves = [latents, *decoder.parameters()]
+    mean = decoder.log_prob(batch, latents).mean()
+    expected = torch.autograd.grad(mean, leaves)
+    assert all(bool(each.abs().sum() > 0) for each in expected)
+
+    monkeypatch.setattr(placement, "is_at_host", lambda tensor: at_host)
+    decoder = make_decoder(**options, **candidates).train()  # every token is a candidate, so the draw changes nothing
+    leaves = [latents, *decoder.parameters()]
+    for found in (decoder.mean_log_prob(batch, latents), decoder.log_prob(batch, latents).mean()):
+        assert_same(found, mean, VALUE_TOLERANCE)
+        for name, ours, theirs in zip(
+            ["latents", *dict(decoder.named_parameters())], torch.autograd.grad(found, leaves), expected, strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@every_option
+def test_positions_that_do_not_count_change_no_score(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, batch, latents = make_decoder(**options), make_batch(extra=2), make_latents()
+    value, score = LSTMLikelihood(decoder, batch).value_and_score(latents)
+    monkeypatch.setattr(placement, "is_at_host", lambda tensor: False)
+    likelihood = decoder.likelihood(batch)
+    assert isinstance(likelihood, FusedLSTMLikelihood)
+    for one, other in zip(
+        [value, score, value], [*likelihood.value_and_score(latents), likelihood(latents)], strict=True
+    ):
+        assert_same(other, one, VALUE_TOLERANCE)
 
 
 def test_an_encoder_finds_the_last_state_with_and_without_packing() -> None:

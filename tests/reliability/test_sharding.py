@@ -7,6 +7,8 @@ import pytest
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.training.sharding import check_sharding
+from tests.language_models import IDS
+from tests.language_models import SETTINGS as LANGUAGE_MODELS
 from tests.reliability.processes import (
     assert_same_outcome,
     exit_code,
@@ -83,6 +85,20 @@ def test_an_encoder_and_a_target_of_information_train_as_under_ddp(finish_togeth
     assert finish_together(run, 2) == [0, 0], log(run)
     assert losses(run) == pytest.approx(losses(ddp), rel=1e-4)
     assert_same_training(run, ddp)
+
+
+@pytest.mark.parametrize("lm_dtype", ["float32", "bfloat16"])
+def test_adapters_of_a_frozen_decoder_train_as_under_ddp(finish_together, tmp_path, alone, lm_dtype):
+    decoder = {"model_type": "llama", **IDS, **LANGUAGE_MODELS["llama"]}
+    model = {"decoder_type": "causal_lm", "decoder_config": decoder, "decoder_training": "lora", "dropout": 0.0}
+    training = {**TRAINING, "num_epochs": 1.0}
+    ddp = replace(alone, folder=tmp_path / "ddp" / "run", model=model, training=training, lm_dtype=lm_dtype)
+    assert finish_together(ddp, 2) == [0, 0], log(ddp)
+    run = replace(ddp, folder=tmp_path / "sharded" / "run", fsdp=True)
+    assert finish_together(run, 2) == [0, 0], log(run)
+    assert losses(run) == pytest.approx(losses(ddp), rel=1e-4 if lm_dtype == "float32" else 1e-2)
+    if lm_dtype == "float32":
+        assert_same_training(run, ddp)
 
 
 def test_a_sharded_run_that_is_killed_ends_the_same(start, finish_together, tmp_path, sharded):

@@ -55,6 +55,7 @@ class Run:
         rank: Of `world` processes.
         world: Number of processes that train together.
         port: Where they meet.
+        lm_dtype: Precision of the decoder's language model.
         fsdp: Whether they shard the model by FSDP2, as `accelerate launch --use_fsdp --fsdp_version 2` asks for it.
     """
 
@@ -70,6 +71,7 @@ class Run:
     rank: int = 0
     world: int = 1
     port: int = 0
+    lm_dtype: str = "float32"
     fsdp: bool = False
 
 
@@ -120,6 +122,8 @@ def _text(run: Run, args: TrainingArguments) -> tuple[LatentEBMForTextGeneration
     torch.manual_seed(0)
     settings = {"prior_sampler": CHAIN, "posterior_sampler": CHAIN, "dropout": 0.2, "token_dropout": 0.1}
     model = LatentEBMForTextGeneration(tiny_config(**settings | run.model))
+    if run.lm_dtype != "float32":
+        model.decoder.lm.to(getattr(torch, run.lm_dtype))
     words = np.random.default_rng(0)
     rows = [[1, *words.integers(4, 60, size=words.integers(1, 9)).tolist(), 2] for _ in range(NUM_EXAMPLES)]
     batches = BucketedBatches([len(row) - 1 for row in rows], args.train_batch_size, args.seed)

@@ -89,7 +89,7 @@ class ChainStore:
                 f"cannot write latents of shape {tuple(latents.shape)} to {len(indices)} chains of "
                 f"{self.latent_dim} dimensions"
             )
-        self._memory[indices.cpu().numpy()] = latents.detach().to("cpu", torch.float32).numpy()
+        self._memory[indices.cpu().numpy()] = latents.detach().float().cpu().numpy()
 
     def snapshot(self) -> Tensor:
         """Returns all chains, `(num_chains, latent_dim)`, as a view of the mapped file, for a checkpoint."""
