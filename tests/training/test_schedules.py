@@ -38,7 +38,7 @@ def test_a_target_of_information_that_is_missed_is_told():
     settings = {**SETTINGS, "information": 20.0}
     assert find_problems({**HEALTHY, "information": 19.0}, settings) == []
     (problem,) = find_problems({**HEALTHY, "information": 12.0}, settings)
-    assert "the latent carries 12.0 nats in place of 20: train longer" in problem
+    assert "the latent carries 12.0 nats of new examples in place of 20. Train longer" in problem
     (problem,) = find_problems({**HEALTHY, "information": 20.0}, {**settings, "likelihood_weight": 44.0})
     assert "does not learn what to tell: the likelihood weight has grown to 44 for 20.0 nats" in problem
 
