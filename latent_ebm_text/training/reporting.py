@@ -140,8 +140,8 @@ def find_problems(metrics: Mapping[str, float], settings: Mapping[str, Any]) -> 
             )
         elif abs(attained / target - 1) > MAX_INFORMATION_ERROR:
             problems.append(
-                f"the latent carries {attained:.1f} nats of new examples in place of {target:g}. Train longer if it does "
-                "so in training too (training.png); otherwise the encoder needs more examples to learn from"
+                f"the latent carries {attained:.1f} nats of new examples in place of {target:g}. Train longer if it "
+                "does so in training too (training.png); otherwise the encoder needs more examples to learn from"
             )
     if prior_learns and abs(gap) > MAX_ENERGY_GAP:
         problems.append(
