@@ -102,7 +102,16 @@ def main() -> int:
     collate = ImageCollator(corpus.image_size, corpus.num_channels)
     accelerator.print(corpus.describe())
 
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Figures] = {metric: {} for metric in METRICS}
+
+    def add(name: str, held_out: int, scores: Mapping[str, Any], is_anomaly: np.ndarray, natural: float) -> None:
+        """Takes the scores of one task in, and writes all there are."""
+        add_areas(figures, name, held_out, scores, is_anomaly, natural)
+        report = {"command": " ".join(sys.argv), "data": corpus.describe(), "scores": SCORES, **figures}
+        replace_text(folder / "anomaly.json", json.dumps(report, indent=2) + "\n")
+
     for name in task.models:
         for held_out in task.held_out:
             for seed in task.seeds:
@@ -118,13 +127,13 @@ def main() -> int:
                     if accelerator.is_main_process:
                         known, new = (arrays_of(images.select(rows), corpus) for rows in (training, test))
                         found = other_scores(name, known, new, seed=seed)
-                        add_areas(figures, name, held_out, found, is_anomaly, natural)
+                        add(name, held_out, found, is_anomaly, natural)
                     continue
 
                 # Model and training, as for images of any kind; what it shows meanwhile are images of training.
                 model_changes, changes = MODELS[name]
-                folder = Path(args.output_dir) / name / f"held-out-{held_out}" / f"seed-{seed}"
-                run_args = replace(args, output_dir=str(folder), seed=seed, **changes)
+                run = folder / name / f"held-out-{held_out}" / f"seed-{seed}"
+                run_args = replace(args, output_dir=str(run), seed=seed, **changes)
                 settings = {**model_args.settings, **model_changes}
                 model = build(replace(model_args, settings=settings), corpus, seed)
                 normal = images.select(training)
@@ -138,7 +147,7 @@ def main() -> int:
 
                 # Scores of every image, and how well they separate anomalies.
                 if accelerator.is_main_process:
-                    with replaced_folder(folder / "model") as written:
+                    with replaced_folder(run / "model") as written:
                         model.save_pretrained(written)
                         LatentEBMImageProcessor(corpus.image_size, corpus.num_channels).save_pretrained(written)
                 scores = anomaly_scores(
@@ -154,10 +163,8 @@ def main() -> int:
                     accelerator=accelerator,
                 )
                 if accelerator.is_main_process:
-                    add_areas(figures, name, held_out, scores, is_anomaly, natural)
+                    add(name, held_out, scores, is_anomaly, natural)
     if accelerator.is_main_process:
-        report = {"command": " ".join(sys.argv), "data": corpus.describe(), "scores": SCORES, **figures}
-        replace_text(Path(args.output_dir) / "anomaly.json", json.dumps(report, indent=2) + "\n")
         for metric, (title, _) in METRICS.items():
             print(f"\n{table(figures[metric], title)}")
     return 0

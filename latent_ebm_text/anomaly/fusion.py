@@ -12,12 +12,13 @@ Floats = NDArray[np.float64]
 
 
 class TailProbabilities:
-    """The p-value of each score among those of ordinary data, and the harmonic mean of these p-values.
+    """The p-value of each score among those of ordinary data, and two means of these p-values.
 
     Scores beyond all ordinary data differ too: there the p-value falls as `1 / (1 + excess)`, with the excess in units
     of the distance between the largest and the median ordinary score. The harmonic mean is led by the smallest
     p-values, as suits scores that see different kinds of anomalies, and holds up where scores depend on each other
-    (Wilson, 2019). It learns from ordinary data only: no weight is fitted.
+    (Wilson, 2019). The geometric mean (Fisher, 1932) adds up evidence, as suits scores that see the same anomalies.
+    Both learn from ordinary data only: no weight is fitted.
 
     Args:
         reference: `(m, num_scores)`, scores of ordinary data that nothing was fitted on, higher for the anomalous.
@@ -46,3 +47,7 @@ class TailProbabilities:
         them all.
         """
         return np.log((1.0 / self.p_values(scores)).mean(axis=1))
+
+    def added(self, scores: Floats) -> Floats:
+        """Minus the log of the geometric mean of the p-values, `(n,)` for scores `(n, num_scores)`."""
+        return np.asarray(-np.log(self.p_values(scores)).mean(axis=1))

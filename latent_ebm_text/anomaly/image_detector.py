@@ -49,8 +49,8 @@ class LatentEBMImageDetector(LatentEBMDetector):
     ([`LatentCalibration`][latent_ebm_text.anomaly.calibration.LatentCalibration]): whether the error of its
     reconstruction is larger than usual for such an image, and its latent rarer. Two are of the images
     ([`ImageNeighbours`][latent_ebm_text.anomaly.image_neighbours.ImageNeighbours]): how far the nearest ordinary ones
-    are, and how far that is beside their own distances. They are fused by their tail probabilities among ordinary
-    images. The images of `fit` may hold anomalies: the most anomalous, twice the share `contamination`, are left out.
+    are, and how far that is beside their own distances. They are fused by Fisher's rule from their tail probabilities
+    among images that the model has not seen. The images of `fit` may hold anomalies: the most anomalous, twice the share `contamination`, are left out.
     A fifth of the images is held out for p-values: nothing is fitted on them, but they are neighbours of others.
 
     Args:
@@ -116,14 +116,17 @@ class LatentEBMImageDetector(LatentEBMDetector):
         encoded = self._encoded(images)
         ordinary = candidates = known[:_MAX_CALIBRATION]
         num_kept = max(MIN_IMAGES, len(candidates) - int(min(0.5, 2 * self.contamination) * len(candidates)))
-        for _ in range(_NUM_ROUNDS):
-            scores = self._fit_scores(encoded, ordinary, ordinary)
+        for _ in range(_NUM_ROUNDS):  # led by the smallest p-value: whatever is odd by one score is left out
+            found = self._fit_scores(encoded, ordinary, ordinary)
+            scores = TailProbabilities(found[ordinary]).fused(found)
             limit = np.sort(scores[candidates])[num_kept - 1]
             ordinary = candidates[scores[candidates] <= limit]
         everyone = np.concatenate([known, held_out])
         neighbours = everyone[scores[everyone] <= limit][:_MAX_NEIGHBOURS]
-        scores = self._fit_scores(encoded, ordinary, neighbours)
+        found = self._fit_scores(encoded, ordinary, neighbours)
+        self._tails = TailProbabilities(found[held_out])  # images that the model has not seen, whatever they are
         self._usual_errors = encoded.maps[ordinary].mean(axis=0)
+        scores = self._tails.added(found)
         self._set_scores(scores, scores[held_out])
         return self
 
@@ -145,26 +148,24 @@ class LatentEBMImageDetector(LatentEBMDetector):
 
     def _score(self, X: Any) -> Scores:
         self._check_fitted()
-        return self._tails.fused(self._columns(self._encoded(_as_list(X))))
+        return self._tails.added(self._columns(self._encoded(_as_list(X))))
 
     def _fit_scores(
         self, encoded: _Encoded, ordinary: NDArray[np.int64], neighbours: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """Fits all scores on ordinary images; returns the fused score of every image, which is not its own neighbour.
+        """Fits the four scores on ordinary images; returns those of all images, none of which is its own neighbour.
 
         Args:
             encoded: All images.
             ordinary: Rows of those that calibrate.
-            neighbours: Rows of those whose distance counts, these among them.
+            neighbours: Rows of those whose distance counts.
         """
-        self.calibration_ = LatentCalibration().fit(
-            encoded.latents[ordinary], encoded.errors[ordinary], seed=self.seed
-        )
+        calibration = LatentCalibration().fit(encoded.latents[ordinary], encoded.errors[ordinary], seed=self.seed)
+        self.calibration_ = calibration
         self.neighbours_ = ImageNeighbours().fit(encoded.pixels[neighbours], seed=self.seed)
         found = self._columns(encoded)
         found[neighbours, 2:] = self.neighbours_.scores(encoded.pixels[neighbours], known=True)
-        self._tails = TailProbabilities(found[ordinary])
-        return self._tails.fused(found)
+        return found
 
     def _columns(self, encoded: _Encoded) -> NDArray[np.float64]:
         """The four scores, `(n, 4)`: error, rarity, distance of the neighbours, isolation."""

@@ -82,12 +82,13 @@ def test_probabilities_can_be_conformal() -> None:
     np.testing.assert_allclose(detector.predict_proba(data, method="conformal")[:, 0], detector.p_values(data))
 
 
-def test_fusion_is_the_harmonic_mean_of_p_values() -> None:
+def test_fusion_is_a_mean_of_p_values() -> None:
     tails = TailProbabilities(np.array([[1.0, 10.0], [2.0, 30.0], [3.0, 20.0]]))
     scores = np.array([[2.5, 25.0], [3.0, 0.0], [5.0, 50.0]])
     beyond = 0.25 / (1 + 2)  # two distances between median and maximum beyond the maximum
     np.testing.assert_allclose(tails.p_values(scores), [[0.5, 0.5], [0.5, 1.0], [beyond, beyond]])
-    np.testing.assert_allclose(np.exp(-tails.fused(scores)), [0.5, 2 / 3, beyond])
+    np.testing.assert_allclose(np.exp(-tails.fused(scores)), [0.5, 2 / 3, beyond])  # harmonic
+    np.testing.assert_allclose(np.exp(-tails.added(scores)), [0.5, 0.5**0.5, beyond])  # geometric
     assert np.isfinite(TailProbabilities(np.ones((3, 1))).fused(np.array([[2.0]]))).all()
     with pytest.raises(UsageError, match=r"scores of ordinary data \(m, num_scores\), got \(0, 2\)"):
         TailProbabilities(np.zeros((0, 2)))

@@ -109,6 +109,15 @@ def test_the_anomaly_table(tmp_path):
     assert "| detector, fused |" in done.stdout
 
 
+def test_baselines_alone_have_a_table(tmp_path):
+    options = {"models": "baselines", "held_out": "3", "seeds": "0", "output_dir": tmp_path / "new" / "run"}
+    options |= {"image_size": 8, "decoder_first_size": 4}
+    done = run("anomaly_images.py", tmp_path, **TINY, **options)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "new" / "run" / "anomaly.json").read_text())
+    assert report["auroc"]["baselines"]["3"][0].keys() >= {"PCA, 5th neighbour", "PCA error"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
