@@ -50,8 +50,9 @@ class LatentEBMImageDetector(LatentEBMDetector):
     reconstruction is larger than usual for such an image, and its latent rarer. Two are of the images
     ([`ImageNeighbours`][latent_ebm_text.anomaly.image_neighbours.ImageNeighbours]): how far the nearest ordinary ones
     are, and how far that is beside their own distances. They are fused by Fisher's rule from their tail probabilities
-    among images that the model has not seen. The images of `fit` may hold anomalies: the most anomalous, twice the share `contamination`, are left out.
-    A fifth of the images is held out for p-values: nothing is fitted on them, but they are neighbours of others.
+    among images that the model has not seen. The images of `fit` may hold anomalies: the most anomalous, twice the
+    share `contamination`, are left out. A fifth of the images is held out for p-values: nothing is fitted on them, but
+    they are neighbours of others.
 
     Args:
         model: A model with an encoder that was trained on ordinary images, its folder or Hub id; by default the
