@@ -1,7 +1,6 @@
 """Control two attributes together, of which one combination never occurs among the labelled sentences.
 
-    python recipes/control_combination.py --model runs/sst2 --dataset_name data/sst2 --label_names negative,positive \
-        --combination label=positive,length=long
+    python recipes/control_combination.py --model runs/sst2 --dataset_name data/sst2 --combination label=1,length=long
     python recipes/control_combination.py --model runs/quickstart --combination topic=sports,tense=future
 
 No sentence of the combination has labels, for the model's attributes, for the classifiers of best-of-k, and for the
@@ -28,7 +27,7 @@ from latent_ebm_text.evaluation.usefulness import require_probes
 from latent_ebm_text.training.arguments import option, required
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CombinationArguments(HarnessArguments):
     """Combination"""
 
