@@ -2,10 +2,12 @@
 
     python recipes/control_text.py --model runs/sst2 --dataset_name data/sst2 --label_names negative,positive
 
-The corpus has a column of labels. Half of its training sentences give the model its attribute; the other half train
-an independent judge, whose own accuracy on test sentences is printed first. Then sentences of every value are
-generated at several strengths, by the model and by baselines; all are judged alike, and so are real sentences. Writes
-control.md, control.json and control.png.
+    python recipes/control_text.py --model runs/quickstart --attribute topic
+
+Half of the training sentences give the model its attribute; the other half train an independent judge, whose own
+accuracy on test sentences is printed first, unless the attribute can be read without one. Then sentences of every
+value are generated at several strengths, by the model and by baselines; all are judged alike, and so are real
+sentences. Writes control.md, control.json and control.png.
 """
 
 from dataclasses import dataclass
@@ -13,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from control_harness import Harness, HarnessArguments, Metrics, numbers, plot
 from label_model import LabelModel, fit_label_model
-from labelled_text import LABEL
 
 from latent_ebm_text.commands.arguments import DataArguments
 from latent_ebm_text.commands.parsing import parse_arguments
@@ -29,6 +30,7 @@ from latent_ebm_text.training.arguments import option
 class ControlArguments(HarnessArguments):
     """Control"""
 
+    attribute: str = option("label", "What is controlled: `label`, `length`, or an attribute of the embedded corpus.")
     gaussian_model: str | None = option(
         None, "Folder of the same model under a Gaussian prior (prior_type gaussian); by default the model itself "
         "with its energy left out.",
@@ -42,7 +44,7 @@ class ControlArguments(HarnessArguments):
 def samples(harness: Harness, args: ControlArguments, label_model: LabelModel) -> Metrics:
     """Generation: the model at every strength, and the baselines."""
     n, rows = args.num_samples, Metrics()
-    wishes = [{LABEL: value} for value in harness.data.values(LABEL)]
+    wishes = [{args.attribute: value} for value in harness.data.values(args.attribute)]
     strengths = numbers(args.strengths, "strengths")
 
     rows["real sentences"] = harness.measure("real sentences", harness.real(n), wishes)
@@ -65,9 +67,10 @@ def samples(harness: Harness, args: ControlArguments, label_model: LabelModel) -
         name, harness.model.prior = "energy left out", GaussianPrior(harness.model.config.latent_dim)
     else:
         other, tokenizer = load_text_model(args.gaussian_model)
-        report = harness.fit(other, tokenizer)[LABEL]
+        report = harness.fit(other, tokenizer)[args.attribute]
         harness.facts.append(
-            f"classifier of {LABEL} in latents of the model with a Gaussian prior: accuracy {report['accuracy']:.1%}"
+            f"classifier of {args.attribute} in latents of the model with a Gaussian prior: accuracy "
+            f"{report['accuracy']:.1%}"
         )
     for strength in strengths:
         generate = harness.controlled(n, strength, model=other)
@@ -81,10 +84,10 @@ def main() -> None:
     for name in ("strengths", "temperatures"):
         numbers(getattr(args, name), name)
     require_probes()
-    harness = Harness(args, prepare(data_args, args.seed), [LABEL])
+    harness = Harness(args, prepare(data_args, args.seed), [args.attribute])
     train = harness.data.splits["train"]
     label_model = fit_label_model(
-        harness.model.config, harness.rows_of(train.texts), train.rows(), {LABEL: harness.data.values(LABEL)},
+        harness.model.config, harness.rows_of(train.texts), train.rows(), {args.attribute: harness.data.values(args.attribute)},
         folder=harness.folder / "label-model", num_epochs=args.label_epochs, seed=args.seed,
     )  # fmt: skip
     rows = samples(harness, args, label_model)
