@@ -87,7 +87,8 @@ def main() -> None:
     harness = Harness(args, prepare(data_args, args.seed), [args.attribute])
     train = harness.data.splits["train"]
     label_model = fit_label_model(
-        harness.model.config, harness.rows_of(train.texts), train.rows(), {args.attribute: harness.data.values(args.attribute)},
+        harness.model.config, harness.rows_of(train.texts), train.rows(),
+        {args.attribute: harness.data.values(args.attribute)},
         folder=harness.folder / "label-model", num_epochs=args.label_epochs, seed=args.seed,
     )  # fmt: skip
     rows = samples(harness, args, label_model)
