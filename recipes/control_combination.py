@@ -35,7 +35,7 @@ class CombinationArguments(HarnessArguments):
     unseen: bool = option(False, "Whether the model was trained on the corpus without the combination.")
     corpus_without: str | None = option(None, "Folder for the corpus without the combination; nothing else is done.")
     strengths: str = option("2,4,8,16", "Strengths, separated by commas.")
-    temperatures: str = option("1,0.7", "Temperatures of the tokens, separated by commas.")
+    temperatures: str = option("1,0.8,0.7", "Temperatures of the tokens, separated by commas.")
     best_of: str = option("2,4,8", "Numbers of sentences that best-of-k chooses from, separated by commas.")
     num_samples: int = option(300, "Generated sentences per setting.")
     label_epochs: int = option(12, "Epochs of the label model.")
@@ -51,8 +51,10 @@ def samples(harness: Harness, args: CombinationArguments, label_model: LabelMode
             settings[name] = harness.controlled(n, strength, temperature)
     for temperature in numbers(args.temperatures, "temperatures"):
         settings[f"label model, temperature {temperature:g}"] = harness.labelled(n, label_model, temperature)
-    for k in map(int, numbers(args.best_of, "best_of")):
-        settings[f"best of k, k={k}"] = harness.best_of(n, k)
+    for temperature in numbers(args.temperatures, "temperatures"):
+        for k in map(int, numbers(args.best_of, "best_of")):
+            name = f"best of k at temperature {temperature:g}, k={k}"
+            settings[name] = harness.best_of(n, k, temperature)
     return {name: harness.measure(name, generate, [wish]) for name, generate in settings.items()}
 
 

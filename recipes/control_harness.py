@@ -154,15 +154,17 @@ class Harness:
             label_model.generate(wish, n, temperature=temperature, generator=generator)
         )
 
-    def plain(self, n: int) -> Generate:
+    def plain(self, n: int, temperature: float = 1.0) -> Generate:
         """Sentences that nothing was wanted of."""
-        return lambda wish, generator: self.decode(self.model.generate(num_samples=n, generator=generator))
+        return lambda wish, generator: self.decode(
+            self.model.generate(num_samples=n, temperature=temperature, generator=generator)
+        )
 
-    def best_of(self, n: int, k: int) -> Generate:
+    def best_of(self, n: int, k: int, temperature: float = 1.0) -> Generate:
         """Of every `k` plain sentences the one that classifiers of the same labels like best."""
 
         def generate(wish: Wanted, generator: torch.Generator) -> list[str]:
-            texts = self.plain(k * n)(wish, generator)
+            texts = self.plain(k * n, temperature)(wish, generator)
             embeddings = embed_sentences(texts)
             probs = [self.classifiers[name](texts, embeddings, value) for name, value in wish.items()]
             best = np.prod(probs, axis=0).reshape(n, k).argmax(axis=1)

@@ -143,12 +143,13 @@ def test_control_of_a_combination_that_has_no_labels(harness: RunRecipe, tmp_pat
     )
     rows = found["samples"]
     assert list(rows) == [
-        "real sentences", "no control", "ours at temperature 1, w=4", "label model, temperature 1", "best of k, k=4"
+        "real sentences", "no control", "ours at temperature 1, w=4", "label model, temperature 1",
+        "best of k at temperature 1, k=4",
     ]  # fmt: skip
     assert rows["real sentences"]["length"]["value"] == 1.0, "words are counted"
     for metrics in rows.values():
         assert metrics["accuracy"]["value"] <= min(metrics["label"]["value"], metrics["length"]["value"])
-    assert rows["best of k, k=4"]["length"]["value"] > rows["no control"]["length"]["value"]
+    assert rows["best of k at temperature 1, k=4"]["length"]["value"] > rows["no control"]["length"]["value"]
 
 
 def test_bad_input_of_control_of_text(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
