@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 #: Default exponents of the likelihood and of `p(c | z)`, and steps of a chain.
 CONTENT, EDIT_STRENGTH, NUM_STEPS = 1.0, 16.0, 20
-#: Default bonus of a sentence's own tokens in nats, candidates, and temperature of the tokens.
-COPY, NUM_CANDIDATES, TEMPERATURE = 2.0, 16, 0.5
+#: Default bonus of a sentence's own tokens in nats, chains, candidates, and temperature of the tokens. A chain costs
+#: several times as much as the decoding of its end.
+COPY, NUM_CHAINS, NUM_CANDIDATES, TEMPERATURE = 2.0, 4, 16, 0.5
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def edit_rows(
     tokenizer: PreTrainedTokenizerBase | None = None,
     content: float = CONTENT,
     copy: float = COPY,
+    num_chains: int = NUM_CHAINS,
     num_candidates: int = NUM_CANDIDATES,
     num_steps: int = NUM_STEPS,
     batch_size: int = 128,
@@ -77,9 +79,10 @@ def edit_rows(
         content: `a`, the exponent of the likelihood, beside the model's own likelihood weight.
         copy: What each token of the sentence gains at its decoding, in nats, until it has been used once: a cache
             (Grave et al., 2017), for words that a latent does not tell. 0 leaves decoding to the latent alone.
-        num_candidates: Chains per sentence.
+        num_chains: Chains per sentence.
+        num_candidates: Candidates per sentence; where a chain ended is decoded several times if these are more.
         num_steps: Steps of a chain, of the size of the model's posterior sampler.
-        batch_size: Chains per batch.
+        batch_size: Candidates per batch.
         sampler: A sampler in place of the model's own.
         generator: Random number generator of the chains, and of the tokens if they are sampled.
         progress: Whether to show a progress bar.
@@ -87,7 +90,7 @@ def edit_rows(
     """
     require_positive("content", content)
     require_in_interval("copy", copy, 0.0, math.inf)
-    for name, value in (("num_candidates", num_candidates), ("num_steps", num_steps)):
+    for name, value in (("num_chains", num_chains), ("num_candidates", num_candidates), ("num_steps", num_steps)):
         if value < 1:
             raise UsageError(f"{name} must be a positive integer, got {value}")
     if options.get("num_return_sequences", 1) != 1 or options.get("return_dict_in_generate"):
@@ -100,7 +103,8 @@ def edit_rows(
     options = {"do_sample": True, **options}
     if options["do_sample"]:
         options = {"temperature": TEMPERATURE, **options}
-    chosen = options.pop("logits_processor", [])
+    chosen, num_chains = options.pop("logits_processor", []), min(num_chains, num_candidates)
+    chain_of = torch.arange(num_candidates) % num_chains
     origins, _ = _contents(model, rows, batch_size, generator)
     ids: list[Tensor] = [torch.empty(0)] * len(rows)
     latents = torch.empty(len(rows), num_candidates, model.config.latent_dim)
@@ -108,14 +112,16 @@ def edit_rows(
     with evaluation_mode(model):
         per_batch = max(1, batch_size // num_candidates)
         for indices in tqdm(model._batches(rows, per_batch), desc="editing", disable=not progress):
-            inputs = model._collate(rows, indices.repeat_interleave(num_candidates))
+            inputs = model._collate(rows, indices.repeat_interleave(num_chains))
             # 1. Climb from draws of the posterior towards the attributes.
             start = model.sample_posterior(inputs, generator=generator).latents
             density = ControlledDensity(model.posterior(inputs, content * model.config.likelihood_weight), fitting)
             with model._full_precision():
                 ends = sampler.sample(start, density, generator=generator).latents
             # 2. Decode, with a bonus for the sentence's own tokens.
-            bonus = [_Copy(inputs["input_ids"], copy, model.config)] if copy else []
+            rows_of = (num_chains * torch.arange(len(indices))[:, None] + chain_of).flatten().to(ends.device)
+            ends = ends[rows_of]
+            bonus = [_Copy(inputs["input_ids"][rows_of], copy, model.config)] if copy else []
             decoded = model.generate(
                 latents=ends, generator=generator, logits_processor=LogitsProcessorList([*bonus, *chosen]), **options
             )

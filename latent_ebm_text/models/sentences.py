@@ -289,7 +289,7 @@ class SentenceModel(AttributeModel):
             strength: The exponent `w`, one for all attributes or one per attribute.
             tokenizer: The tokenizer of strings.
             **options: `content`, the exponent `a` (less keeps less), `copy`, the bonus of the sentence's own words in
-                nats, `num_candidates`, `num_steps` and further options of
+                nats, `num_chains`, `num_candidates`, `num_steps` and further options of
                 [`~latent_ebm_text.models.editing.edit_rows`] and of `generate`.
 
         Raises:

@@ -164,7 +164,10 @@ def test_an_edit_uses_every_word_of_its_sentence_once(knowing: Model, tokenizer:
     copied = knowing.edit(SENTENCES, copy=50.0, generator=seeded(), **options).best
     for own, row in zip(ids, copied.tolist(), strict=True):
         assert sorted(row[1 : 1 + len(set(own))]) == sorted(set(own)), "a large bonus decides, until it is used up"
-    # Without it a candidate is the decoding of where its chain ended.
+    few = knowing.edit(SENTENCES, num_chains=2, num_candidates=3, generator=seeded(), **options)
+    assert few.sequences.shape[:2] == (4, 3)
+    assert [len(latents.unique(dim=0)) for latents in few.latents] == [2] * 4, "one end is decoded twice"
+    # Without a bonus a candidate is the decoding of where its chain ended.
     free = knowing.edit(SENTENCES, copy=0.0, do_sample=False, num_beams=4, generator=seeded(), **options)
     decoded = knowing.generate(latents=free.latents[1, 2:3], do_sample=False, num_beams=4, max_new_tokens=12)[0]
     shown = free.sequences[1, 2]
@@ -176,6 +179,7 @@ def test_an_edit_uses_every_word_of_its_sentence_once(knowing: Model, tokenizer:
     [
         ({"content": 0.0}, "content must be positive and finite, got 0"),
         ({"copy": -1.0}, "copy must be in [0.0, inf], got -1.0"),
+        ({"num_chains": 0}, "num_chains must be a positive integer, got 0"),
         ({"num_candidates": 0}, "num_candidates must be a positive integer, got 0"),
         ({"num_steps": 0}, "num_steps must be a positive integer"),
         ({"num_return_sequences": 2}, "edit decodes each candidate once"),
