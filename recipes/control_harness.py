@@ -211,13 +211,13 @@ def numbers(text: str, name: str) -> list[float]:
 
 def plot(rows: Metrics, path: Path) -> None:
     """Accuracy against perplexity, one line per method, whose name is what stands before the comma."""
-    figure = new_plot(6.0, 4.0)
-    axes, methods = figure.subplots(), {}
+    figure, methods = new_plot(8.0, 4.0), dict[str, list[dict[str, Estimate]]]()
+    axes = figure.subplots()
     for name, metrics in rows.items():
         methods.setdefault(name.partition(",")[0], []).append(metrics)
     for method, points in methods.items():
         values = [[point[key].value for point in points] for key in ("perplexity", "accuracy")]
         axes.plot(*values, marker="o", label=method)
     axes.set(xlabel="perplexity per word", ylabel="accuracy")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     save_plot(figure, path)
