@@ -70,7 +70,7 @@ def harness(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> 
     """Runs a harness of control with the real sentence encoder, on sentences of the grammar with their tense."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    for number, (split, size) in enumerate((("train", 240), ("validation", 120), ("test", 120))):
+    for number, (split, size) in enumerate((("train", 240), ("validation", 240), ("test", 240))):
         rows = [
             {"text": sentence.text, "label": int(sentence.attributes["tense"] == "past")}
             for sentence in newswire_grammar().sample(size, (0, number))
@@ -91,7 +91,7 @@ def test_control_of_labelled_text(harness: RunRecipe, tmp_path: Path) -> None:
     output, errors = harness(
         "control_text.py", "--strengths", 4, "--temperatures", 1, "--num_samples", 25, "--label_epochs", 1
     )
-    assert "judge of label on 120 test sentences: " in output, errors
+    assert "judge of label on 240 test sentences: " in output, errors
     found = json.loads((tmp_path / "control.json").read_text())
     methods = [name.partition(",")[0].partition(" of ")[0] for name in found["samples"]]
     assert methods == [
@@ -127,7 +127,7 @@ def test_control_of_a_combination_that_has_no_labels(harness: RunRecipe, tmp_pat
         split: (tmp_path / "without" / f"{split}.jsonl").read_text().splitlines()
         for split in ("train", "validation", "test")
     }
-    assert len(left["test"]) == 120
+    assert len(left["test"]) == 240
     assert 120 < len(left["train"]) < 240
     assert not {*left["train"]} & {
         json.dumps({"text": sentence.text})
