@@ -203,7 +203,8 @@ def metrics_table(rows: Mapping[str, Mapping[str, Estimate]], seconds: Mapping[s
     """A Markdown table, one row per setting, with errors or 95 % intervals, and seconds a sentence."""
     names = list(next(iter(rows.values())))
     lines = ["| setting | n | " + " | ".join(names) + " | s a sentence |", "|---" * (len(names) + 3) + "|"]
-    specs = {"perplexity": ".0f", "self-BLEU": ".1f", "MAUVE": ".2f", "distinct-2": ".3f"}
+    is_small = max(metrics["perplexity"].value for metrics in rows.values()) < 100
+    specs = {"perplexity": ".1f" if is_small else ".0f", "self-BLEU": ".1f", "MAUVE": ".2f", "distinct-2": ".3f"}
     specs |= dict.fromkeys(("similarity", "word overlap"), ".3f")
     for name, metrics in rows.items():
         cells = [f"{metrics[key]:{specs.get(key, '.1%')}}" for key in names]
