@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.evaluation.diversity import self_bleu
 from latent_ebm_text.evaluation.estimates import Estimate
 from latent_ebm_text.evaluation.evaluator import LanguageModel, sentence_nll
+from latent_ebm_text.evaluation.mauve import mauve
 
 if TYPE_CHECKING:
+    from labelled_text import Reader
     from transformers import PreTrainedTokenizerBase
 
 #: References of self-BLEU, so that a hundred sentences are enough for two groups.
@@ -46,6 +48,14 @@ class AttributeJudge:
         """The most probable value of each sentence."""
         return [str(value) for value in self._probe.predict(embeddings)]
 
+    def read(self, texts: Sequence[str], embeddings: npt.NDArray[Any]) -> list[str]:
+        """The same, as a [`~labelled_text.Reader`]."""
+        return self.predict(embeddings)
+
+    def read_probs(self, texts: Sequence[str], embeddings: npt.NDArray[Any], value: str) -> npt.NDArray[Any]:
+        """The probability of a value, as [`exact_probs`] gives it where an attribute is read without error."""
+        return self.probs(embeddings, value)
+
     def accuracy(self, embeddings: npt.NDArray[Any], wanted: Sequence[str]) -> Estimate:
         """The share of sentences that have the value that is wanted of each."""
         correct = sum(a == b for a, b in zip(self.predict(embeddings), wanted, strict=True))
@@ -57,15 +67,23 @@ class Judges:
     """All metrics of sentences with attributes.
 
     Args:
-        attributes: The judge of every attribute.
+        readers: What reads every attribute.
         lm: The language model that judges fluency.
         tokenizer: Its tokenizer.
+        embeddings: Embeddings of real sentences, which generated ones are compared with.
+        values: The values of each of these.
     """
 
     def __init__(
-        self, attributes: Mapping[str, AttributeJudge], lm: LanguageModel, tokenizer: PreTrainedTokenizerBase
+        self,
+        readers: Mapping[str, Reader],
+        lm: LanguageModel,
+        tokenizer: PreTrainedTokenizerBase,
+        embeddings: npt.NDArray[Any],
+        values: Sequence[Mapping[str, str]],
     ) -> None:
-        self.attributes, self._lm, self._tokenizer = attributes, lm, tokenizer
+        self.readers, self._lm, self._tokenizer = readers, lm, tokenizer
+        self._embeddings, self._values = embeddings, values
 
     def perplexity(self, texts: Sequence[str]) -> Estimate:
         """The perplexity per word under the language model, the end counted as a word."""
@@ -76,18 +94,40 @@ class Judges:
         return Estimate.of_bootstrap(nll, f"perplexity per word under {self._lm.recipe.name}", tokens=words)
 
     def sample_metrics(self, texts: Sequence[str], wanted: Sequence[Mapping[str, str]]) -> dict[str, Estimate]:
-        """Accuracy, perplexity and diversity of generated sentences.
+        """Accuracy, perplexity, diversity and MAUVE of generated sentences.
 
         Args:
             texts: The sentences.
             wanted: The values that each of them was asked to have.
         """
-        return {
-            "accuracy": self._granted(embed_sentences(texts), wanted),
-            "perplexity": self.perplexity(texts),
-            "distinct-2": distinct(texts, 2),
-            "self-BLEU": self_bleu(texts, num_references=_NUM_REFERENCES),
-        }
+        embeddings = embed_sentences(texts)
+        metrics = {"accuracy": self._granted(texts, embeddings, wanted)}
+        if len(wanted[0]) > 1:
+            for name in wanted[0]:
+                metrics[name] = self._granted(texts, embeddings, [{name: own[name]} for own in wanted])
+        metrics["perplexity"] = self.perplexity(texts)
+        metrics["MAUVE"] = self.mauve(embeddings, wanted)
+        return metrics | {
+            "distinct-2": distinct(texts, 2), "self-BLEU": self_bleu(texts, num_references=_NUM_REFERENCES)
+        }  # fmt: skip
+
+    def mauve(self, embeddings: npt.NDArray[Any], wanted: Sequence[Mapping[str, str]]) -> Estimate:
+        """MAUVE of pairs of a sentence and its values against real such pairs, as many of every value as both have.
+
+        What stands beside the embedding says which values were asked for, and is far from that of others, so that a
+        sentence without them is compared with real sentences that have them.
+        """
+        kinds = list(dict.fromkeys(tuple(own.items()) for own in wanted))
+        made: list[npt.NDArray[Any]] = []
+        real: list[npt.NDArray[Any]] = []
+        for place, kind in enumerate(kinds):
+            own = embeddings[[row for row, values in enumerate(wanted) if tuple(values.items()) == kind]]
+            others = self._embeddings[[row for row, values in enumerate(self._values) if set(kind) <= values.items()]]
+            size = min(len(own), len(others))
+            mark = np.tile(2.0 * np.eye(len(kinds))[place], (size, 1))
+            made.append(np.concatenate([own[:size], mark], axis=1))
+            real.append(np.concatenate([others[:size], mark], axis=1))
+        return mauve(np.concatenate(made), np.concatenate(real), "embeddings beside the values asked for")
 
     def edit_metrics(
         self, sources: Sequence[str], texts: Sequence[str], wanted: Sequence[Mapping[str, str]]
@@ -103,20 +143,32 @@ class Judges:
         similarity = torch.from_numpy((embeddings * origin).sum(axis=1))
         overlap = torch.tensor([word_overlap(a, b) for a, b in zip(sources, texts, strict=True)])
         return {
-            "accuracy": self._granted(embeddings, wanted),
+            "accuracy": self._granted(texts, embeddings, wanted),
             "perplexity": self.perplexity(texts),
             "similarity": Estimate.of_mean(similarity, "cosine of the embeddings of edit and source"),
             "word overlap": Estimate.of_mean(overlap, "F1 of the bags of words of edit and source"),
         }
 
-    def _granted(self, embeddings: npt.NDArray[Any], wanted: Sequence[Mapping[str, str]]) -> Estimate:
+    def _granted(
+        self, texts: Sequence[str], embeddings: npt.NDArray[Any], wanted: Sequence[Mapping[str, str]]
+    ) -> Estimate:
         granted = np.ones(len(wanted), dtype=bool)
-        for name, judge in self.attributes.items():
-            found = judge.predict(embeddings)
-            granted &= [own.get(name, value) == value for own, value in zip(wanted, found, strict=True)]
+        for name in wanted[0]:
+            found = self.readers[name](texts, embeddings)
+            granted &= [own[name] == value for own, value in zip(wanted, found, strict=True)]
         return Estimate.of_proportion(
             int(granted.sum()), len(wanted), "share of the sentences with all values asked for, by independent judges"
         )
+
+
+def exact_probs(reader: Reader) -> Callable[[Sequence[str], npt.NDArray[Any], str], npt.NDArray[Any]]:
+    """What `AttributeJudge.read_probs` is for an attribute that is read without error.
+
+    The probability is never 0, so that of sentences that all lack one value the one with the other values is best.
+    """
+    return lambda texts, embeddings, value: np.array(
+        [0.99 if found == value else 0.01 for found in reader(texts, embeddings)]
+    )
 
 
 def distinct(texts: Sequence[str], order: int) -> Estimate:
@@ -151,20 +203,24 @@ def metrics_table(rows: Mapping[str, Mapping[str, Estimate]], seconds: Mapping[s
     """A Markdown table, one row per setting, with errors or 95 % intervals, and seconds a sentence."""
     names = list(next(iter(rows.values())))
     lines = ["| setting | n | " + " | ".join(names) + " | s a sentence |", "|---" * (len(names) + 3) + "|"]
-    specs = {"accuracy": ".1%", "perplexity": ".0f", "self-BLEU": ".1f"}
+    is_small = max(metrics["perplexity"].value for metrics in rows.values()) < 100
+    specs = {"perplexity": ".1f" if is_small else ".0f", "self-BLEU": ".1f", "MAUVE": ".2f", "distinct-2": ".3f"}
+    specs |= dict.fromkeys(("similarity", "word overlap"), ".3f")
     for name, metrics in rows.items():
-        cells = [f"{metrics[key]:{specs.get(key, '.3f')}}" for key in names]
+        cells = [f"{metrics[key]:{specs.get(key, '.1%')}}" for key in names]
         time = f"{seconds[name]:.3f}" if name in seconds else "-"
         lines.append(f"| {name} | {metrics['accuracy'].n:,} | " + " | ".join(cells) + f" | {time} |")
     return "\n".join(lines)
 
 
-def delete_words(text: str, judge: AttributeJudge, value: str, most: int = 3) -> str:
+def delete_words(
+    text: str, probs: Callable[[Sequence[str], npt.NDArray[Any], str], npt.NDArray[Any]], value: str, most: int = 3
+) -> str:
     """Deletes the words, one after the other and at most some, without which the value is most probable.
 
     Args:
         text: The sentence.
-        judge: A classifier of the attribute, not the one that judges the result.
+        probs: A classifier of the attribute, not the one that judges the result: `AttributeJudge.read_probs`.
         value: The value that is wanted.
         most: Most words that are deleted.
     """
@@ -172,8 +228,8 @@ def delete_words(text: str, judge: AttributeJudge, value: str, most: int = 3) ->
         raise UsageError(f"most must be positive, got {most}")
     for _ in range(most):
         words = text.split()
-        if len(words) < 2 or judge.probs(embed_sentences([text]), value)[0] > 0.5:
+        if len(words) < 2 or probs([text], embed_sentences([text]), value)[0] > 0.5:
             break
         shorter = [" ".join(words[:place] + words[place + 1 :]) for place in range(len(words))]
-        text = shorter[int(judge.probs(embed_sentences(shorter), value).argmax())]
+        text = shorter[int(probs(shorter, embed_sentences(shorter), value).argmax())]
     return text

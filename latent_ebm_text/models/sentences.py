@@ -277,9 +277,10 @@ class SentenceModel(AttributeModel):
     ) -> Edits:
         """Rewrites sentences so that they have attributes, and keep of their content what goes with them.
 
-        Chains start at draws of a sentence's posterior and sample `p(z) p(x | z)^a p(c | z)^w`; where they end is
-        decoded, by beam search by default. Of several candidates the best is the one whose own latent, as the model
-        reads it from the decoded sentence, has the highest density.
+        Chains start at draws of a sentence's posterior and sample `p(z) p(x | z)^a p(c | z)^w`. Where they end is
+        decoded, at a low temperature and with a bonus for the sentence's own words. The best of several candidates is
+        the one with the highest probability of the attributes times similarity with the sentence, both read from the
+        candidate itself.
 
         Args:
             input_ids: The sentences.
@@ -287,8 +288,9 @@ class SentenceModel(AttributeModel):
             attributes: What is wanted of each attribute, as for `generate`.
             strength: The exponent `w`, one for all attributes or one per attribute.
             tokenizer: The tokenizer of strings.
-            **options: `content`, the exponent `a` (less keeps less), `num_candidates`, `num_steps` and further options
-                of [`~latent_ebm_text.models.editing.edit_rows`] and of `generate`.
+            **options: `content`, the exponent `a` (less keeps less), `copy`, the bonus of the sentence's own words in
+                nats, `num_chains`, `num_candidates`, `num_steps` and further options of
+                [`~latent_ebm_text.models.editing.edit_rows`] and of `generate`.
 
         Raises:
             UsageError: As `encode`; if an attribute or a value is not known; or if an option cannot be right.

@@ -1,6 +1,7 @@
 """Attributes fitted to labelled sentences: saved, asked for by name, imposed on samples and on edits."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,25 +152,39 @@ def test_edits_climb_towards_the_attribute_and_are_ranked(knowing: Model, tokeni
         assert bool((edits.scores.diff(dim=1) <= 0).all()), "the best first"
         assert torch.equal(edits.best, edits.sequences[:, 0])
         ends[value] = float(sign.probs(edits.latents.flatten(0, 1))[:, 1].mean())
-        # A candidate is the decoding of where its chain ended.
-        search: dict[str, Any] = {"do_sample": False, "num_beams": 4, "no_repeat_ngram_size": 3, "max_new_tokens": 6}
-        decoded = knowing.generate(latents=edits.latents[1, 2:], **search)[0]
-        shown = edits.sequences[1, 2]
-        assert shown[shown != PAD].tolist() == decoded[decoded != PAD].tolist()
+        assert bool((edits.scores <= 0).all()), "a probability times a similarity"
     assert ends["plus"] > ends["minus"] + 0.1
     tight = knowing.edit(SENTENCES, attributes={"sign": "plus"}, content=50.0, generator=seeded(), **options)
     assert float(sign.probs(tight.latents.flatten(0, 1))[:, 1].mean()) < ends["plus"]
+
+
+def test_an_edit_uses_every_word_of_its_sentence_once(knowing: Model, tokenizer: PreTrainedTokenizerFast) -> None:
+    options: dict[str, Any] = {"attributes": {"sign": "plus"}, "tokenizer": tokenizer, "max_new_tokens": 12}
+    ids = [tokenizer(sentence, add_special_tokens=False)["input_ids"] for sentence in SENTENCES]
+    copied = knowing.edit(SENTENCES, copy=50.0, generator=seeded(), **options).best
+    for own, row in zip(ids, copied.tolist(), strict=True):
+        assert sorted(row[1 : 1 + len(set(own))]) == sorted(set(own)), "a large bonus decides, until it is used up"
+    few = knowing.edit(SENTENCES, num_chains=2, num_candidates=3, generator=seeded(), **options)
+    assert few.sequences.shape[:2] == (4, 3)
+    assert [len(latents.unique(dim=0)) for latents in few.latents] == [2] * 4, "one end is decoded twice"
+    # Without a bonus a candidate is the decoding of where its chain ended.
+    free = knowing.edit(SENTENCES, copy=0.0, do_sample=False, num_beams=4, generator=seeded(), **options)
+    decoded = knowing.generate(latents=free.latents[1, 2:3], do_sample=False, num_beams=4, max_new_tokens=12)[0]
+    shown = free.sequences[1, 2]
+    assert shown[shown != PAD].tolist() == decoded[decoded != PAD].tolist()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"content": 0.0}, "content must be positive and finite, got 0"),
+        ({"copy": -1.0}, "copy must be in [0.0, inf], got -1.0"),
+        ({"num_chains": 0}, "num_chains must be a positive integer, got 0"),
         ({"num_candidates": 0}, "num_candidates must be a positive integer, got 0"),
         ({"num_steps": 0}, "num_steps must be a positive integer"),
         ({"num_return_sequences": 2}, "edit decodes each candidate once"),
     ],
 )
 def test_edits_that_cannot_be(knowing: Model, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=re.escape(message)):
         knowing.edit([[BOS, 5, EOS]], attributes={"sign": "plus"}, **options)

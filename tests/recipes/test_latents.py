@@ -65,33 +65,91 @@ def test_control(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path
     assert classifier.report["n"] == 30
 
 
-@pytest.mark.slow
-def test_control_of_labelled_text(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
-    """The whole harness with the real sentence encoder, on sentences of the grammar labelled by their tense."""
+@pytest.fixture
+def harness(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> RunRecipe:
+    """Runs a harness of control with the real sentence encoder, on sentences of the grammar with their tense."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    for number, (split, size) in enumerate((("train", 240), ("validation", 20), ("test", 20))):
+    for number, (split, size) in enumerate((("train", 240), ("validation", 240), ("test", 240))):
         rows = [
             {"text": sentence.text, "label": int(sentence.attributes["tense"] == "past")}
             for sentence in newswire_grammar().sample(size, (0, number))
         ]
         (corpus / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    output, errors = run_recipe(
-        "control_text.py", "--model", folders["model"], "--dataset_name", corpus, "--label_names", "other,past",
-        "--num_labelled", 100, "--strengths", 4, "--edit_strengths", 16, "--temperatures", 1, "--num_samples", 25,
-        "--num_edits", 6, "--label_epochs", 1, "--cache_dir", tmp_path / "evaluators", "--output_dir", tmp_path,
-    )  # fmt: skip
-    assert output.startswith("accuracy of the judge on test sentences: "), errors
+
+    def run(name: str, *arguments: object) -> tuple[str, str]:
+        return run_recipe(
+            name, "--model", folders["model"], "--dataset_name", corpus, "--label_names", "other,past",
+            "--num_labelled", 100, "--cache_dir", tmp_path / "evaluators", "--output_dir", tmp_path, *arguments,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.slow
+def test_control_of_labelled_text(harness: RunRecipe, tmp_path: Path) -> None:
+    output, errors = harness(
+        "control_text.py", "--strengths", 4, "--temperatures", 1, "--num_samples", 25, "--label_epochs", 1
+    )
+    assert "judge of label on 240 test sentences: " in output, errors
     found = json.loads((tmp_path / "control.json").read_text())
     methods = [name.partition(",")[0].partition(" of ")[0] for name in found["samples"]]
-    assert methods == ["no control", "ours at temperature 1", "label model", "best", "energy left out"]
+    assert methods == [
+        "real sentences",
+        "no control",
+        "ours at temperature 1",
+        "label model",
+        "best",
+        "energy left out",
+    ]
     assert found["samples"]["ours at temperature 1, w=4"]["accuracy"]["n"] == 50
-    assert list(found["edits"]) == [
-        "edit: unchanged", "edit: ours, w=16", "edit: retrieval", "edit: word deletion"
-    ]  # fmt: skip
-    assert found["edits"]["edit: unchanged"]["similarity"]["value"] == pytest.approx(1.0, abs=1e-5)
+    real, ours = (
+        found["samples"][name]["MAUVE"]["value"] for name in ("real sentences", "ours at temperature 1, w=4")
+    )
+    assert real > ours + 0.2, "a model that was not trained makes nothing like real sentences"
     assert (tmp_path / "control.png").stat().st_size > 0
-    assert "| source | wanted | edit |" in (tmp_path / "control.md").read_text()
+
+
+@pytest.mark.slow
+def test_edits_of_labelled_text(harness: RunRecipe, tmp_path: Path) -> None:
+    _, errors = harness("edit_text.py", "--strengths", 16, "--num_edits", 6)
+    edits = json.loads((tmp_path / "edits.json").read_text())["edits"]
+    assert list(edits) == ["unchanged", "ours, w=16", "retrieval", "retrieval, ranked", "word deletion"], errors
+    assert edits["unchanged"]["similarity"]["value"] == pytest.approx(1.0, abs=1e-5)
+    assert "| source | wanted | edit |" in (tmp_path / "edits.md").read_text()
+
+
+@pytest.mark.slow
+def test_control_of_a_combination_that_has_no_labels(harness: RunRecipe, tmp_path: Path) -> None:
+    combination = ("--combination", "label=past,length=long")
+    output, errors = harness("control_combination.py", *combination, "--corpus_without", tmp_path / "without")
+    left = {
+        split: (tmp_path / "without" / f"{split}.jsonl").read_text().splitlines()
+        for split in ("train", "validation", "test")
+    }
+    assert len(left["test"]) == 240
+    assert 120 < len(left["train"]) < 240
+    assert not {*left["train"]} & {
+        json.dumps({"text": sentence.text})
+        for sentence in newswire_grammar().sample(240, (0, 0))
+        if sentence.attributes["tense"] == "past" and len(sentence.text.split()) > 12
+    }, errors
+
+    options = ("--strengths", 4, "--temperatures", 1, "--best_of", 4, "--num_samples", 50, "--label_epochs", 1)
+    harness("control_combination.py", *combination, *options)
+    found = json.loads((tmp_path / "combination.json").read_text())
+    assert any(
+        fact.startswith(f"left out: label=past,length=long, {240 - len(left['train'])} of") for fact in found["facts"]
+    )
+    rows = found["samples"]
+    assert list(rows) == [
+        "real sentences", "no control", "ours at temperature 1, w=4", "label model, temperature 1",
+        "best of k at temperature 1, k=4",
+    ]  # fmt: skip
+    assert rows["real sentences"]["length"]["value"] == 1.0, "words are counted"
+    for metrics in rows.values():
+        assert metrics["accuracy"]["value"] <= min(metrics["label"]["value"], metrics["length"]["value"])
+    assert rows["best of k at temperature 1, k=4"]["length"]["value"] > rows["no control"]["length"]["value"]
 
 
 def test_bad_input_of_control_of_text(run_recipe: RunRecipe, folders: dict[str, Path], tmp_path: Path) -> None:
