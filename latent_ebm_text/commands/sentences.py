@@ -121,7 +121,7 @@ class EditArguments:
     attribute: list[str] | None = option(None, _ATTRIBUTE)
     strength: float = option(16.0, _STRENGTH)
     content: float = option(1.0, "How much of the content is kept; 1 is Bayes' rule.")
-    num_candidates: int = option(16, "Candidates per sentence, of which the best is printed.")
+    num_candidates: int = option(32, "Candidates per sentence, of which the best is printed.")
     file: str | None = option(None, "A text file with one sentence a line; - for standard input.")
     text_column: str | None = option(None, "Column of the file that holds the sentences, where that is unclear.")
     seed: int = option(0, "Seed of the chains.")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CONTENT, EDIT_STRENGTH, NUM_STEPS = 1.0, 16.0, 20
 #: Default bonus of a sentence's own tokens in nats, chains, candidates, and temperature of the tokens. A chain costs
 #: several times as much as the decoding of its end.
-COPY, NUM_CHAINS, NUM_CANDIDATES, TEMPERATURE = 2.0, 4, 16, 0.5
+COPY, NUM_CHAINS, NUM_CANDIDATES, TEMPERATURE = 2.0, 8, 32, 0.5
 
 
 @dataclass(frozen=True)
