@@ -115,7 +115,7 @@ def test_generate_and_edit_with_attributes(run: Run, knowing: Path) -> None:
 
 
 def test_score(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sentences = ["the bank recovers", "bank the the bank recovers"]
+    sentences = ["the bank will", "bank the the bank will"]
     code, out, _ = run("score", trained, *sentences, "--json")
     rows = json.loads(out)
     assert code == 0
@@ -128,7 +128,7 @@ def test_score(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.Monk
         [row["reconstruction_per_token"] for row in rows], abs=1e-3
     )
     code, out, _ = run("score", trained, *sentences, "--explain", *cheap)
-    assert (code, out.splitlines()[0].split()[1::2]) == (0, ["the", "bank", "recovers"])
+    assert (code, out.splitlines()[0].split()[1::2]) == (0, ["the", "bank", "will"])
     words = json.loads(run("score", trained, *sentences, "--explain", *cheap, "--json")[1])[1]["words"]
     assert [each["word"] for each in words] == sentences[1].split()
     assert max(words, key=lambda each: each["surprise"])["word"] in ("bank", "the")
@@ -141,8 +141,8 @@ def test_score(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.Monk
     for command in (["score", "caf\udce9"], ["interpolate", "a", "caf\udce9"], ["generate", "--prompt", "caf\udce9"]):
         code, _, err = run(command[0], trained, *command[1:])
         assert (code, err.count("\n"), "half of a surrogate pair" in err) == (2, 1, True)
-    assert run("score", trained, "the zygote recovers", *cheap)[2].endswith("read as <unk>: zygote\n")
-    assert "unknown" not in run("score", trained, "the <unk> recovers", *cheap)[2]
+    assert run("score", trained, "the zygote will", *cheap)[2].endswith("read as <unk>: zygote\n")
+    assert "unknown" not in run("score", trained, "the <unk> will", *cheap)[2]
     assert run("score", trained)[0] == run("score", trained, "a", "--file", "b")[0] == 2
     assert run("score", trained, "a", "--by", "beauty")[0] == 2
     (tmp_path / "empty.txt").write_text("\n")
