@@ -256,8 +256,11 @@ def test_reconstruct_decodes_the_encoded(model: Model, batch: dict[str, Tensor])
     ids, mask = batch["input_ids"], batch["attention_mask"]
     generator = seeded()
     encoded = model.encode(ids, mask, generator=generator)
-    expected = model.generate(latents=encoded, do_sample=False, num_beams=4)
+    expected = model.generate(latents=encoded, do_sample=False, num_beams=4, no_repeat_ngram_size=3)
     assert torch.equal(model.reconstruct(ids, mask, generator=seeded()), expected)
+    repeating = model.generate(latents=encoded, do_sample=False, num_beams=4)
+    assert not torch.equal(expected, repeating), "no three tokens occur twice"
+    assert torch.equal(model.reconstruct(ids, mask, generator=seeded(), no_repeat_ngram_size=0), repeating)
     greedy = model.generate(latents=encoded, do_sample=False)
     assert torch.equal(model.reconstruct(ids, mask, generator=seeded(), num_beams=1), greedy)
 
@@ -266,12 +269,12 @@ def test_reconstruct_starts_from_the_mean_of_an_encoder(batch: dict[str, Tensor]
     """It needs no random number; with a sampler it is a posterior draw, as without an encoder."""
     model, ids, mask = tiny_model(encoder_hidden_size=8).eval(), batch["input_ids"], batch["attention_mask"]
     means = model.encoder_proposals(ids, mask).mean
-    expected = model.generate(latents=means, do_sample=False, num_beams=4)
+    expected = model.generate(latents=means, do_sample=False, num_beams=4, no_repeat_ngram_size=3)
     assert torch.equal(model.reconstruct(ids, mask), expected)
     torch.testing.assert_close(model.combine(ids, [1, 0, 0, -1], attention_mask=mask), (means[0] - means[3])[None])
     sampler = model.posterior_sampler
     drawn = model.encode(ids, mask, sampler=sampler, generator=seeded())
-    expected = model.generate(latents=drawn, do_sample=False, num_beams=4)
+    expected = model.generate(latents=drawn, do_sample=False, num_beams=4, no_repeat_ngram_size=3)
     assert torch.equal(model.reconstruct(ids, mask, sampler=sampler, generator=seeded()), expected)
 
 

@@ -120,6 +120,6 @@ def test_gradient_checkpointing_changes_memory_and_not_what_is_learned(make, mak
 
 def test_a_batch_that_does_not_fit_into_memory_says_what_to_lower(make, make_args, run, tmp_path):
     model = make("lstm")
-    model.decoder.log_prob = lambda *_: torch.empty(2**50)  # more than any machine has
+    model.decoder.mean_log_prob = lambda *_: torch.empty(2**50)  # more than any machine has
     with pytest.raises(UsageError, match="lower train_batch_size to .* or max_length to .*, which halves"):
         run(model, make_args(output_dir=str(tmp_path / "run"), num_epochs=0.5))
