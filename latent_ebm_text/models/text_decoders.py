@@ -8,7 +8,8 @@ from latent_ebm_text.errors import UsageError
 from latent_ebm_text.networks.base import LatentEncoder, TextDecoder
 from latent_ebm_text.networks.causal_lm import CausalLMDecoder
 from latent_ebm_text.networks.language_model import build_language_model
-from latent_ebm_text.networks.lstm import LSTMDecoder, LSTMEncoder
+from latent_ebm_text.networks.lstm import LSTMDecoder
+from latent_ebm_text.networks.lstm_encoder import LSTMEncoder
 from latent_ebm_text.networks.sentence_encoder import SentenceEmbeddingEncoder
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.networks.base import GaussianPosterior, LatentEncoder
-from latent_ebm_text.networks.lstm import LSTMEncoder
+from latent_ebm_text.networks.lstm_encoder import LSTMEncoder
 
 
 class SentenceEmbeddingEncoder(LatentEncoder):

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from latent_ebm_text.latents.density import ScoredLogDensity
 from latent_ebm_text.networks import placement, softmax
-from latent_ebm_text.networks.lstm import FusedLSTMLikelihood, LSTMDecoder, LSTMEncoder, LSTMLikelihood
+from latent_ebm_text.networks.lstm import FusedLSTMLikelihood, LSTMDecoder, LSTMLikelihood
+from latent_ebm_text.networks.lstm_encoder import LSTMEncoder
 
 VOCAB, LATENT, EMBEDDING, HIDDEN = 11, 3, 5, 7
 OPTIONS: dict[str, dict[str, Any]] = {
