@@ -17,7 +17,7 @@ from latent_ebm_text.training.arguments import AUTO, option
 #: Settings of a model that follow from its data.
 _FROM_TEXT = frozenset({"vocab_size", "decoder_config", "max_sequence_length", "sentence_embedding_size"})
 #: Settings that can be `auto`.
-_AUTOMATIC = frozenset({"hidden_size", "embedding_size", "dropout", "sentence_encoder"})
+_AUTOMATIC = frozenset({"hidden_size", "embedding_size", "dropout", "sentence_encoder", "decoder_training"})
 _FROM_IMAGES = frozenset({"image_size", "num_channels"})
 #: Settings that a pretrained decoder brings along.
 _FROM_DECODER = ("decoder_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
@@ -64,6 +64,8 @@ class TextModelArguments:
         self.settings = _completed(self.settings, LatentEBMTextConfig, _FROM_TEXT)
         if self.settings["decoder_type"] == "causal_lm":
             raise UsageError("decoder_type causal_lm is for a pretrained model: name it with pretrained_decoder")
+        if self.pretrained_decoder is None and self.settings["decoder_training"] == AUTO:
+            self.settings["decoder_training"] = "full"
         # What is to follow from the data is left out of the check, and is checked when the model is made.
         if self.pretrained_decoder is None:
             LatentEBMTextConfig(**{name: value for name, value in self.settings.items() if value != AUTO})
@@ -74,7 +76,8 @@ class TextModelArguments:
     @property
     def automatic(self) -> tuple[str, ...]:
         """The names of the settings that are still to follow from the data."""
-        return tuple(name for name, value in self.settings.items() if value == AUTO)
+        settings = self.settings if self.pretrained_decoder is None else self.settings_beside_decoder()
+        return tuple(name for name, value in settings.items() if value == AUTO)
 
     def settings_beside_decoder(self) -> dict[str, Any]:
         """The settings that a pretrained decoder does not bring along."""

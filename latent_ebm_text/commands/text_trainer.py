@@ -80,7 +80,12 @@ class LatentEBMTrainer:
         args = recommended_arguments(model) if args is None else args
         args.check_inference(model.encoder is not None, model.config.num_fit_steps)
         statistics = CorpusStatistics.of_dataset(self.text.splits["train"], model.config.bos_token_id)
-        choices = choose_sizes(statistics, on_gpu=torch.cuda.is_available(), latent_dim=model.config.latent_dim)
+        choices = choose_sizes(
+            statistics,
+            on_gpu=torch.cuda.is_available(),
+            latent_dim=model.config.latent_dim,
+            decoder_type=model.config.decoder_type,
+        )
         self.args = replace(args, **{name: choices[name].value for name in args.automatic})
         self._notes = [f"{name}: {choices[name].value} ({choices[name].reason})" for name in args.automatic]
 
@@ -169,7 +174,7 @@ def recommended_arguments(model: LatentEBMForTextGeneration, **changes: Any) -> 
         **changes: Settings in place of these.
     """
     settings: dict[str, Any] = {
-        "num_epochs": AUTO, "train_batch_size": AUTO, "eval_batch_size": 128, "decoder_learning_rate": 0.003,
+        "num_epochs": AUTO, "train_batch_size": AUTO, "eval_batch_size": 128, "decoder_learning_rate": AUTO,
         "prior_learning_rate": 0.0005, "prior_start": 0.2, "averaging_start": 0.75, "num_eval_examples": 256,
         "save_every": 300,
     }  # fmt: skip

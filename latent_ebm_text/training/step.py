@@ -25,6 +25,8 @@ from latent_ebm_text.training.checkpointing import whole_tensor
 from latent_ebm_text.training.state import TrainingState
 
 #: The parts of the loss by their metrics, in the order in which they are looked at, with their names for people.
+#: Share of the decoder's learning rate at which pretrained weights learn: they have little to change.
+PRETRAINED_RATE = 0.1
 _PARTS_OF_LOSS = {
     "reconstruction_nll": "reconstruction loss",
     "energy_gap": "posterior-prior energy gap",
@@ -203,23 +205,28 @@ def explaining_memory(share: Share, args: TrainingArguments) -> Iterator[None]:
 
 
 def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) -> torch.optim.AdamW:
-    """One AdamW with two groups, decoder and prior; the same steps as two optimizers, in one call.
+    """One AdamW with a group for the decoder, one for the prior, and one for weights that were pretrained, if any learn.
 
-    Fused: each weight is read and written once, where torch's plain loop passes over memory a dozen times.
+    The same steps as an optimizer for each, in one call. Fused: each weight is read and written once, where torch's
+    plain loop passes over memory a dozen times.
     """
-    decoder_rate, prior_rate = args.decoder_learning_rate, args.prior_learning_rate
-    return torch.optim.AdamW(
-        [
-            {
-                "params": [weight for weight in _likelihood_parts(model).parameters() if weight.requires_grad],
-                "lr": decoder_rate,
-                "weight_decay": args.decoder_weight_decay,
-            },
-            {"params": list(model.prior.parameters()), "lr": prior_rate, "weight_decay": args.prior_weight_decay},
-        ],
-        betas=(0.9, 0.99),
-        fused=True,
-    )
+    pretrained = [weight for weight in model.pretrained_weights() if weight.requires_grad]
+    known = set(map(id, pretrained))
+    new = [
+        weight for weight in _likelihood_parts(model).parameters() if weight.requires_grad and id(weight) not in known
+    ]
+    likelihood = {"lr": args.decoder_learning_rate, "weight_decay": args.decoder_weight_decay}
+    groups: list[dict[str, Any]] = [
+        {"params": new, **likelihood},
+        {
+            "params": list(model.prior.parameters()),
+            "lr": args.prior_learning_rate,
+            "weight_decay": args.prior_weight_decay,
+        },
+    ]
+    if pretrained:
+        groups.append({"params": pretrained, **likelihood})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
 
 
 @torch.no_grad()
@@ -243,18 +250,18 @@ def likelihood_weight(step: int, total: int, args: TrainingArguments, final: flo
     return float(final * (args.initial_likelihood_weight / final) ** remaining)
 
 
-def learning_rates(step: int, total: int, args: TrainingArguments) -> tuple[float, float]:
-    """Learning rates of decoder and prior at a step.
+def learning_rates(step: int, total: int, args: TrainingArguments) -> tuple[float, float, float]:
+    """Learning rates of decoder, prior and pretrained weights at a step.
 
-    Both fall linearly to `final_learning_rate_factor` of themselves at the last step, after a warm-up from zero; the
-    prior's is zero until `prior_start`.
+    They fall linearly to `final_learning_rate_factor` of themselves at the last step, after a warm-up from zero; the
+    prior's is zero until `prior_start`. Pretrained weights learn at a tenth of the decoder's rate.
     """
     fall = 1.0 - (1.0 - args.final_learning_rate_factor) * step / total
     rates, steps = [], args.warmup * total
     for rate, first in ((args.decoder_learning_rate, 0), (args.prior_learning_rate, round(args.prior_start * total))):
         warmup = (step - first + 1) / max(steps, 1.0)
         rates.append(rate * fall * min(1.0, max(0.0, warmup)))
-    return rates[0], rates[1]
+    return rates[0], rates[1], PRETRAINED_RATE * rates[0]
 
 
 def _likelihood_parts(model: LatentEBMPreTrainedModel) -> nn.ModuleList:

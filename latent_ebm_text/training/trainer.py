@@ -167,7 +167,7 @@ def _train(
 
             # 3. One update.
             rates = learning_rates(step, total, args)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=False):  # not all have pretrained weights
                 group["lr"] = rate / 2**state.rollbacks
             optimizer.step()
             optimizer.zero_grad()

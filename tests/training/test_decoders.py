@@ -81,6 +81,25 @@ def test_only_what_learns_goes_to_the_optimizer(make, make_args):
     assert len(prior["params"]) == len(list(model.prior.parameters()))
 
 
+@pytest.mark.parametrize("decoder_training", ["full", "lora"])
+def test_pretrained_weights_learn_slower_than_what_is_new(make, make_args, run, tmp_path, decoder_training):
+    model = make("pretrained", decoder_training=decoder_training)
+    decoder, prior, *rest = build_optimizer(model, make_args()).param_groups
+    everything = [weight for weight in model.parameters() if weight.requires_grad]
+    assert sum(len(group["params"]) for group in (decoder, prior, *rest)) == len(everything)
+    assert [{id(weight) for weight in group["params"]} for group in rest] == (
+        [{id(weight) for weight in model.decoder.lm.parameters()}] if decoder_training == "full" else []
+    )
+
+    # The first step of Adam is as long as the learning rate.
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    run(model, make_args(warmup=0.0, num_epochs=0.1, decoder_learning_rate=1e-3))
+    moved = {name: (weight - before[name]).abs().max().item() for name, weight in model.named_parameters()}
+    language_model = max(value for name, value in moved.items() if ".lm." in name)
+    assert max(value for name, value in moved.items() if "injection" in name) == pytest.approx(1e-3, rel=0.01)
+    assert language_model == pytest.approx(1e-4 if decoder_training == "full" else 1e-3, rel=0.01)
+
+
 def test_averaged_weights_of_a_pretrained_decoder_keep_what_is_frozen(make, make_args, run):
     model = make("pretrained", decoder_training="frozen")
     before = copy_of(model.decoder.lm)

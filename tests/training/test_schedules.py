@@ -71,14 +71,14 @@ def test_learning_rate_warms_up_and_falls_linearly(make_args):
 
 def test_a_constant_learning_rate_can_be_had(make_args):
     args = make_args(warmup=0.0, final_learning_rate_factor=1.0, decoder_learning_rate=0.5, prior_learning_rate=0.25)
-    assert {learning_rates(step, 100, args) for step in range(100)} == {(0.5, 0.25)}
+    assert {learning_rates(step, 100, args) for step in range(100)} == {(0.5, 0.25, 0.05)}
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.1])
 def test_the_prior_may_begin_to_learn_later(make_args, warmup):
     args = make_args(warmup=warmup, final_learning_rate_factor=0.0, decoder_learning_rate=1.0, prior_start=0.6)
     args.prior_learning_rate = 1.0
-    decoder, prior = zip(*(learning_rates(step, 100, args) for step in range(100)), strict=True)
+    decoder, prior, _ = zip(*(learning_rates(step, 100, args) for step in range(100)), strict=True)
     assert set(prior[:60]) == {0.0}
     assert all(rate > 0 for rate in prior[60:])
     assert prior[75:] == decoder[75:]
