@@ -205,7 +205,7 @@ def explaining_memory(share: Share, args: TrainingArguments) -> Iterator[None]:
 
 
 def build_optimizer(model: LatentEBMPreTrainedModel, args: TrainingArguments) -> torch.optim.AdamW:
-    """One AdamW with a group for the decoder, one for the prior, and one for weights that were pretrained, if any learn.
+    """One AdamW with a group for the decoder, one for the prior, and one for pretrained weights where they learn.
 
     The same steps as an optimizer for each, in one call. Fused: each weight is read and written once, where torch's
     plain loop passes over memory a dozen times.

@@ -22,6 +22,10 @@ def corpus(num_sentences, length=12, vocab_size=5000):
     return CorpusStatistics(num_sentences, total, vocab_size, length * math.log(vocab_size))
 
 
+def sizes(num_sentences, length=12, *, on_gpu=False, latent_dim=32, decoder_type="lstm"):
+    return choose_sizes(corpus(num_sentences, length), on_gpu=on_gpu, latent_dim=latent_dim, decoder_type=decoder_type)
+
+
 @pytest.fixture(scope="module")
 def text():
     return prepare(DataArguments(num_sentences=300))
@@ -46,20 +50,19 @@ def test_the_statistics_of_a_dataset_leave_out_what_nothing_predicts(text):
 
 def test_larger_corpora_get_larger_models_and_fewer_epochs():
     small, medium, large = (
-        {name: choice.value for name, choice in choose_sizes(corpus(n), on_gpu=False, latent_dim=32).items()}
-        for n in (1_000, 40_000, 1_000_000)
+        {name: choice.value for name, choice in sizes(n).items()} for n in (1_000, 40_000, 1_000_000)
     )
     assert small["hidden_size"] == medium["hidden_size"] < large["hidden_size"]
     assert small["dropout"] > medium["dropout"] > large["dropout"]
     assert small["num_epochs"] > medium["num_epochs"] > large["num_epochs"] >= 2
     assert small["train_batch_size"] < medium["train_batch_size"] < large["train_batch_size"]
-    on_gpu = choose_sizes(corpus(40_000), on_gpu=True, latent_dim=32)
+    on_gpu = sizes(40_000, on_gpu=True)
     assert on_gpu["hidden_size"].value == 2 * medium["hidden_size"]
 
 
 def test_the_latent_is_to_carry_a_share_of_what_a_sentence_costs_and_no_more_than_it_holds():
     short, long, narrow = (
-        choose_sizes(corpus(10_000, length), on_gpu=False, latent_dim=latent_dim)["information"].value
+        sizes(10_000, length, latent_dim=latent_dim)["information"].value
         for length, latent_dim in ((5, 32), (50, 32), (50, 8))
     )
     assert short == pytest.approx(0.2 * 5 * math.log(5000), rel=0.05)
@@ -73,10 +76,29 @@ def test_what_follows_from_the_corpus_is_said_and_what_is_given_stays(text):
     assert model_args.settings["embedding_size"] == 24
     assert args.num_epochs == 3
     names = [line.partition(":")[0] for line in lines]
-    assert names == ["embedding_size", "dropout", "train_batch_size", "information"]
+    assert names == ["embedding_size", "dropout", "train_batch_size", "decoder_learning_rate", "information"]
     assert "train_batch_size: 32 (300 sentences)" in lines
     assert not model_args.automatic
     assert not args.automatic
+
+
+def test_a_pretrained_decoder_is_changed_little():
+    lstm, transformer, pretrained = (sizes(10_000, decoder_type=name) for name in ("lstm", "transformer", "causal_lm"))
+    assert lstm["decoder_learning_rate"].value > transformer["decoder_learning_rate"].value
+    assert lstm["num_epochs"] == transformer["num_epochs"]
+    assert 1 <= pretrained["num_epochs"].value < lstm["num_epochs"].value / 4
+    assert pretrained["dropout"].value < lstm["dropout"].value
+    assert "the decoder is pretrained" in pretrained["num_epochs"].reason
+
+
+def test_what_a_pretrained_decoder_brings_along_is_not_chosen(text, monkeypatch):
+    _, model_args, args, _ = arguments("--pretrained_decoder", "gpt2", "--sentence_encoder", "none")
+    for package, found in (("lora", object()), ("full", None)):
+        monkeypatch.setattr("latent_ebm_text.models.defaults.find_spec", lambda name, found=found: found)
+        chosen, _, lines = choose(text, model_args, args)
+        assert chosen.settings["decoder_training"] == package
+        assert not [line for line in lines if line.startswith("hidden_size")]
+        assert f"decoder_training: {package} (the extra `lora` is {'not ' * (found is None)}installed)" in lines
 
 
 def test_auto_is_refused_where_nothing_says_what_it_follows_from():

@@ -107,7 +107,7 @@ def test_python_and_the_command_recommend_the_same(texts):
     for name in ("tokenizer", "max_length"):
         del in_model[name]
     automatic = {name for name, value in in_model.items() if value == "auto"}
-    assert automatic == {"hidden_size", "embedding_size", "dropout", "sentence_encoder"}
+    assert automatic == {"hidden_size", "embedding_size", "dropout", "sentence_encoder", "decoder_training"}
     assert {name: value for name, value in in_model.items() if value != "auto"} == {
         name: {key: each for key, each in value.items() if key != "name"} if isinstance(value, dict) else value
         for name, value in RECOMMENDED.items()
