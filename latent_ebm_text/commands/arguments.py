@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from latent_ebm_text.commands.parsing import default_settings
 from latent_ebm_text.errors import UsageError, require_positive
-from latent_ebm_text.models.configuration import LatentEBMImageConfig, LatentEBMTextConfig
+from latent_ebm_text.models.configuration import FROM_DECODER, LatentEBMImageConfig, LatentEBMTextConfig
 from latent_ebm_text.training.arguments import AUTO, option
 
 #: Settings of a model that follow from its data.
@@ -19,8 +19,6 @@ _FROM_TEXT = frozenset({"vocab_size", "decoder_config", "max_sequence_length", "
 #: Settings that can be `auto`.
 _AUTOMATIC = frozenset({"hidden_size", "embedding_size", "dropout", "sentence_encoder", "decoder_training"})
 _FROM_IMAGES = frozenset({"image_size", "num_channels"})
-#: Settings that a pretrained decoder brings along.
-_FROM_DECODER = ("decoder_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
 
 
 def settings_of(config: type, leave_out: frozenset[str], automatic: frozenset[str] = frozenset()) -> Any:
@@ -81,7 +79,7 @@ class TextModelArguments:
 
     def settings_beside_decoder(self) -> dict[str, Any]:
         """The settings that a pretrained decoder does not bring along."""
-        return {name: value for name, value in self.settings.items() if name not in _FROM_DECODER}
+        return {name: value for name, value in self.settings.items() if name not in FROM_DECODER}
 
 
 @dataclass

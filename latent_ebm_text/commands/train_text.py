@@ -35,7 +35,7 @@ from latent_ebm_text.commands.runs import (
 from latent_ebm_text.data import BucketedBatches, TextCollator, load_text_dataset, tokenize_corpus
 from latent_ebm_text.data.batching import describe_unknown
 from latent_ebm_text.data.cleaning import column_array, iterate_texts
-from latent_ebm_text.data.embeddings import add_embeddings, embedding_size, installed_encoder
+from latent_ebm_text.data.embeddings import add_embeddings, installed_encoder
 from latent_ebm_text.data.statistics import CorpusStatistics
 from latent_ebm_text.data.text import TextCorpus
 from latent_ebm_text.data.tokenizers import make_tokenizer
@@ -271,21 +271,17 @@ def build(model_args: TextModelArguments, text: PreparedText, seed: int = 0) -> 
     Raises:
         UsageError: If a setting cannot be right, there is no such pretrained decoder, or the memory is too small.
     """
-    tokenizer, settings = text.tokenizer, dict(model_args.settings)
     torch.manual_seed(derived_seed(seed, "initial weights"))
     if model_args.pretrained_decoder is not None:
         name, where = split_gguf(model_args.pretrained_decoder)
-        encoder = settings["sentence_encoder"]
-        embeddings = {} if encoder is None else {"sentence_embedding_size": embedding_size(encoder)}
         return LatentEBMForTextGeneration.from_decoder_pretrained(
             name,
             **where,
-            tokenizer=tokenizer,
+            tokenizer=text.tokenizer,
             max_sequence_length=text.max_length,
-            dtype="float32" if settings["decoder_training"] == "full" else "auto",  # bfloat16 loses small steps
-            **(model_args.settings_beside_decoder() | embeddings),
+            **model_args.settings_beside_decoder(),
         )
-    config = text_config(tokenizer, max_sequence_length=text.max_length, **settings)
+    config = text_config(text.tokenizer, max_sequence_length=text.max_length, **model_args.settings)
     check_memory(LatentEBMForTextGeneration, config)
     return LatentEBMForTextGeneration(config)
 

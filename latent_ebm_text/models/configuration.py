@@ -177,6 +177,10 @@ class LatentEBMConfig(PreTrainedConfig):
                 raise UsageError(f"{name} must be at most {limit:,}, got {value}")
 
 
+#: Settings of a text model that a pretrained decoder brings along.
+FROM_DECODER = ("decoder_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
+
+
 @strict
 class LatentEBMTextConfig(LatentEBMConfig):
     r"""Settings of [`LatentEBMForTextGeneration`].

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from latent_ebm_text.data.embeddings import embedding_size, installed_encoder
 from latent_ebm_text.data.statistics import CorpusStatistics
-from latent_ebm_text.models.configuration import LatentEBMTextConfig
+from latent_ebm_text.models.configuration import FROM_DECODER, LatentEBMTextConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,15 +111,15 @@ def choose_sizes(
     }
 
 
-def recommended_config(
-    tokenizer: PreTrainedTokenizerBase, corpus: CorpusStatistics, *, on_gpu: bool, **settings: Any
-) -> LatentEBMTextConfig:
-    """The configuration that suits a corpus.
+def recommended_settings(
+    corpus: CorpusStatistics, *, on_gpu: bool, is_pretrained: bool, **settings: Any
+) -> dict[str, Any]:
+    """The settings of a [`LatentEBMTextConfig`] that suit a corpus.
 
     Args:
-        tokenizer: Its tokenizer.
         corpus: The training split.
         on_gpu: Whether it is trained on a GPU.
+        is_pretrained: Whether the decoder is, which then brings some of them along.
         **settings: Settings in place of those that suit the corpus.
     """
     chosen = RECOMMENDED | {"sentence_encoder": installed_encoder()} | settings
@@ -127,26 +127,37 @@ def recommended_config(
         corpus,
         on_gpu=on_gpu,
         latent_dim=chosen["latent_dim"],
-        decoder_type=settings.get("decoder_type", "lstm"),
+        decoder_type="causal_lm" if is_pretrained else settings.get("decoder_type", "lstm"),
         hidden_size=settings.get("hidden_size"),
     )
-    chosen = {name: sizes[name].value for name in ("hidden_size", "embedding_size", "dropout")} | chosen
-    return text_config(tokenizer, **chosen)
+    automatic = ("hidden_size", "embedding_size", "dropout", *(["decoder_training"] if is_pretrained else []))
+    chosen = {name: sizes[name].value for name in automatic} | chosen
+    return {name: value for name, value in chosen.items() if not (is_pretrained and name in FROM_DECODER)}
 
 
 def text_config(tokenizer: PreTrainedTokenizerBase, **settings: Any) -> LatentEBMTextConfig:
-    """A configuration with the vocabulary of a tokenizer, and the width of its sentence encoder's embeddings.
-
-    A vocabulary that is no larger than `frequent_tokens` and `drawn_tokens` together is trained on as a whole.
+    """A configuration with the vocabulary of a tokenizer.
 
     Args:
         tokenizer: The tokenizer.
         **settings: Settings of [`LatentEBMTextConfig`].
     """
     vocab_size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))  # ids may have gaps
-    if vocab_size <= settings.get("frequent_tokens", 0) + settings.get("drawn_tokens", 0):
-        settings |= {"frequent_tokens": 0, "drawn_tokens": 0}
-    if settings.get("sentence_encoder") is not None:
-        settings["sentence_embedding_size"] = embedding_size(settings["sentence_encoder"])
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    return LatentEBMTextConfig(vocab_size=vocab_size, **ids, **settings)
+    return LatentEBMTextConfig(**ids, **completed({"vocab_size": vocab_size, **settings}))
+
+
+def completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the width of the sentence encoder's embeddings.
+
+    A vocabulary that is no larger than `frequent_tokens` and `drawn_tokens` together is trained on as a whole.
+
+    Args:
+        settings: Settings of a [`LatentEBMTextConfig`], with `vocab_size`.
+    """
+    settings = dict(settings)
+    if settings["vocab_size"] <= settings.get("frequent_tokens", 0) + settings.get("drawn_tokens", 0):
+        settings |= {"frequent_tokens": 0, "drawn_tokens": 0}
+    if settings.get("sentence_encoder") is not None and settings.get("sentence_embedding_size") is None:
+        settings["sentence_embedding_size"] = embedding_size(settings["sentence_encoder"])
+    return settings

@@ -19,7 +19,7 @@ from latent_ebm_text.data.statistics import CorpusStatistics
 from latent_ebm_text.data.tokenizers import make_tokenizer
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.models.configuration import LatentEBMTextConfig
-from latent_ebm_text.models.defaults import recommended_config
+from latent_ebm_text.models.defaults import completed, recommended_settings, text_config
 from latent_ebm_text.models.forward_arguments import check_extra_arguments
 from latent_ebm_text.models.text_decoders import build_encoder, build_text_decoder
 from latent_ebm_text.models.text_generation import SentenceGenerationModel
@@ -116,6 +116,7 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         texts: Iterable[str],
         *,
         tokenizer: PreTrainedTokenizerBase | str = "bpe",
+        pretrained_decoder: str | PathLike[str] | None = None,
         max_length: int = 100,
         **settings: Any,
     ) -> LatentEBMForTextGeneration:
@@ -132,24 +133,38 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
 
         Args:
             texts: The training texts, in any form that `score` takes.
-            tokenizer: A tokenizer; or the kind that is trained on the texts, `"bpe"`, `"word"` or `"unigram"`.
+            tokenizer: A tokenizer; or the kind that is trained on the texts, `"bpe"`, `"word"` or `"unigram"`. A
+                pretrained decoder brings its own.
+            pretrained_decoder: Causal language model that becomes the decoder: a Hub id, a folder, or a GGUF file; by
+                default an LSTM that is trained from scratch.
             max_length: Longest sentence in tokens, the end token included.
             **settings: Settings of [`LatentEBMTextConfig`] in place of those that suit the corpus.
 
         Raises:
-            UsageError: If the texts are no texts, or a setting cannot be right.
+            UsageError: If the texts are no texts, there is no such decoder, or a setting cannot be right.
             DataError: If they are too few for a tokenizer.
         """
         sentences = list(each_sentence(texts, "texts"))
-        if isinstance(tokenizer, str):
+        if pretrained_decoder is not None:
+            from latent_ebm_text.models import pretrained
+
+            name, where = pretrained.split_gguf(pretrained_decoder)
+            tokenizer = pretrained.load_decoder_tokenizer(name, **where)
+        elif isinstance(tokenizer, str):
             tokenizer, _ = make_tokenizer(tokenizer, sentences, max_length=max_length)
         encoded = tokenizer(sentences, add_special_tokens=False, return_attention_mask=False, verbose=False)
         rows = (np.array([*ids[: max_length - 1], tokenizer.eos_token_id]) for ids in encoded["input_ids"])
         statistics = CorpusStatistics.of_rows(rows, len(sentences))
-        config = recommended_config(
-            tokenizer, statistics, on_gpu=torch.cuda.is_available(), max_sequence_length=max_length, **settings
+        settings = recommended_settings(
+            statistics,
+            on_gpu=torch.cuda.is_available(),
+            is_pretrained=pretrained_decoder is not None,
+            **{"max_sequence_length": max_length, **settings},
         )
-        model = cls(config).eval()
+        if pretrained_decoder is not None:
+            model = cls.from_decoder_pretrained(name, **where, tokenizer=tokenizer, **settings)
+        else:
+            model = cls(text_config(tokenizer, **settings)).eval()
         model.tokenizer = tokenizer
         return model
 
@@ -161,7 +176,7 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         tokenizer: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
         gguf_file: str | None = None,
-        dtype: torch.dtype | str = "auto",
+        dtype: torch.dtype | str | None = None,
         **settings: Any,
     ) -> LatentEBMForTextGeneration:
         """A model whose decoder is a pretrained causal language model, under a new prior.
@@ -177,7 +192,8 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
                 says which token ends a sentence.
             revision: Revision of a model on the Hub.
             gguf_file: Name of a GGUF file among the model's files, which is loaded in place of its weights.
-            dtype: Precision of the language model, by default that of its weights. Prior and latents are in float32.
+            dtype: Precision of the language model, by default that of its weights, or float32 where all of them learn:
+                bfloat16 loses small steps. Prior and latents are in float32.
             **settings: Settings of [`LatentEBMTextConfig`], such as `latent_dim`, `latent_injection` or
                 `decoder_training`.
 
@@ -186,11 +202,13 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         """
         from latent_ebm_text.models import pretrained
 
+        if dtype is None:
+            dtype = "auto" if settings.get("decoder_training", "full") != "full" else "float32"
         where = {key: value for key, value in (("revision", revision), ("gguf_file", gguf_file)) if value is not None}
         language_model = pretrained.load_language_model(name_or_path, dtype=dtype, **where)
         if tokenizer is None:
             tokenizer = pretrained.find_decoder_tokenizer(name_or_path, **where)
-        settings = {**pretrained.decoder_settings(language_model, tokenizer), **settings}
+        settings = completed({**pretrained.decoder_settings(language_model, tokenizer), **settings})
         return cls(LatentEBMTextConfig(**settings), language_model=language_model).eval()
 
     def pretrained_weights(self) -> list[nn.Parameter]:

@@ -9,9 +9,11 @@ from latent_ebm_text import LatentEBMForTextGeneration, LatentEBMTrainer, Traini
 from latent_ebm_text.commands.parsing import bundled_config
 from latent_ebm_text.commands.text_trainer import recommended_arguments
 from latent_ebm_text.data.newswire import grammar_dataset
+from latent_ebm_text.data.tokenizers import make_tokenizer
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.models.defaults import RECOMMENDED
 from tests.helpers import tiny_model, tiny_tokenizer
+from tests.language_models import tiny_language_model
 
 SMALL = {
     "latent_dim": 4, "hidden_size": 16, "encoder_hidden_size": 8, "prior_hidden_size": 8, "sentence_encoder": None,
@@ -47,6 +49,31 @@ def test_a_model_from_training_to_its_saved_folder(model, texts, tmp_path, capsy
     loaded = LatentEBMTrainer(model=str(tmp_path / "mine"), args=args, train_dataset=texts)
     assert loaded.evaluate() == trainer.evaluate()
     assert loaded.processing_class.get_vocab() == model.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("decoder_training", ["lora", "frozen", "full"])
+def test_a_pretrained_decoder_in_one_line(texts, tmp_path, decoder_training, capsys):
+    tokenizer, _ = make_tokenizer("word", texts, max_length=20)
+    tokenizer.save_pretrained(tmp_path / "lm")
+    language_model = tiny_language_model("llama", vocab_size=len(tokenizer)).to(torch.bfloat16)
+    language_model.save_pretrained(tmp_path / "lm")
+    settings = {name: value for name, value in SMALL.items() if name != "hidden_size"}
+    model = LatentEBMForTextGeneration.from_texts(
+        texts, pretrained_decoder=tmp_path / "lm", max_length=20, decoder_training=decoder_training, **settings
+    )
+    assert model.encoder is not None
+    assert model.config.dropout == 0.1
+    assert model.decoder.lm.dtype == (torch.float32 if decoder_training == "full" else torch.bfloat16)
+
+    args = recommended_arguments(model, output_dir=str(tmp_path / "run"), information=2.0)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    result = LatentEBMTrainer(model=model, args=args, train_dataset=texts).train()
+    assert "num_epochs: 8 " in capsys.readouterr().out  # a fifth of the most
+    assert result.step == 8 * 6
+    learned = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    of_language_model = {name for name in before if ".lm." in name}
+    assert bool(learned & of_language_model) == (decoder_training != "frozen")
+    assert any("injection" in name for name in learned)
 
 
 def test_the_same_call_goes_on_from_the_checkpoint(model, texts, tmp_path, capsys):
