@@ -80,7 +80,7 @@ _PRELOADED = [
 class BenchmarkArguments:
     """Benchmark"""
 
-    tad_bench: str | None = option(None, "Folder with email_spam, smsspam and covid_fake .jsonl.")
+    tad_bench: str | None = option(None, "Folder with one or more of covid_fake, smsspam and email_spam .jsonl.")
     sms: str | None = option(None, "The SMS Spam Collection, label and text on each line.")
     newsgroups: str | None = option(None, "20 Newsgroups, a parquet file with split, group and text.")
     ptb: str | None = option(None, "Folder with train.txt and test.txt, a sentence a line.")
@@ -143,9 +143,13 @@ def _whole_tasks(args: BenchmarkArguments, seed: int) -> Iterator[DetectionTask]
     if args.sms is not None:
         yield normals_task("SMSSpam", *read_labelled(args.sms), seed=seed)
     if args.tad_bench is not None:
-        for name in ("covid_fake", "smsspam", "email_spam"):
-            yield all_rows_task(name, Path(args.tad_bench) / f"{name}.jsonl")
-        yield normals_task("EmailSpam", *read_labelled(Path(args.tad_bench) / "email_spam.jsonl"), seed=seed)
+        paths = [Path(args.tad_bench) / f"{name}.jsonl" for name in ("covid_fake", "smsspam", "email_spam")]
+        paths = [path for path in paths if path.is_file()]
+        if not paths:
+            raise UsageError(f"{args.tad_bench} holds none of covid_fake, smsspam and email_spam .jsonl")
+        yield from (all_rows_task(path.stem, path) for path in paths)
+        if paths[-1].stem == "email_spam":
+            yield normals_task("EmailSpam", *read_labelled(paths[-1]), seed=seed)
     if args.ptb is not None:
         if args.documents is None:
             raise UsageError("--ptb needs --documents, a file of another source")
