@@ -196,7 +196,12 @@ def language_model(seed: int, train: TextView) -> Scorer:
     )  # fmt: skip
     with TemporaryDirectory() as folder:
         LatentEBMTrainer(model, recommended_arguments(model, output_dir=folder, seed=seed), train.texts).train()
-    return lambda texts: model.score(texts.texts, tokenizer=model.tokenizer).get("nll_per_token").numpy()
+
+    def scores(texts: TextView) -> np.ndarray:
+        ids = model.tokenizer(texts.texts, truncation=True)["input_ids"]  # as in the training
+        return model.score(ids).get("nll_per_token").numpy()
+
+    return scores
 
 
 # -------- a method in a process of its own
