@@ -70,10 +70,12 @@ _WITHOUT_ENERGY = tuple(name for name in FUSED_SCORES if name != "embedding dens
 _OURS = {"ours": FUSED_SCORES, "ours, without the latent EBM": _WITHOUT_ENERGY}
 #: What the server of processes imports once, so that no method is charged for it; missing modules are passed over.
 _PRELOADED = [
-    "latent_ebm_text.anomaly.text_detector", "latent_ebm_text.commands.text_trainer", "pyod.models.embedding",
-    "pyod.models.lunar", "sentence_transformers", "sklearn.covariance", "sklearn.ensemble",
-    "sklearn.feature_extraction.text", "sklearn.neighbors", "sklearn.pipeline",
-]  # fmt: skip
+    *(f"pyod.models.{name}" for name in ("copod", "ecod", "embedding", "iforest", "knn", "lof", "lunar", "ocsvm")),
+    *(f"sklearn.{name}" for name in ("covariance", "ensemble", "feature_extraction.text", "neighbors", "pipeline")),
+    *(f"latent_ebm_text.anomaly.{name}" for name in ("metrics", "text_detector")),
+    *(f"latent_ebm_text.commands.{name}" for name in ("parsing", "text_trainer")),
+    "sentence_transformers",
+]
 
 
 @dataclass
