@@ -143,7 +143,6 @@ BY_WORDS = "ignore:texts are not embedded by a sentence encoder:UserWarning"  # 
 @pytest.mark.filterwarnings(BY_WORDS)
 def test_alarms_name_what_is_unlike_the_typed_texts_and_its_words(tmp_path: Path) -> None:
     demo = load_views()
-    demo.FIT_SECONDS = 2.0
     views = demo.DetectorViews()
     ordinary, new = views.example()
     summary, alarms = views.alarms(ordinary, f"{new}\nthe bank <b>WON</b> 7")
