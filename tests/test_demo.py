@@ -400,10 +400,10 @@ class TestInABrowser:
         panel.locator("tr").nth(6).wait_for()
         panel.get_by_label("new texts, one per line").fill(f"{SENTENCE}\nthe bank <b>WON</b> 7")
         panel.get_by_role("button", name="Find anomalies").click()
-        word = panel.locator("mark", has_text="WON")
-        word.wait_for()
-        assert word.get_attribute("title").endswith("nats")
-        assert "the bank <b>WON</b> 7" in panel.locator("tr").nth(1).inner_text()
+        row = panel.locator("tr", has_text="the bank <b>WON</b> 7")
+        row.wait_for()
+        assert row.locator("mark").first.get_attribute("title").endswith("nats")
+        assert row.inner_text() == panel.locator("tr").nth(1).inner_text()  # the first below the head
         assert panel.locator("tr").count() == 3
 
     def test_images(self, page: Any) -> None:
