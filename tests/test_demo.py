@@ -1,6 +1,8 @@
 """The demo: what it computes, and every tab in a browser."""
 
+import html
 import importlib.util
+import re
 import runpy
 import shutil
 import socket
@@ -13,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from latent_ebm_text.errors import UsageError
+from latent_ebm_text.anomaly.text_scores import FUSED_SCORES
+from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.latents.rng import derived_generator
 from tests.helpers import tiny_model
 
@@ -129,6 +132,55 @@ def test_edits_of_typed_sentences(text: Any) -> None:
     assert list(table["sentence"]) == [SENTENCE, "the exporter sank"]
     assert len(table["edit"]) == 2
     text.model.attributes.clear()
+
+
+FEW_TEXTS = "ignore:.* of the words do not occur in the texts of fit:UserWarning"
+BY_WORDS = "ignore:texts are not embedded by a sentence encoder:UserWarning"  # the demo's environment has none
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(FEW_TEXTS)
+@pytest.mark.filterwarnings(BY_WORDS)
+def test_alarms_name_what_is_unlike_the_typed_texts_and_its_words(tmp_path: Path) -> None:
+    demo = load_views()
+    views = demo.DetectorViews()
+    ordinary, new = views.example()
+    summary, alarms = views.alarms(ordinary, f"{new}\nthe bank <b>WON</b> 7")
+    unusual = {"WIN 500 EURO now!!! call 0800-1234", "the bank <b>WON</b> 7"}
+    assert unusual <= {alarm.text for alarm in alarms[:3]}
+    p_values = [alarm.p_value for alarm in alarms]
+    assert p_values == sorted(p_values)
+    assert f"{sum(p_value <= 0.05 for p_value in p_values)} of 7 texts" in summary
+    assert "no p-value is below 0.024" in summary  # 40 of 200 texts are held out: 1 / 41
+    alarm = next(alarm for alarm in alarms if "<b>" in alarm.text)
+    assert alarm.raised_by in FUSED_SCORES
+    coloured = alarm.coloured()
+    assert "<b>" not in coloured
+    assert re.search(r'<mark style="[^"]+" title="[0-9.]+ nats">WON</mark>', coloured)
+    assert html.unescape(re.sub("<[^>]+>", "", coloured)) == alarm.text
+
+    views._fitted(tuple(ordinary.splitlines())).save_pretrained(tmp_path)
+    loaded = demo.DetectorViews(str(tmp_path))
+    assert loaded.example() == ("", new)
+    assert [alarm.p_value for alarm in loaded.alarms("", new)[1]] == [
+        alarm.p_value for alarm in views.alarms(ordinary, new)[1]
+    ]
+
+
+def test_alarms_say_what_is_missing(tmp_path: Path) -> None:
+    views = load_views().DetectorViews()
+    with pytest.raises(UsageError, match="type new texts first"):
+        views.alarms("", " \n")
+    with pytest.raises(UsageError, match="type ordinary texts first, one per line, or start the demo with --detector"):
+        views.alarms("", SENTENCE)
+    with pytest.raises(UsageError, match="training takes 30 different texts or more"):
+        views.alarms(SENTENCE, SENTENCE)
+    with pytest.raises(UsageError, match="at most 100 texts can be read here, these are 101"):
+        views.alarms("", "\n".join([SENTENCE] * 101))
+    with pytest.raises(UsageError, match="at most 2000 characters here, one has 2001"):
+        views.alarms("a" * 2001, SENTENCE)
+    with pytest.raises(DataError, match="holds no detector"):
+        load_views().DetectorViews(str(tmp_path))
 
 
 def test_what_cannot_be_is_said(text: Any, quickstart_folder: Path, tmp_path: Path) -> None:
@@ -271,6 +323,9 @@ class TestInABrowser:
         panel = open_tab(page, "Anomaly")
         assert verdict(page)
         assert any("nll_per_token" in row for row in rows(panel, 5))
+        alarms = open_tab(page, "Alarms").locator("tr")
+        alarms.nth(6).wait_for()
+        assert "WIN 500 EURO" in alarms.nth(1).inner_text()
         panel = open_tab(page, "Images")
         panel.locator("img").nth(11).wait_for()
         panel.get_by_text("step 0", exact=True).first.wait_for()
@@ -339,6 +394,17 @@ class TestInABrowser:
         panel.get_by_role("button", name="Score").click()
         assert verdict(page, beginning=example)
         assert any("nll_per_token" in row for row in rows(panel, 5))
+
+    def test_alarms(self, page: Any) -> None:
+        panel = open_tab(page, "Alarms")
+        panel.locator("tr").nth(6).wait_for()
+        panel.get_by_label("new texts, one per line").fill(f"{SENTENCE}\nthe bank <b>WON</b> 7")
+        panel.get_by_role("button", name="Find anomalies").click()
+        row = panel.locator("tr", has_text="the bank <b>WON</b> 7")
+        row.wait_for()
+        assert row.locator("mark").first.get_attribute("title").endswith("nats")
+        assert row.inner_text() == panel.locator("tr").nth(1).inner_text()  # the first below the head
+        assert panel.locator("tr").count() == 3
 
     def test_images(self, page: Any) -> None:
         panel = open_tab(page, "Images")

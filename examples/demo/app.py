@@ -1,7 +1,8 @@
-"""Explore a trained model in a browser: samples, chains, paths, a map of the latents, anomaly scores, images.
+"""Explore a trained model in a browser: samples, chains, paths, a map of the latents, anomalies, images.
 
     python examples/demo/app.py                                   # the model of the quick start
     python examples/demo/app.py --model runs/ptb/model --image_model runs/quickstart-images/model
+    python examples/demo/app.py --detector detector               # that LatentEBMTextDetector has saved there
 
 The demo listens on 127.0.0.1 only. The folder can also be pushed as a Space; there the variables LATENT_EBM_MODEL and
 LATENT_EBM_IMAGE_MODEL name the models.
@@ -10,7 +11,7 @@ LATENT_EBM_IMAGE_MODEL name the models.
 import argparse
 import os
 
-from views import ImageViews, TextViews
+from views import DetectorViews, ImageViews, TextViews
 
 from latent_ebm_text.errors import LatentEBMError
 
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument(
         "--image_model", default=os.environ.get("LATENT_EBM_IMAGE_MODEL"), help="folder or Hub id of an image model"
     )
+    parser.add_argument("--detector", help="folder of a saved LatentEBMTextDetector (default: fitted in the demo)")
     parser.add_argument("--port", type=int, help="port (default: the first free port from 7860 on)")
     options = parser.parse_args()
     try:
@@ -31,9 +33,10 @@ def main() -> None:
     try:
         text = TextViews(options.model)
         images = ImageViews(options.image_model) if options.image_model else None
+        detector = DetectorViews(options.detector)
     except LatentEBMError as error:
         parser.error(str(error))
-    built = page.build(text, images)
+    built = page.build(text, images, detector)
     try:
         # Without a server name gradio listens on 127.0.0.1; a Space sets GRADIO_SERVER_NAME.
         built.launch(

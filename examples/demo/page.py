@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any, get_args
 
 import gradio as gr
 import pandas as pd
-from views import ImageViews, TextViews
+from views import Alarm, DetectorViews, ImageViews, TextViews
 
 from latent_ebm_text.errors import LatentEBMError
 from latent_ebm_text.latents.interpolation import PathKind
@@ -41,7 +42,7 @@ def with_messages(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def build(text: TextViews, images: ImageViews | None) -> gr.Blocks:
+def build(text: TextViews, images: ImageViews | None, detector: DetectorViews) -> gr.Blocks:
     """The page with one tab per task; every tab opens with a worked example."""
     samples = text.sample(NUM_SENTENCES, text.num_steps, 1.0, 1.0, 0)
     sentences = [" ".join(sentence.split()) or "." for sentence in samples["sentence"]]
@@ -62,6 +63,8 @@ def build(text: TextViews, images: ImageViews | None) -> gr.Blocks:
                 gr.Markdown("This model knows no attributes: fit them with `model.fit_attributes` and save it again.")
         with gr.Tab("Anomaly") as tab:
             _anomaly_tab(text, tab, sentences)
+        with gr.Tab("Alarms") as tab:
+            _alarms_tab(detector, tab)
         with gr.Tab("Images") as tab:
             if images is None:
                 gr.Markdown("Start the demo with `--image_model runs/quickstart-images/model` to see an image model.")
@@ -214,6 +217,39 @@ def _anomaly_tab(text: TextViews, tab: gr.Tab, sentences: list[str]) -> None:
         return words, _two_decimals(scores)
 
     _connect(tab, button, with_messages(show), [sentence, seed], [verdict, table])
+
+
+def _alarms_tab(detector: DetectorViews, tab: gr.Tab) -> None:
+    gr.Markdown(
+        "Which of your new texts are unlike ordinary ones, and why. A detector is fitted on the ordinary texts, 30 or "
+        "more of them. Words are coloured by their surprise, `-log p` of a word given those before it; hover over one "
+        "to read its nats."
+    )
+    ordinary_texts, new_texts = detector.example()
+    label = "ordinary texts, one per line"
+    if detector.loaded is not None:
+        label += " (leave empty for the loaded detector)"
+    with gr.Row():
+        ordinary = gr.Textbox(ordinary_texts, label=label, lines=8, max_lines=8)
+        new = gr.Textbox(new_texts, label="new texts, one per line", lines=8, max_lines=8)
+    button = gr.Button("Find anomalies", variant="primary")
+    summary = gr.Textbox(label="summary", interactive=False)
+    table = gr.HTML()
+
+    def show(*arguments: Any) -> tuple[str, str]:
+        words, alarms = detector.alarms(*arguments)
+        return words, _alarm_table(alarms)
+
+    _connect(tab, button, with_messages(show), [ordinary, new], [summary, table])
+
+
+def _alarm_table(alarms: list[Alarm]) -> str:
+    rows = [
+        f"<tr><td>{alarm.p_value:.3f}</td><td>{html.escape(alarm.raised_by)}</td><td>{alarm.coloured()}</td></tr>"
+        for alarm in alarms
+    ]
+    head = "<tr><th>p-value</th><th>raised by</th><th>text</th></tr>"
+    return f'<table style="width: 100%">{head}{"".join(rows)}</table>'
 
 
 def _image_tab(images: ImageViews, tab: gr.Tab) -> None:

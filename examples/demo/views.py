@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import html
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from latent_ebm_text import LatentEBMForImageGeneration
+from latent_ebm_text import LatentEBMForImageGeneration, LatentEBMTextDetector
+from latent_ebm_text.anomaly.text_detector import WordScore
+from latent_ebm_text.anomaly.text_scores import FUSED_SCORES
+from latent_ebm_text.data import grammar_dataset
 from latent_ebm_text.data.lines import split_sentences
 from latent_ebm_text.errors import UsageError
 from latent_ebm_text.hub.folders import IMAGE, find_model, model_kind
@@ -26,6 +30,10 @@ MAX_WORDS, MAX_CHARACTERS = 200, 2000
 MAX_LINES = 100
 #: Number of the model's own samples that a typed sentence is compared with.
 NUM_COMPARED = 50
+#: The most ordinary texts that a detector is fitted on, and the seconds that their embedding may take.
+MAX_ORDINARY, EMBEDDING_SECONDS = 1000, 20.0
+#: Nats from which on a word is coloured, and those at which its colour is full.
+COLOURED_FROM, FULL_COLOUR = 2.5, 15.0
 
 
 def _with_steps(sampler: Sampler, num_steps: int) -> Sampler:
@@ -187,6 +195,91 @@ class TextViews:
     def _text(self, ids: Tensor) -> list[str]:
         texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts
+
+
+class Alarm(NamedTuple):
+    """A text, and how unlike ordinary texts it is.
+
+    Attributes:
+        text: The text.
+        p_value: An ordinary text has one of at most `t` with probability at most `t`.
+        raised_by: The score that is the least probable among ordinary texts; empty where there is but one score.
+        words: The words of the text, each with its surprise in nats.
+    """
+
+    text: str
+    p_value: float
+    raised_by: str
+    words: list[WordScore]
+
+    def coloured(self) -> str:
+        """The text as HTML: the more surprising a word is, the stronger its colour; its nats are shown on hovering."""
+        parts, end = [], 0
+        for word in self.words:
+            parts.append(html.escape(self.text[end : word.start]))
+            end, shown = word.end, html.escape(self.text[word.start : word.end])
+            if word.surprise >= COLOURED_FROM:
+                strength = 0.75 * min(1.0, word.surprise / FULL_COLOUR)
+                colour = f"background: rgba(207, 34, 46, {strength:.2f}); color: inherit"
+                shown = f'<mark style="{colour}" title="{word.surprise:.1f} nats">{shown}</mark>'
+            parts.append(shown)
+        return "".join([*parts, html.escape(self.text[end:])])
+
+
+class DetectorViews:
+    """What the demo computes with a detector of anomalous texts: one that is loaded, or fitted on typed texts.
+
+    Args:
+        path: Folder of a saved detector.
+
+    Raises:
+        LatentEBMError: If there is no detector in the folder, or it needs a function that embeds texts.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.loaded = None if path is None else LatentEBMTextDetector.from_pretrained(path)
+        self._fitted = functools.lru_cache(maxsize=4)(_fit_detector)
+
+    def example(self) -> tuple[str, str]:
+        """Ordinary texts, none for a loaded detector, and new ones of which two are anomalous; each one per line."""
+        texts = list(dict.fromkeys(grammar_dataset(300)["train"]["text"]))
+        reversed_words = " ".join(reversed(texts[204].split()))
+        new = [*texts[200:204], "WIN 500 EURO now!!! call 0800-1234", reversed_words]
+        return "" if self.loaded is not None else "\n".join(texts[:200]), "\n".join(new)
+
+    def alarms(self, ordinary: str, new: str) -> tuple[str, list[Alarm]]:
+        """A summary of new texts (one per line), and each of them beside ordinary ones, the most anomalous first."""
+        typed, known = split_sentences(new), split_sentences(ordinary)
+        for lines, most in ((typed, MAX_LINES), (known, MAX_ORDINARY)):
+            if len(lines) > most:
+                raise UsageError(f"at most {most} texts can be read here, these are {len(lines)}: leave some out")
+            if (longest := max(map(len, lines), default=0)) > MAX_CHARACTERS:
+                raise UsageError(f"a text may have at most {MAX_CHARACTERS} characters here, one has {longest}")
+        if not typed:
+            raise UsageError("type new texts first, one per line")
+        detector = self._fitted(tuple(known)) if known else self.loaded
+        if detector is None:
+            raise UsageError("type ordinary texts first, one per line, or start the demo with --detector")
+        found = [
+            Alarm(text, p_value, min(why.p_values, key=lambda name: why.p_values[name], default=""), why.words)
+            for text, p_value, why in zip(
+                typed, detector.p_values(typed).tolist(), detector.explain(typed), strict=True
+            )
+        ]
+        held_out = len(detector.calibration_scores_)
+        summary = (
+            f"{sum(alarm.p_value <= 0.05 for alarm in found)} of {len(found)} texts have a p-value of at most 0.05. "
+            f"They are compared with {held_out} ordinary texts that nothing was fitted on, so that no p-value is "
+            f"below {1 / (held_out + 1):.3f}."
+        )
+        return summary, sorted(found, key=lambda alarm: alarm.p_value)
+
+
+def _fit_detector(ordinary: tuple[str, ...]) -> LatentEBMTextDetector:
+    # The training of the embeddings' density would be most of the wait, and few texts gain nothing by it.
+    scores = [name for name in FUSED_SCORES if name != "embedding density"]
+    detector = LatentEBMTextDetector(contamination=0.01, fused_scores=scores, time_budget=EMBEDDING_SECONDS)
+    return detector.fit(ordinary)
 
 
 class ImageViews:

@@ -50,6 +50,28 @@ class DetectionTask:
         """Whether the texts that are scored are those of the fit."""
         return self.protocol == "all rows"
 
+    def subsampled(self, max_texts: int, *, seed: int = 0) -> DetectionTask:
+        """The task with at most so many texts to fit on and to score, drawn at random; both kinds keep their shares.
+
+        Args:
+            max_texts: The most texts, 10 or more.
+            seed: Seed of the draw.
+
+        Raises:
+            UsageError: If these are too few.
+        """
+        if max_texts < 10:
+            raise UsageError(f"a task needs 10 texts or more, got max_texts={max_texts}")
+        rng, labels = np.random.default_rng(seed), np.array(self.labels)
+        train_rows, rows = rng.permutation(len(self.train))[:max_texts], np.arange(len(labels))
+        if len(labels) > max_texts:
+            kinds = [rng.permutation(np.flatnonzero(labels == kind)) for kind in (0, 1)]
+            share = max_texts / len(labels)
+            rows = np.sort(np.concatenate([kind[: max(1, round(share * len(kind)))] for kind in kinds]))
+        test = [self.test[row] for row in rows]
+        train = test if self.is_transductive else [self.train[row] for row in np.sort(train_rows)]
+        return DetectionTask(self.name, self.protocol, train, test, labels[rows].tolist())
+
 
 def all_rows_task(name: str, path: str | Path) -> DetectionTask:
     """A set of TAD-Bench, a JSON file with `text` and `label` on each line: fitted and scored on all rows.
