@@ -62,8 +62,6 @@ class TextModelArguments:
         self.settings = _completed(self.settings, LatentEBMTextConfig, _FROM_TEXT)
         if self.settings["decoder_type"] == "causal_lm":
             raise UsageError("decoder_type causal_lm is for a pretrained model: name it with pretrained_decoder")
-        if self.pretrained_decoder is None and self.settings["decoder_training"] == AUTO:
-            self.settings["decoder_training"] = "full"
         # What is to follow from the data is left out of the check, and is checked when the model is made.
         if self.pretrained_decoder is None:
             LatentEBMTextConfig(**{name: value for name, value in self.settings.items() if value != AUTO})

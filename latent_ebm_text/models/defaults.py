@@ -87,19 +87,21 @@ def choose_sizes(
         size for limit, size in ((5_000, 32), (100_000, 64), (float("inf"), 128)) if corpus.num_sentences < limit
     )  # fmt: skip
     of_dropout = of_epochs = tokens
+    training = Choice("full", "the decoder is trained from scratch")
     if is_pretrained:
+        has_adapters = find_spec("peft") is not None
+        training = Choice(
+            "lora" if has_adapters else "full", f"the extra `lora` is {'' if has_adapters else 'not '}installed"
+        )
         dropout, of_dropout = _PRETRAINED_DROPOUT, "the decoder is pretrained"
         epochs, of_epochs = max(1.0, round(_PRETRAINED_EPOCHS * epochs)), f"{tokens}, the decoder is pretrained"
-    has_adapters = find_spec("peft") is not None
     share = _INFORMATION_SHARE * corpus.unigram_nats
     most = _NATS_PER_DIMENSION * latent_dim
     return {
         "hidden_size": Choice(width, f"{tokens}, {device}"),
         "embedding_size": Choice((hidden_size or width) // 2, "half of hidden_size"),
         "dropout": Choice(dropout, of_dropout),
-        "decoder_training": Choice(
-            "lora" if has_adapters else "full", f"the extra `lora` is {'' if has_adapters else 'not '}installed"
-        ),
+        "decoder_training": training,
         "num_epochs": Choice(epochs, of_epochs),
         "decoder_learning_rate": Choice(_LEARNING_RATES[decoder_type], f"decoder_type {decoder_type}"),
         "train_batch_size": Choice(batch, f"{corpus.num_sentences:,} sentences"),

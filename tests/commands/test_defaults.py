@@ -76,7 +76,14 @@ def test_what_follows_from_the_corpus_is_said_and_what_is_given_stays(text):
     assert model_args.settings["embedding_size"] == 24
     assert args.num_epochs == 3
     names = [line.partition(":")[0] for line in lines]
-    assert names == ["embedding_size", "dropout", "train_batch_size", "decoder_learning_rate", "information"]
+    assert names == [
+        "decoder_training",
+        "embedding_size",
+        "dropout",
+        "train_batch_size",
+        "decoder_learning_rate",
+        "information",
+    ]
     assert "train_batch_size: 32 (300 sentences)" in lines
     assert not model_args.automatic
     assert not args.automatic
