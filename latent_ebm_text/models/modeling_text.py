@@ -115,7 +115,7 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         cls,
         texts: Iterable[str],
         *,
-        tokenizer: PreTrainedTokenizerBase | str = "bpe",
+        tokenizer: PreTrainedTokenizerBase | str | None = None,
         pretrained_decoder: str | PathLike[str] | None = None,
         max_length: int = 100,
         **settings: Any,
@@ -133,8 +133,8 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
 
         Args:
             texts: The training texts, in any form that `score` takes.
-            tokenizer: A tokenizer; or the kind that is trained on the texts, `"bpe"`, `"word"` or `"unigram"`. A
-                pretrained decoder brings its own.
+            tokenizer: A tokenizer; or the kind that is trained on the texts, `"bpe"` by default, `"word"` or
+                `"unigram"`. A pretrained decoder brings its own.
             pretrained_decoder: Causal language model that becomes the decoder: a Hub id, a folder, or a GGUF file; by
                 default an LSTM that is trained from scratch.
             max_length: Longest sentence in tokens, the end token included.
@@ -148,12 +148,15 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         if pretrained_decoder is not None:
             from latent_ebm_text.models import pretrained
 
+            pretrained.refuse_what_it_brings({"tokenizer": tokenizer, **settings})
             name, where = pretrained.split_gguf(pretrained_decoder)
-            tokenizer = pretrained.load_decoder_tokenizer(name, **where)
-        elif isinstance(tokenizer, str):
-            tokenizer, _ = make_tokenizer(tokenizer, sentences, max_length=max_length)
-        encoded = tokenizer(sentences, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        rows = (np.array([*ids[: max_length - 1], tokenizer.eos_token_id]) for ids in encoded["input_ids"])
+            own = pretrained.load_decoder_tokenizer(name, **where)
+        elif tokenizer is None or isinstance(tokenizer, str):
+            own, _ = make_tokenizer(tokenizer or "bpe", sentences, max_length=max_length)
+        else:
+            own = tokenizer
+        encoded = own(sentences, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        rows = (np.array([*ids[: max_length - 1], own.eos_token_id]) for ids in encoded["input_ids"])
         statistics = CorpusStatistics.of_rows(rows, len(sentences))
         settings = recommended_settings(
             statistics,
@@ -161,11 +164,11 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
             is_pretrained=pretrained_decoder is not None,
             **{"max_sequence_length": max_length, **settings},
         )
-        if pretrained_decoder is not None:
-            model = cls.from_decoder_pretrained(name, **where, tokenizer=tokenizer, **settings)
+        if pretrained_decoder is None:
+            model = cls(text_config(own, **settings)).eval()
         else:
-            model = cls(text_config(tokenizer, **settings)).eval()
-        model.tokenizer = tokenizer
+            model = cls.from_decoder_pretrained(name, **where, tokenizer=own, **settings)
+        model.tokenizer = own
         return model
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from transformers.utils import cached_file
 
 from latent_ebm_text.errors import UsageError, in_one_line, some_of
 from latent_ebm_text.hub.folders import check_model
-from latent_ebm_text.models.configuration import refuse_quantization
+from latent_ebm_text.models.configuration import FROM_DECODER, refuse_quantization
 from latent_ebm_text.networks.base import frozen
 from latent_ebm_text.networks.language_model import architecture
 
@@ -188,6 +189,13 @@ def _with_both_ends(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFa
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def refuse_what_it_brings(given: Mapping[str, Any]) -> None:
+    """Raises a `UsageError` if something is given that a pretrained decoder brings along; `None` is not given."""
+    for name in ("tokenizer", *FROM_DECODER):
+        if given.get(name) is not None:
+            raise UsageError(f"a pretrained decoder brings {name} along: leave {name} out")
 
 
 def decoder_settings(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from latent_ebm_text.training.state import TrainingState
 
 #: The parts of the loss by their metrics, in the order in which they are looked at, with their names for people.
 #: Share of the decoder's learning rate at which pretrained weights learn: they have little to change.
-PRETRAINED_RATE = 0.1
+_PRETRAINED_RATE = 0.1
 _PARTS_OF_LOSS = {
     "reconstruction_nll": "reconstruction loss",
     "energy_gap": "posterior-prior energy gap",
@@ -261,7 +261,7 @@ def learning_rates(step: int, total: int, args: TrainingArguments) -> tuple[floa
     for rate, first in ((args.decoder_learning_rate, 0), (args.prior_learning_rate, round(args.prior_start * total))):
         warmup = (step - first + 1) / max(steps, 1.0)
         rates.append(rate * fall * min(1.0, max(0.0, warmup)))
-    return rates[0], rates[1], PRETRAINED_RATE * rates[0]
+    return rates[0], rates[1], _PRETRAINED_RATE * rates[0]
 
 
 def _likelihood_parts(model: LatentEBMPreTrainedModel) -> nn.ModuleList:

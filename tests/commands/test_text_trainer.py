@@ -76,6 +76,12 @@ def test_a_pretrained_decoder_in_one_line(texts, tmp_path, decoder_training, cap
     assert any("injection" in name for name in learned)
 
 
+@pytest.mark.parametrize(("name", "value"), [("hidden_size", 16), ("decoder_type", "lstm"), ("tokenizer", "word")])
+def test_what_a_pretrained_decoder_brings_along_is_refused(texts, name, value):
+    with pytest.raises(UsageError, match=f"^a pretrained decoder brings {name} along: leave {name} out$"):
+        LatentEBMForTextGeneration.from_texts(texts, pretrained_decoder="gpt2", **{name: value})
+
+
 def test_the_same_call_goes_on_from_the_checkpoint(model, texts, tmp_path, capsys):
     args = recommended_arguments(model, output_dir=str(tmp_path / "run"), **SHORT)
     LatentEBMTrainer(model=model, args=args, train_dataset=texts).train()
