@@ -6,7 +6,8 @@ all-MiniLM-L6-v2 (22 million, trained on a billion pairs of sentences) so that n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from accelerate.utils import tqdm
 
 from latent_ebm_text.data.cache import cached_path, file_versions
 from latent_ebm_text.data.tokenizers import tokenizer_identity
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 #: The sentence encoder that comes with the extra.
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 _BATCH_SIZE = 16  # of similar lengths: larger ones are padded more, and are no faster on a CPU
+_ROWS_PER_UPDATE = 512  # sentences between one update of the progress bar and the next
 _PART_SIZE = 8192  # sentences that are embedded between one writing to the disk and the next: a minute or two
 
 
@@ -115,27 +118,45 @@ def add_embeddings(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, name
     embedded = {}
     for split, dataset in splits.items():
         path = cached_path("embedded", [dataset._fingerprint, identity, _PART_SIZE])
-        firsts = range(0, max(1, len(dataset)), _PART_SIZE)
-        parts = [
-            dataset.select(range(first, min(first + _PART_SIZE, len(dataset)))).map(
-                _embed_batch,
-                batched=True,
-                batch_size=1024,
-                input_columns=["input_ids"],
-                fn_kwargs={"tokenizer": tokenizer, "name": name},
-                features=Features({**dataset.features, "sentence_embeddings": column}),
-                cache_file_name=f"{path}-{first}.arrow",
-                load_from_cache_file=True,
-                new_fingerprint=f"{path.name}-{first}",
-                desc=f"Embedding {split}" + (f", part {number} of {len(firsts)}" if len(firsts) > 1 else ""),
-            )
-            for number, first in enumerate(firsts, start=1)
-        ]
+        parts = []
+        bar = tqdm(total=len(dataset), desc=f"Embedding {split}", unit="sentence")
+        with bar, _without_other_bars():
+            for first in range(0, max(1, len(dataset)), _PART_SIZE):
+                rows = range(first, min(first + _PART_SIZE, len(dataset)))
+                part = dataset.select(rows).map(
+                    _embed_batch,
+                    batched=True,
+                    batch_size=_ROWS_PER_UPDATE,
+                    input_columns=["input_ids"],
+                    fn_kwargs={"tokenizer": tokenizer, "name": name, "bar": bar},
+                    features=Features({**dataset.features, "sentence_embeddings": column}),
+                    cache_file_name=f"{path}-{first}.arrow",
+                    load_from_cache_file=True,
+                    new_fingerprint=f"{path.name}-{first}",
+                )
+                parts.append(part)
+                bar.update(first + len(rows) - bar.n)  # a part that was on disk
         embedded[split] = concatenate_datasets(parts)
     return DatasetDict(embedded)
 
 
+@contextmanager
+def _without_other_bars() -> Iterator[None]:
+    """No bars of datasets, which would have one for each part: what a user asks is how long the whole takes."""
+    import datasets
+
+    were_shown = not datasets.utils.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_shown:
+            datasets.enable_progress_bars()
+
+
 def _embed_batch(
-    input_ids: list[list[int]], *, tokenizer: PreTrainedTokenizerBase, name: str
+    input_ids: list[list[int]], *, tokenizer: PreTrainedTokenizerBase, name: str, bar: Any
 ) -> dict[str, npt.NDArray[Any]]:
-    return {"sentence_embeddings": embed_token_ids(input_ids, tokenizer, name)}
+    embeddings = embed_token_ids(input_ids, tokenizer, name)
+    bar.update(len(input_ids))
+    return {"sentence_embeddings": embeddings}

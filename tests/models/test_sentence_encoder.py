@@ -126,6 +126,16 @@ def test_embeddings_are_computed_once(encoder, monkeypatch):
     assert again["train"]["sentence_embeddings"][:] == first["train"]["sentence_embeddings"][:]
 
 
+def test_one_progress_bar_counts_the_sentences_of_all_parts(encoder, monkeypatch, capsys):
+    monkeypatch.setattr(embeddings_module, "_PART_SIZE", 2)
+    tokenized, _ = tokenize_corpus(DatasetDict(train=Dataset.from_dict({"text": SENTENCES})), tiny_tokenizer(), 12)
+    capsys.readouterr()
+    add_embeddings(tokenized, tiny_tokenizer(), encoder)
+    shown = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "Embedding" in line]
+    assert all(f"/{len(SENTENCES)} " in line for line in shown)
+    assert f"{len(SENTENCES)}/{len(SENTENCES)} " in shown[-1]
+
+
 def test_embeddings_survive_a_kill_part_by_part(encoder, monkeypatch):
     monkeypatch.setattr(embeddings_module, "_PART_SIZE", 2)
     tokenized, _ = tokenize_corpus(DatasetDict(train=Dataset.from_dict({"text": SENTENCES})), tiny_tokenizer(), 12)
