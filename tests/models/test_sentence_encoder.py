@@ -127,7 +127,7 @@ def test_embeddings_are_computed_once(encoder, monkeypatch):
 
 
 def test_one_progress_bar_counts_the_sentences_of_all_parts(encoder, monkeypatch, capsys):
-    monkeypatch.setattr(embeddings_module, "_PART_SIZE", 2)
+    monkeypatch.setattr(embeddings_module, "_PART_SIZE", 3)
     tokenized, _ = tokenize_corpus(DatasetDict(train=Dataset.from_dict({"text": SENTENCES})), tiny_tokenizer(), 12)
     capsys.readouterr()
     add_embeddings(tokenized, tiny_tokenizer(), encoder)
