@@ -17,7 +17,7 @@ from latent_ebm_text.anomaly.detectors import LatentEBMDetector, Scores, read_sa
 from latent_ebm_text.anomaly.fusion import TailProbabilities
 from latent_ebm_text.anomaly.image_neighbours import ImageNeighbours
 from latent_ebm_text.data.batching import BucketedBatches
-from latent_ebm_text.data.image_processing import LatentEBMImageProcessor
+from latent_ebm_text.data.image_processing import LatentEBMImageProcessor, size_and_channels
 from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.latents.rng import derived_seed
 from latent_ebm_text.models.configuration import LatentEBMImageConfig
@@ -96,7 +96,8 @@ class LatentEBMImageDetector(LatentEBMDetector):
 
         Args:
             X: The images: Pillow images, or integer arrays `(height, width)` or `(height, width, channels)`, as a list
-                or as one array. They are cropped to squares and resized to the model's size.
+                or as one array. They are cropped to squares and resized to the model's size, which is the median of
+                theirs where it is trained here. It has colours where one of the images has.
             y: Ignored, as everywhere in unsupervised detection.
 
         Raises:
@@ -202,12 +203,12 @@ class LatentEBMImageDetector(LatentEBMDetector):
 
     def _train(self, images: list[Any]) -> LatentEBMForImageGeneration:
         """A small model of the images, with the settings of `recipes/configs/anomaly_mnist.yaml`."""
-        first = np.asarray(images[0])
-        size = max(8, min(_MAX_SIZE, *first.shape[:2]) // 4 * 4)
+        sizes, channels = zip(*map(size_and_channels, images), strict=True)
+        size = max(8, min(_MAX_SIZE, int(np.median(sizes))) // 4 * 4)
         torch.manual_seed(derived_seed(self.seed, "initial weights"))
         model = LatentEBMForImageGeneration(
             LatentEBMImageConfig(
-                image_size=size, num_channels=3 if first.ndim == 3 and first.shape[2] == 3 else 1, latent_dim=8,
+                image_size=size, num_channels=max(channels), latent_dim=8,
                 decoder_channels=[64, 32], decoder_first_size=size // 4, encoder_hidden_size=16, pixel_std=0.5,
                 prior_activation="leaky_relu", prior_hidden_size=64, energy_penalty=0.01,
                 prior_sampler={"name": "langevin", "num_steps": 20, "step_size": 0.4},
