@@ -82,10 +82,20 @@ def word_codes(words: Sequence[str]) -> Codes:
 
 
 def near_duplicates(texts: Sequence[str]) -> NDArray[np.int64]:
-    """For every text the first one that is the same but for capitals, numbers, marks and white space, `(n,)`."""
+    """For every text the first one that is the same but for capitals, numbers, marks and white space, `(n,)`.
+
+    Where most of the different texts would go in that way, as records and lines of logs do, they are no copies but
+    differ by what they say, and only texts that are exactly the same are taken once.
+    """
+    first = _first_of([_NOT_WORD.sub(" ", _DIGITS.sub("0", text.lower())).strip() or text for text in texts])
+    same = _first_of(texts)
+    return same if 2 * len(np.unique(first)) < len(np.unique(same)) else first
+
+
+def _first_of(keys: Sequence[str]) -> NDArray[np.int64]:
+    """For every key the place of the first one that equals it, `(n,)`."""
     first: dict[str, int] = {}
-    keys = [_NOT_WORD.sub(" ", _DIGITS.sub("0", text.lower())).strip() or text for text in texts]
-    return np.array([first.setdefault(key, row) for row, key in enumerate(keys)], dtype=np.int64)
+    return np.array([first.setdefault(key, place) for place, key in enumerate(keys)], dtype=np.int64)
 
 
 @lru_cache(maxsize=200_000)

@@ -210,6 +210,16 @@ def test_near_duplicates_differ_by_numbers_marks_and_capitals() -> None:
     ]  # fmt: skip
 
 
+def test_records_that_differ_by_numbers_are_no_copies_of_each_other() -> None:
+    rng = np.random.default_rng(0)
+    records = [f'{{"user": {rng.integers(10_000)}, "ms": {rng.integers(100, 400)}}}' for _ in range(120)]
+    strange = [f'{{"user": {rng.integers(10_000)}, "ms": {rng.integers(100_000, 900_000)}}}' for _ in range(20)]
+    assert near_duplicates([*records, records[3]]).tolist() == [*range(120), 3]
+    detector = LatentEBMTextDetector(sentence_encoder=letters, **FAST).fit(records[:100])
+    scores = detector.decision_function([*records[100:], *strange])
+    assert auroc([0] * 20 + [1] * 20, scores) > 0.9
+
+
 def test_a_model_by_its_folder(tmp_path: Path, model: LatentEBMForTextGeneration) -> None:
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
