@@ -220,6 +220,16 @@ def test_records_that_differ_by_numbers_are_no_copies_of_each_other() -> None:
     assert auroc([0] * 20 + [1] * 20, scores) > 0.9
 
 
+@pytest.mark.filterwarnings("ignore:texts are not embedded by a sentence encoder:UserWarning")
+def test_p_values_hold_for_words_that_never_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors of words that were fitted on the texts held out for p-values would know the words of these alone."""
+    monkeypatch.setattr("latent_ebm_text.anomaly.text_detector.installed_encoder", lambda: None)
+    rng = np.random.default_rng(0)
+    records = [",".join(f"{value:.2f}" for value in row) for row in rng.uniform(0, 100, (700, 6))]
+    detector = LatentEBMTextDetector(**FAST).fit(records[:300])
+    assert np.mean(detector.p_values(records[300:]) <= 0.1) < 0.2
+
+
 def test_a_model_by_its_folder(tmp_path: Path, model: LatentEBMForTextGeneration) -> None:
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
