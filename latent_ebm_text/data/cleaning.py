@@ -196,7 +196,7 @@ def repetition_notes(splits: Mapping[str, Dataset]) -> list[str]:
         number = sum(text in repeated for text in iterate_texts(dataset))
         if split != "train" and 10 * number >= len(dataset):
             notes.append(
-                f"{number:,} of {len(dataset):,} {split} sentences also stand in train: figures on {split} say little of "
-                "new text; leave repeated sentences out"
+                f"{number:,} of {len(dataset):,} {split} sentences also stand in train: figures on {split} say little "
+                "of new text; leave repeated sentences out"
             )
     return notes
