@@ -119,13 +119,13 @@ class LatentEBMImageDetector(LatentEBMDetector):
         ordinary = candidates = known[:_MAX_CALIBRATION]
         num_kept = max(MIN_IMAGES, len(candidates) - int(min(0.5, 2 * self.contamination) * len(candidates)))
         for _ in range(_NUM_ROUNDS):  # led by the smallest p-value: whatever is odd by one score is left out
-            found = self._fit_scores(encoded, ordinary, ordinary)
+            found = self._fit_scores(encoded, ordinary, ordinary, held_out)
             scores = TailProbabilities(found[ordinary]).fused(found)
             limit = np.sort(scores[candidates])[num_kept - 1]
             ordinary = candidates[scores[candidates] <= limit]
         everyone = np.concatenate([known, held_out])
         neighbours = everyone[scores[everyone] <= limit][:_MAX_NEIGHBOURS]
-        found = self._fit_scores(encoded, ordinary, neighbours)
+        found = self._fit_scores(encoded, ordinary, neighbours, held_out)
         self._tails = TailProbabilities(found[held_out])  # images that the model has not seen, whatever they are
         self._usual_errors = encoded.maps[ordinary].mean(axis=0)
         scores = self._tails.added(found)
@@ -153,7 +153,11 @@ class LatentEBMImageDetector(LatentEBMDetector):
         return self._tails.added(self._columns(self._encoded(_as_list(X))))
 
     def _fit_scores(
-        self, encoded: _Encoded, ordinary: NDArray[np.int64], neighbours: NDArray[np.int64]
+        self,
+        encoded: _Encoded,
+        ordinary: NDArray[np.int64],
+        neighbours: NDArray[np.int64],
+        held_out: NDArray[np.int64],
     ) -> NDArray[np.float64]:
         """Fits the four scores on ordinary images; returns those of all images, none of which is its own neighbour.
 
@@ -161,10 +165,13 @@ class LatentEBMImageDetector(LatentEBMDetector):
             encoded: All images.
             ordinary: Rows of those that calibrate.
             neighbours: Rows of those whose distance counts.
+            held_out: Rows of those that nothing is fitted on.
         """
         calibration = LatentCalibration().fit(encoded.latents[ordinary], encoded.errors[ordinary], seed=self.seed)
         self.calibration_ = calibration
-        self.neighbours_ = ImageNeighbours().fit(encoded.pixels[neighbours], seed=self.seed)
+        self.neighbours_ = ImageNeighbours().fit(
+            encoded.pixels[neighbours], held_out=np.isin(neighbours, held_out), seed=self.seed
+        )
         found = self._columns(encoded)
         found[neighbours, 2:] = self.neighbours_.scores(encoded.pixels[neighbours], known=True)
         return found
