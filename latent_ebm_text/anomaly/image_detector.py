@@ -196,6 +196,8 @@ class LatentEBMImageDetector(LatentEBMDetector):
 
     @torch.no_grad()
     def _encoded(self, images: list[Any]) -> _Encoded:
+        if not images:
+            raise UsageError("no images were given")
         model = self._model()
         processor, parts = self._processor(model.config), []
         assert model.encoder is not None

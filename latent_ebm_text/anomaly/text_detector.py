@@ -165,6 +165,8 @@ class LatentEBMTextDetector(LatentEBMDetector):
         started, texts = time.monotonic(), list(each_sentence(X, "texts"))
         first = near_duplicates(texts)
         distinct = np.unique(first)
+        if not texts:
+            raise UsageError(f"no texts were given: training takes {_MIN_TEXTS} or more")
         if len(distinct) < _MIN_TEXTS:
             raise UsageError(
                 f"training takes {_MIN_TEXTS} different texts or more, and of these {len(texts)} "

@@ -12,6 +12,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from latent_ebm_text.errors import UsageError
+
 Codes = NDArray[np.uint64]
 Floats = NDArray[np.float64]
 #: Maps texts to vectors `(n, width)`.
@@ -37,9 +39,21 @@ class TextView:
 
     @classmethod
     def of(cls, texts: Sequence[str], embed: Embedder) -> TextView:
-        """The view of texts."""
+        """The view of texts.
+
+        Raises:
+            UsageError: If there are none, or they are not embedded as finite vectors of one width.
+        """
+        if not texts:
+            raise UsageError("no texts were given")
         read = [text[:MAX_CHARACTERS] for text in texts]
-        return cls(read, np.asarray(embed(read), dtype=np.float32))
+        vectors = np.asarray(embed(read), dtype=np.float32)
+        if vectors.ndim != 2 or len(vectors) != len(read) or not np.isfinite(vectors).all():
+            what = "values that are not finite" if vectors.ndim == 2 and len(vectors) == len(read) else vectors.shape
+            raise UsageError(
+                f"sentence_encoder must give finite vectors ({len(read)}, width) for as many texts, got {what}"
+            )
+        return cls(read, vectors)
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -70,6 +70,8 @@ def test_what_cannot_be_fitted_is_refused(detector, digits) -> None:
         LatentEBMImageDetector().fit("pictures")
     with pytest.raises(DataError, match="integers from 0 to 255"):
         detector.decision_function(digits[1] / 255.0)
+    with pytest.raises(UsageError, match="no images were given"):
+        detector.predict([])
     with pytest.raises(DataError, match="open files with PIL.Image.open"):
         LatentEBMImageDetector().fit([f"{number}.png" for number in range(100)])
 

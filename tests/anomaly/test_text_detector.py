@@ -220,6 +220,21 @@ def test_records_that_differ_by_numbers_are_no_copies_of_each_other() -> None:
     assert auroc([0] * 20 + [1] * 20, scores) > 0.9
 
 
+def test_no_texts_and_what_is_no_embedding_are_named(detector: LatentEBMTextDetector) -> None:
+    with pytest.raises(UsageError, match="no texts were given"):
+        detector.predict([])
+    with pytest.raises(UsageError, match="no texts were given: training takes 30 or more"):
+        LatentEBMTextDetector().fit([])
+    for encoder, got in (
+        (lambda t: np.zeros(len(t)), r"\(360,\)"),
+        (lambda t: np.full((len(t), 2), np.nan), "not finite"),
+    ):
+        with pytest.raises(
+            UsageError, match=rf"must give finite vectors \(360, width\) for as many texts, got .*{got}"
+        ):
+            LatentEBMTextDetector(sentence_encoder=encoder).fit(ORDINARY)
+
+
 @pytest.mark.filterwarnings("ignore:texts are not embedded by a sentence encoder:UserWarning")
 def test_p_values_hold_for_words_that_never_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors of words that were fitted on the texts held out for p-values would know the words of these alone."""
