@@ -17,7 +17,7 @@ from latent_ebm_text.anomaly.detectors import LatentEBMDetector, Scores, read_sa
 from latent_ebm_text.anomaly.fusion import TailProbabilities
 from latent_ebm_text.anomaly.image_neighbours import ImageNeighbours
 from latent_ebm_text.data.batching import BucketedBatches
-from latent_ebm_text.data.image_processing import LatentEBMImageProcessor
+from latent_ebm_text.data.image_processing import LatentEBMImageProcessor, size_and_channels
 from latent_ebm_text.errors import DataError, UsageError
 from latent_ebm_text.latents.rng import derived_seed
 from latent_ebm_text.models.configuration import LatentEBMImageConfig
@@ -96,7 +96,8 @@ class LatentEBMImageDetector(LatentEBMDetector):
 
         Args:
             X: The images: Pillow images, or integer arrays `(height, width)` or `(height, width, channels)`, as a list
-                or as one array. They are cropped to squares and resized to the model's size.
+                or as one array. They are cropped to squares and resized to the model's size, which is the median of
+                theirs where it is trained here. It has colours where one of the images has.
             y: Ignored, as everywhere in unsupervised detection.
 
         Raises:
@@ -118,13 +119,13 @@ class LatentEBMImageDetector(LatentEBMDetector):
         ordinary = candidates = known[:_MAX_CALIBRATION]
         num_kept = max(MIN_IMAGES, len(candidates) - int(min(0.5, 2 * self.contamination) * len(candidates)))
         for _ in range(_NUM_ROUNDS):  # led by the smallest p-value: whatever is odd by one score is left out
-            found = self._fit_scores(encoded, ordinary, ordinary)
+            found = self._fit_scores(encoded, ordinary, ordinary, held_out)
             scores = TailProbabilities(found[ordinary]).fused(found)
             limit = np.sort(scores[candidates])[num_kept - 1]
             ordinary = candidates[scores[candidates] <= limit]
         everyone = np.concatenate([known, held_out])
         neighbours = everyone[scores[everyone] <= limit][:_MAX_NEIGHBOURS]
-        found = self._fit_scores(encoded, ordinary, neighbours)
+        found = self._fit_scores(encoded, ordinary, neighbours, held_out)
         self._tails = TailProbabilities(found[held_out])  # images that the model has not seen, whatever they are
         self._usual_errors = encoded.maps[ordinary].mean(axis=0)
         scores = self._tails.added(found)
@@ -152,7 +153,11 @@ class LatentEBMImageDetector(LatentEBMDetector):
         return self._tails.added(self._columns(self._encoded(_as_list(X))))
 
     def _fit_scores(
-        self, encoded: _Encoded, ordinary: NDArray[np.int64], neighbours: NDArray[np.int64]
+        self,
+        encoded: _Encoded,
+        ordinary: NDArray[np.int64],
+        neighbours: NDArray[np.int64],
+        held_out: NDArray[np.int64],
     ) -> NDArray[np.float64]:
         """Fits the four scores on ordinary images; returns those of all images, none of which is its own neighbour.
 
@@ -160,10 +165,13 @@ class LatentEBMImageDetector(LatentEBMDetector):
             encoded: All images.
             ordinary: Rows of those that calibrate.
             neighbours: Rows of those whose distance counts.
+            held_out: Rows of those that nothing is fitted on.
         """
         calibration = LatentCalibration().fit(encoded.latents[ordinary], encoded.errors[ordinary], seed=self.seed)
         self.calibration_ = calibration
-        self.neighbours_ = ImageNeighbours().fit(encoded.pixels[neighbours], seed=self.seed)
+        self.neighbours_ = ImageNeighbours().fit(
+            encoded.pixels[neighbours], held_out=np.isin(neighbours, held_out), seed=self.seed
+        )
         found = self._columns(encoded)
         found[neighbours, 2:] = self.neighbours_.scores(encoded.pixels[neighbours], known=True)
         return found
@@ -188,6 +196,8 @@ class LatentEBMImageDetector(LatentEBMDetector):
 
     @torch.no_grad()
     def _encoded(self, images: list[Any]) -> _Encoded:
+        if not images:
+            raise UsageError("no images were given")
         model = self._model()
         processor, parts = self._processor(model.config), []
         assert model.encoder is not None
@@ -202,12 +212,12 @@ class LatentEBMImageDetector(LatentEBMDetector):
 
     def _train(self, images: list[Any]) -> LatentEBMForImageGeneration:
         """A small model of the images, with the settings of `recipes/configs/anomaly_mnist.yaml`."""
-        first = np.asarray(images[0])
-        size = max(8, min(_MAX_SIZE, *first.shape[:2]) // 4 * 4)
+        sizes, channels = zip(*map(size_and_channels, images), strict=True)
+        size = max(8, min(_MAX_SIZE, int(np.median(sizes))) // 4 * 4)
         torch.manual_seed(derived_seed(self.seed, "initial weights"))
         model = LatentEBMForImageGeneration(
             LatentEBMImageConfig(
-                image_size=size, num_channels=3 if first.ndim == 3 and first.shape[2] == 3 else 1, latent_dim=8,
+                image_size=size, num_channels=max(channels), latent_dim=8,
                 decoder_channels=[64, 32], decoder_first_size=size // 4, encoder_hidden_size=16, pixel_std=0.5,
                 prior_activation="leaky_relu", prior_hidden_size=64, energy_penalty=0.01,
                 prior_sampler={"name": "langevin", "num_steps": 20, "step_size": 0.4},

@@ -33,11 +33,15 @@ class ImageNeighbours:
     known: NDArray[np.float32]
     spacing: NDArray[np.float32]
 
-    def fit(self, pixels: NDArray[np.float32], *, seed: int = 0) -> ImageNeighbours:
+    def fit(
+        self, pixels: NDArray[np.float32], *, held_out: NDArray[np.bool_] | None = None, seed: int = 0
+    ) -> ImageNeighbours:
         """Keeps the images; returns itself.
 
         Args:
             pixels: `(m, pixels)`, ordinary images.
+            held_out: `(m,)`, which of them are neighbours only, as new images will be: the principal components, which
+                hold the noise of the images that they come from too, are not theirs. None by default.
             seed: Seed of the principal components, of which there is a random algorithm for many pixels.
 
         Raises:
@@ -47,8 +51,9 @@ class ImageNeighbours:
 
         if len(pixels) <= _K:
             raise UsageError(f"neighbours need {_K + 1} images or more, got {len(pixels)}")
+        source = pixels if held_out is None else pixels[~held_out]
         with np.errstate(invalid="ignore"):  # of images that are all the same, no share of the variance is explained
-            pca = PCA(min(_NUM_COMPONENTS, *pixels.shape), random_state=seed).fit(pixels)
+            pca = PCA(min(_NUM_COMPONENTS, *source.shape), random_state=seed).fit(source)
         self.mean = np.asarray(pca.mean_, np.float32)
         self.components = np.asarray(pca.components_, np.float32)
         self.known = self._project(pixels)

@@ -165,6 +165,8 @@ class LatentEBMTextDetector(LatentEBMDetector):
         started, texts = time.monotonic(), list(each_sentence(X, "texts"))
         first = near_duplicates(texts)
         distinct = np.unique(first)
+        if not texts:
+            raise UsageError(f"no texts were given: training takes {_MIN_TEXTS} or more")
         if len(distinct) < _MIN_TEXTS:
             raise UsageError(
                 f"training takes {_MIN_TEXTS} different texts or more, and of these {len(texts)} "
@@ -173,8 +175,9 @@ class LatentEBMTextDetector(LatentEBMDetector):
             )
         order = np.random.default_rng(self.seed).permutation(distinct)
         num_held_out = min(_MAX_HELD_OUT, round(_HELD_OUT_SHARE * len(distinct)))
-        self._embed = self._make_embedder([texts[row] for row in distinct])
-        view = TextView.of([texts[row] for row in order], self._embed)
+        shuffled = [texts[row] for row in order]
+        self._embed = self._make_embedder(shuffled, num_held_out)
+        view = TextView.of(shuffled, self._embed)
         rows = np.arange(len(order))
         held_out, fitted_on = view.take(rows[:num_held_out]), view.take(rows[num_held_out:])
         ensemble = TextEnsemble(self.fused_scores)
@@ -254,8 +257,8 @@ class LatentEBMTextDetector(LatentEBMDetector):
             )
         return self._scorer
 
-    def _make_embedder(self, texts: list[str]) -> Callable[[Sequence[str]], NDArray[np.float32]]:
-        """What embeds texts, within the time budget."""
+    def _make_embedder(self, texts: list[str], num_held_out: int) -> Callable[[Sequence[str]], NDArray[np.float32]]:
+        """What embeds texts, within the time budget; it does not learn from the first texts, which are held out."""
         if callable(self.sentence_encoder):
             return self.sentence_encoder
         name = installed_encoder() if self.sentence_encoder == "auto" else self.sentence_encoder
@@ -273,7 +276,7 @@ class LatentEBMTextDetector(LatentEBMDetector):
             "are told apart less well",
             stacklevel=3,
         )
-        return LexicalEmbedder.fit(texts, seed=self.seed)
+        return LexicalEmbedder.fit(texts[num_held_out:], seed=self.seed)
 
     def _encoder(self, name: str) -> Callable[[Sequence[str]], NDArray[np.float32]]:
         return _NamedEncoder(name, self.progress)

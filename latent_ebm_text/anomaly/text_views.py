@@ -12,6 +12,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from latent_ebm_text.errors import UsageError
+
 Codes = NDArray[np.uint64]
 Floats = NDArray[np.float64]
 #: Maps texts to vectors `(n, width)`.
@@ -37,9 +39,21 @@ class TextView:
 
     @classmethod
     def of(cls, texts: Sequence[str], embed: Embedder) -> TextView:
-        """The view of texts."""
+        """The view of texts.
+
+        Raises:
+            UsageError: If there are none, or they are not embedded as finite vectors of one width.
+        """
+        if not texts:
+            raise UsageError("no texts were given")
         read = [text[:MAX_CHARACTERS] for text in texts]
-        return cls(read, np.asarray(embed(read), dtype=np.float32))
+        vectors = np.asarray(embed(read), dtype=np.float32)
+        if vectors.ndim != 2 or len(vectors) != len(read) or not np.isfinite(vectors).all():
+            what = "values that are not finite" if vectors.ndim == 2 and len(vectors) == len(read) else vectors.shape
+            raise UsageError(
+                f"sentence_encoder must give finite vectors ({len(read)}, width) for as many texts, got {what}"
+            )
+        return cls(read, vectors)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -82,10 +96,20 @@ def word_codes(words: Sequence[str]) -> Codes:
 
 
 def near_duplicates(texts: Sequence[str]) -> NDArray[np.int64]:
-    """For every text the first one that is the same but for capitals, numbers, marks and white space, `(n,)`."""
+    """For every text the first one that is the same but for capitals, numbers, marks and white space, `(n,)`.
+
+    Where most of the different texts would go in that way, as records and lines of logs do, they are no copies but
+    differ by what they say, and only texts that are exactly the same are taken once.
+    """
+    first = _first_of([_NOT_WORD.sub(" ", _DIGITS.sub("0", text.lower())).strip() or text for text in texts])
+    same = _first_of(texts)
+    return same if 2 * len(np.unique(first)) < len(np.unique(same)) else first
+
+
+def _first_of(keys: Sequence[str]) -> NDArray[np.int64]:
+    """For every key the place of the first one that equals it, `(n,)`."""
     first: dict[str, int] = {}
-    keys = [_NOT_WORD.sub(" ", _DIGITS.sub("0", text.lower())).strip() or text for text in texts]
-    return np.array([first.setdefault(key, row) for row, key in enumerate(keys)], dtype=np.int64)
+    return np.array([first.setdefault(key, place) for place, key in enumerate(keys)], dtype=np.int64)
 
 
 @lru_cache(maxsize=200_000)

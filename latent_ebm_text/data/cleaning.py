@@ -185,3 +185,18 @@ def fingerprint(splits: Mapping[str, Dataset]) -> str:
             encoded = text.encode()
             digest.update(b"%d " % len(encoded) + encoded)
     return digest.hexdigest()[:16]
+
+
+def repetition_notes(splits: Mapping[str, Dataset]) -> list[str]:
+    """Says of every other split how many of its texts also stand in train, where that is a tenth of them or more."""
+    held_out = {text for split, dataset in splits.items() if split != "train" for text in iterate_texts(dataset)}
+    repeated = held_out.intersection(iterate_texts(splits["train"]))
+    notes = []
+    for split, dataset in splits.items():
+        number = sum(text in repeated for text in iterate_texts(dataset))
+        if split != "train" and 10 * number >= len(dataset):
+            notes.append(
+                f"{number:,} of {len(dataset):,} {split} sentences also stand in train: figures on {split} say little "
+                "of new text; leave repeated sentences out"
+            )
+    return notes

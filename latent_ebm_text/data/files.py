@@ -54,7 +54,8 @@ def read_local(
     elif ending(path) in FORMATS:
         files = {"train": [path]}
     else:
-        raise UsageError(f"{name} has the ending {path.suffix!r}; files must be one of {ENDINGS}.")
+        given = f"the ending {path.suffix!r}" if path.suffix else "no ending"
+        raise UsageError(f"{name} has {given}; files must be one of {ENDINGS}.")
 
     splits: dict[str, Dataset | IterableDataset] = {}
     for split, paths in files.items():

@@ -54,8 +54,8 @@ _MARKS = {
 _JSON_STRING = re.compile(rb'"[^"\\\n]*(?:\\.[^"\\\n]*)*"')  # none goes over the end of a line
 _CHUNK = 1 << 20  # bytes in memory at a time
 #: How names of columns look, in contrast to the sentences in the first row of a table without names: three words at
-#: most, or nothing, as above the row numbers that pandas writes.
-_COLUMN_NAME = re.compile(r"|[^\W\d][\w/#-]*([ .:_-]+[\w/#-]+){0,2}")
+#: most and a remark in brackets, or nothing, as above the row numbers that pandas writes.
+_COLUMN_NAME = re.compile(r"|[^\W\d][\w/#-]*([ .:_-]+[\w/#-]+){0,2}( *\([^()]*\))?")
 
 
 def ending(path: Path) -> str:
@@ -191,16 +191,18 @@ def _find_table_options(path: Path, text_column: str | None, notes: list[str]) -
             notes.append(f"the fields of {path.name} are separated by {separator!r}")
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
     try:
-        first = _check_rows(path, separator, quoting)
+        first, numbers_below = _check_rows(path, separator, quoting)
     except DataError as error:
         quoting = csv.QUOTE_NONE  # raw text, as most tables with tabs hold it, may begin with a quotation mark
         try:
-            first = _check_rows(path, separator, quoting)
+            first, numbers_below = _check_rows(path, separator, quoting)
         except DataError:
             raise error from None
         notes.append(f"the quotation marks of {path.name} are part of the text")
     names = None
-    if not {text_column, *TEXT_COLUMNS}.intersection(first) and not all(map(_COLUMN_NAME.fullmatch, first)):
+    holds_names = bool({text_column, *TEXT_COLUMNS}.intersection(first)) or all(map(_COLUMN_NAME.fullmatch, first))
+    # A word above nothing but numbers is a name, and so are its neighbours, even those that look like sentences.
+    if not holds_names and not any(first[column] and not _is_number(first[column]) for column in numbers_below):
         names = _numbered(len(first))
         notes.append(f"{path.name} begins without names of columns; they are called {', '.join(names)}")
     return _table_options(separator, quoting, names)
@@ -212,17 +214,25 @@ def _table_options(separator: str, quoting: int, names: list[str] | None) -> dic
     return options if names is None else {**options, "names": names, "header": None}
 
 
-def _check_rows(path: Path, separator: str, quoting: Literal[0, 3]) -> list[str]:
-    """Returns the first row of a table, and raises a `DataError` if another has more or fewer fields."""
+def _check_rows(path: Path, separator: str, quoting: Literal[0, 3]) -> tuple[list[str], set[int]]:
+    """Returns the first row of a table, and which of its fields have nothing but numbers below.
+
+    Raises:
+        DataError: If a row has more or fewer fields than the first, or there is none.
+    """
     first: list[str] = []
+    numbers_below: set[int] | None = None
     limit = csv.field_size_limit(sys.maxsize)  # a document may be long
     try:
         with _open_text(path) as lines:
             rows = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
             for row in rows:
+                if row and first:
+                    if len(row) != len(first):
+                        raise csv.Error(f"{len(row)} fields, where the first row has {len(first)}")
+                    columns = range(len(row)) if numbers_below is None else numbers_below
+                    numbers_below = {column for column in columns if _is_number(row[column])}
                 first = first or row
-                if row and len(row) != len(first):
-                    raise csv.Error(f"{len(row)} fields, where the first row has {len(first)}")
     except csv.Error as error:
         raise DataError(
             f"{path}, line {rows.line_num}: {error}; put quotation marks around a field that holds {separator!r} or "
@@ -232,7 +242,15 @@ def _check_rows(path: Path, separator: str, quoting: Literal[0, 3]) -> list[str]
         csv.field_size_limit(limit)
     if not first:
         raise DataError(f"{path} has no rows; give a table with at least one sentence.")
-    return first
+    return first, numbers_below or set()
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager

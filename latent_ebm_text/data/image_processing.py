@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _MODES = {1: "L", 3: "RGB"}
+_GREY_MODES = ("1", "L", "LA", "I", "F", "I;16")
+_ORIENTATION = 0x0112  # the EXIF tag with which cameras and phones say how a picture must be turned
 
 
 class LatentEBMImageProcessor(BaseImageProcessor):
@@ -28,8 +30,8 @@ class LatentEBMImageProcessor(BaseImageProcessor):
     Args:
         image_size: Height and width of the model's images.
         num_channels: 1 for grey, 3 for colour.
-        do_adapt: Whether images of another size or mode are cropped to their central square, resized and converted;
-            otherwise they are an error.
+        do_adapt: Whether images of another size or mode are cropped to their central square, resized and converted,
+            transparent ones on white; otherwise they are an error.
     """
 
     model_input_names = ["pixel_values"]
@@ -62,8 +64,13 @@ class LatentEBMImageProcessor(BaseImageProcessor):
 
     def to_array(self, image: Any) -> NDArray[np.uint8]:
         """Converts one image to bytes of shape `(image_size, image_size, num_channels)`."""
-        picture = image if hasattr(image, "getbands") else _picture_of_array(np.asarray(image))
+        picture = _upright(image) if _is_picture(image) else _picture_of_array(np.asarray(image))
         wanted_mode, wanted_size = _MODES[self.num_channels], (self.image_size, self.image_size)
+        is_coded = picture.mode in ("1", "P")  # a bit or the row of a palette, between which there is nothing
+        if self.do_adapt or is_coded:
+            picture = _on_white(picture)
+        if is_coded:
+            picture = picture.convert(wanted_mode)
         if self.do_adapt:
             picture = _crop_and_resize(picture, self.image_size)
         if picture.size != wanted_size:
@@ -78,7 +85,7 @@ class LatentEBMImageProcessor(BaseImageProcessor):
                 f"an image of mode {picture.mode!r} holds values from {low} to {high}, where 0 to 255 are expected: "
                 "convert the images to 8 bits a channel"
             )
-        if picture.mode != wanted_mode and (self.do_adapt or picture.mode in ("1", "P")):
+        if picture.mode != wanted_mode and self.do_adapt:
             picture = picture.convert(wanted_mode)
         if picture.mode != wanted_mode:
             raise DataError(
@@ -96,6 +103,17 @@ class LatentEBMImageProcessor(BaseImageProcessor):
                 `(batch, image_size, image_size, num_channels)`, `"pil"` for a list of Pillow images.
         """
         return convert_images(images, output_type)
+
+
+def size_and_channels(image: Any) -> tuple[int, int]:
+    """The shorter side of a Pillow image or an array, and its channels: 1 if it is grey, 3 if it has colours.
+
+    Raises:
+        DataError: If it is neither.
+    """
+    if not _is_picture(image):
+        image = _picture_of_array(np.asarray(image))
+    return min(image.size), 1 if image.mode in _GREY_MODES else 3
 
 
 def to_pixel_values(arrays: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -118,10 +136,32 @@ def convert_images(images: Tensor, output_type: str) -> Any:
     return [pillow.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in array]
 
 
+def _is_picture(image: Any) -> bool:
+    return hasattr(image, "getbands")
+
+
+def _upright(picture: Image) -> Image:
+    """The picture as viewers turn it."""
+    if picture.getexif().get(_ORIENTATION, 1) == 1:
+        return picture
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(picture)
+
+
+def _on_white(picture: Image) -> Image:
+    """The picture on white where it is transparent: of what is drawn in black on nothing, only the mask says what."""
+    if not picture.has_transparency_data:
+        return picture
+    layer = picture.convert("RGBA")
+    return _pillow().alpha_composite(_pillow().new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
 def _picture_of_array(array: NDArray[Any]) -> Image:
     if array.dtype.kind not in "biuf" or array.size == 0:
         raise DataError(
-            f"an image must be a Pillow image or an array of bytes, got {array.dtype} of {array.size} values"
+            f"an image must be a Pillow image or an array of bytes, got {array.dtype} of {array.size} values; "
+            "open files with PIL.Image.open"
         )
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
         raise DataError(f"an image must have shape (height, width) or (height, width, 1 or 3), got {array.shape}")

@@ -293,7 +293,7 @@ def _processor(
     splits: dict[str, Dataset], name: str, image_size: int | None, num_channels: int | None, adapt: bool
 ) -> LatentEBMImageProcessor:
     """Returns the image processor for the requested size, or else for that of the first image."""
-    from latent_ebm_text.data.image_processing import LatentEBMImageProcessor
+    from latent_ebm_text.data.image_processing import LatentEBMImageProcessor, size_and_channels
 
     if num_channels not in (None, 1, 3):
         raise UsageError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
@@ -307,8 +307,8 @@ def _processor(
         first = next((picture for row in train if (picture := _open(row["image"])) is not None), None)
         if first is None:
             raise DataError(f"{name} has no image that can be read")
-        size = size or min(first.size)
-        channels = channels or (1 if first.mode in ("1", "L", "I", "F", "I;16") else 3)
+        own_size, own_channels = size_and_channels(first)
+        size, channels = size or own_size, channels or own_channels
     return LatentEBMImageProcessor(size, channels, do_adapt=adapt)
 
 

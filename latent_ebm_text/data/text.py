@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from latent_ebm_text.data import snli_yahoo as rebuilt
 from latent_ebm_text.data.cache import cached_path
-from latent_ebm_text.data.cleaning import choose_column, clean, fingerprint
+from latent_ebm_text.data.cleaning import choose_column, clean, fingerprint, repetition_notes
 from latent_ebm_text.data.files import naming, read_local
 from latent_ebm_text.data.inputs import each_sentence
 from latent_ebm_text.data.sources import PTB_HUB_ID, PTB_REVISION, read_hub, refuse_what_cannot_be_a_hub_id
@@ -188,6 +188,7 @@ def _assemble(
     if (size := sizes["test"]) is not None and size < (available := len(splits["test"])):
         notes.append(f"test is a random {size:,} of {available:,} sentences, the same in every run")
         splits["test"] = random_rows(splits["test"], size)
+    notes += repetition_notes(splits)
     return TextCorpus(
         splits=DatasetDict(splits),
         name=name,

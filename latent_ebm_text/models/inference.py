@@ -331,6 +331,9 @@ class LatentInferenceModel(LatentEBMPreTrainedModel):
         Raises:
             UsageError: If latents, path or number of points cannot be right.
         """
+        if not (isinstance(start, Tensor) and isinstance(end, Tensor)):
+            given = " and ".join(type(z).__name__ for z in (start, end))
+            raise UsageError(f"a path leads from one latent to another, both tensors, got {given}: see encode()")
         start, end = (self.check_latents(z.reshape(1, -1), 1)[0] for z in (start, end))
         with self._full_precision():
             latents = latent_path(path, start, end, num_points, self.prior, stiffness=stiffness)

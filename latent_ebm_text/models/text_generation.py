@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -114,9 +115,9 @@ class SentenceGenerationModel(SentenceModel, GenerationMixin):
         if len(set(sizes.values())) > 1:
             raise UsageError(f"generate() was given contradicting numbers of sentences: {sizes}")
         batch = next(iter(sizes.values()), 1)
-        if batch < 1:
+        if not isinstance(batch, Integral) or batch < 1:
             what = "num_samples" if num_samples is not None else f"the number of {next(iter(sizes))}"
-            raise UsageError(f"{what} must be a positive integer, got {batch}")
+            raise UsageError(f"{what} must be a positive integer, got {batch!r}")
         if kwargs.get("inputs_embeds") is not None:
             raise UsageError("generate() continues token ids: give input_ids in place of inputs_embeds")
         if kwargs.get("stop_strings") is not None and _is_word_level(kwargs.get("tokenizer")):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
@@ -69,3 +70,18 @@ def test_what_cannot_be_fitted_is_refused(detector, digits) -> None:
         LatentEBMImageDetector().fit("pictures")
     with pytest.raises(DataError, match="integers from 0 to 255"):
         detector.decision_function(digits[1] / 255.0)
+    with pytest.raises(UsageError, match="no images were given"):
+        detector.predict([])
+    with pytest.raises(DataError, match="open files with PIL.Image.open"):
+        LatentEBMImageDetector().fit([f"{number}.png" for number in range(100)])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_count_whatever_the_first_image_is(digits, mode: str) -> None:
+    """Grey images of many sizes and one mode of colour ones; the anomalies differ in nothing but their colour."""
+    ordinary = [Image.fromarray(image).resize((8 + 2 * (row % 5),) * 2) for row, image in enumerate(digits[0][:160])]
+    tinted = [ImageOps.colorize(image, "black", "red").convert(mode) for image in ordinary[:20]]
+    detector = LatentEBMImageDetector(num_updates=20).fit([*ordinary[20:], tinted[0]])
+    assert detector._model().config.image_size == 12
+    scores = detector.decision_function([*ordinary[1:20], *tinted[1:]])
+    assert roc_auc_score([0] * 19 + [1] * 19, scores) > 0.9

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from latent_ebm_text.anomaly.conformal import conformal_p_values
 from latent_ebm_text.anomaly.image_neighbours import ImageNeighbours
 from latent_ebm_text.errors import UsageError
 
@@ -54,3 +55,15 @@ def test_they_are_saved_without_loss() -> None:
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(UsageError, match="6 images or more, got 5"):
         ImageNeighbours().fit(pixels(5))
+
+
+def test_held_out_images_are_as_far_as_new_ones() -> None:
+    """Components that are fitted on few images hold their noise, and put them farther apart than any new image."""
+    shares = []
+    for seed in range(20):
+        images = np.random.default_rng(seed).normal(size=(300, 400)).astype(np.float32)
+        held_out = np.arange(100) < 20
+        neighbours = ImageNeighbours().fit(images[:100], held_out=held_out)
+        known, new = neighbours.scores(images[:100], known=True)[held_out, 0], neighbours.scores(images[100:])[:, 0]
+        shares.append(np.mean(conformal_p_values(known, new) <= 0.25))
+    assert 0.15 < np.mean(shares) < 0.25

@@ -210,6 +210,41 @@ def test_near_duplicates_differ_by_numbers_marks_and_capitals() -> None:
     ]  # fmt: skip
 
 
+def test_records_that_differ_by_numbers_are_no_copies_of_each_other() -> None:
+    rng = np.random.default_rng(0)
+    records = [f'{{"user": {rng.integers(10_000)}, "ms": {rng.integers(100, 400)}}}' for _ in range(120)]
+    strange = [f'{{"user": {rng.integers(10_000)}, "ms": {rng.integers(100_000, 900_000)}}}' for _ in range(20)]
+    assert near_duplicates([*records, records[3]]).tolist() == [*range(120), 3]
+    detector = LatentEBMTextDetector(sentence_encoder=letters, **FAST).fit(records[:100])
+    scores = detector.decision_function([*records[100:], *strange])
+    assert auroc([0] * 20 + [1] * 20, scores) > 0.9
+
+
+def test_no_texts_and_what_is_no_embedding_are_named(detector: LatentEBMTextDetector) -> None:
+    with pytest.raises(UsageError, match="no texts were given"):
+        detector.predict([])
+    with pytest.raises(UsageError, match="no texts were given: training takes 30 or more"):
+        LatentEBMTextDetector().fit([])
+    for encoder, got in (
+        (lambda t: np.zeros(len(t)), r"\(360,\)"),
+        (lambda t: np.full((len(t), 2), np.nan), "not finite"),
+    ):
+        with pytest.raises(
+            UsageError, match=rf"must give finite vectors \(360, width\) for as many texts, got .*{got}"
+        ):
+            LatentEBMTextDetector(sentence_encoder=encoder).fit(ORDINARY)
+
+
+@pytest.mark.filterwarnings("ignore:texts are not embedded by a sentence encoder:UserWarning")
+def test_p_values_hold_for_words_that_never_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors of words that were fitted on the texts held out for p-values would know the words of these alone."""
+    monkeypatch.setattr("latent_ebm_text.anomaly.text_detector.installed_encoder", lambda: None)
+    rng = np.random.default_rng(0)
+    records = [",".join(f"{value:.2f}" for value in row) for row in rng.uniform(0, 100, (700, 6))]
+    detector = LatentEBMTextDetector(**FAST).fit(records[:300])
+    assert np.mean(detector.p_values(records[300:]) <= 0.1) < 0.2
+
+
 def test_a_model_by_its_folder(tmp_path: Path, model: LatentEBMForTextGeneration) -> None:
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)

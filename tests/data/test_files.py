@@ -112,6 +112,19 @@ def test_a_table_without_names_of_columns_loses_no_row(tmp_path: Path) -> None:
     assert "a.tsv begins without names of columns; they are called 1, 2" in read(str(tmp_path / "a.tsv")).describe()
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["number,How did you hear about us?", "Review (in full),Clothing ID"],
+    ids=["a question beside a name above numbers", "a remark in brackets"],
+)
+def test_names_of_columns_as_people_write_them(tmp_path: Path, header: str) -> None:
+    text = max(header.split(","), key=len)
+    rows = [f"{n},so it is" if header.endswith(text) else f"so it is,{n}" for n in range(60)]
+    corpus = read(write(tmp_path / "a.csv", "\n".join([header, *rows])))
+    assert f"the text is column {text!r}" in corpus.describe()
+    assert texts(corpus) == ["so it is"] * 60
+
+
 def test_lines_of_a_table_are_not_taken_for_sentences(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", "".join(f"label\t{line}\n" for line in LINES))
     message = "a.txt have 2 fields with tabs between them: .* --text_column 1 or 2, or --text_column text for whole"

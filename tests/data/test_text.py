@@ -170,6 +170,19 @@ def test_single_saved_dataset_is_train(tmp_path: Path) -> None:
     assert load_text_dataset(str(tmp_path / "saved")).rows == {"train": 36, "validation": 2, "test": 2}
 
 
+def test_sentences_of_the_test_split_that_stand_in_train_are_said(tmp_path: Path) -> None:
+    lines = [f"sentence number {n} ." for n in range(20)]
+    (tmp_path / "a.txt").write_text("\n".join(lines * 20))
+    assert "20 of 20 test sentences also stand in train: figures on test say" in (
+        load_text_dataset(str(tmp_path / "a.txt")).describe()
+    )
+    for split, rows in (("train", lines), ("validation", [*lines[:1], *"abcdefghij"]), ("test", [*lines[:1], *"abc"])):
+        (tmp_path / f"{split}.txt").write_text("\n".join(rows))
+    notes = load_text_dataset(str(tmp_path)).describe()
+    assert "1 of 4 test sentences" in notes
+    assert "validation sentences also" not in notes
+
+
 def test_num_sentences_shortens_train_only(tmp_path: Path) -> None:
     file = write(tmp_path, corpus_txt=LINES) / "corpus.txt"
     whole, short = load_text_dataset(str(file)), load_text_dataset(str(file), num_sentences=7)

@@ -367,6 +367,8 @@ def test_any_number_of_sentences_is_generated_in_small_batches(
 def test_no_sentences_are_refused(model: Model) -> None:
     with pytest.raises(UsageError, match="num_samples must be a positive integer, got 0"):
         model.generate(num_samples=0)
+    with pytest.raises(UsageError, match="num_samples must be a positive integer, got '3'"):
+        model.generate(num_samples="3")
 
 
 # Prompts

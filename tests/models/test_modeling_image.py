@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
@@ -183,3 +184,18 @@ def test_the_processor_names_what_it_got_and_what_it_wants():
     with pytest.raises(DataError, match="float64 values"):
         grey(np.zeros((8, 8)))
     assert colour(np.zeros((9, 12), dtype=np.uint8))["pixel_values"].shape == (1, 3, 8, 8)
+
+
+def test_pictures_are_read_as_viewers_show_them(tmp_path):
+    ink = Image.fromarray(np.diag([255] * 8).astype(np.uint8))
+    drawn = Image.merge("RGBA", [Image.new("L", (8, 8), 0)] * 3 + [ink])  # black on nothing
+    grey, colour = LatentEBMImageProcessor(8, 1, do_adapt=True), LatentEBMImageProcessor(8, 3, do_adapt=True)
+    np.testing.assert_array_equal(grey.to_array(drawn)[..., 0], 255 - np.asarray(ink))
+    np.testing.assert_array_equal(colour.to_array(drawn)[..., 2], 255 - np.asarray(ink))
+    half = np.zeros((8, 8), np.uint8)
+    half[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    Image.fromarray(half).save(tmp_path / "turned.png", exif=exif)
+    turned = LatentEBMImageProcessor(8, 1).to_array(Image.open(tmp_path / "turned.png"))
+    np.testing.assert_array_equal(turned[..., 0], np.rot90(half, -1))

@@ -294,6 +294,8 @@ def test_interpolate_walks_from_end_to_end(model: Model, latents: Tensor) -> Non
     assert torch.equal(ids[[0, 2, 4]], expected)
     with pytest.raises(UsageError, match="num_points must be at least 2, got 1"):
         model.interpolate(latents[0], latents[1], num_points=1)
+    with pytest.raises(UsageError, match=r"from one latent to another, .* got str and str: see encode\(\)"):
+        model.interpolate("a sentence", "another")
 
 
 @pytest.mark.parametrize(
