@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from cases_generation import generation
+from cases_output import HAS_LINEAR_CROSS_ENTROPY, output_loss
 from cases_posterior import posterior_chain, posterior_gradient, training_step
 from cases_prior import plain_chain, torchebm_chain
 from gpu_equality import exact_differences, random_differences, text_model, transformer
@@ -46,8 +47,8 @@ from latent_ebm_text.training.step import TrainingData
 from latent_ebm_text.training.trainer import train
 
 ROOT = Path(__file__).parents[1]
-#: Seconds of the whole, of the tests, and of the training.
-BUDGET, TESTS, TRAINING = 480.0, 90.0, 300.0
+#: Seconds of the whole, of the tests, of the chain as one region, and of the training.
+BUDGET, TESTS, REGION, TRAINING = 480.0, 90.0, 60.0, 300.0
 #: Largest difference between two chains, relative to their norm.
 CHAIN_TOLERANCE = 1e-3
 #: Reconstruction NLL of the shipped configuration on the test split of Penn Treebank, from docs/results.md.
@@ -211,6 +212,8 @@ def speed(check: Check) -> Iterator[str]:
     ]
     if importlib.util.find_spec("torchebm") is not None:
         cases += [(partial(torchebm_chain, sizes, batch), 0) for batch in sizes.prior_batches]
+    if HAS_LINEAR_CROSS_ENTROPY:
+        cases.append((partial(output_loss, sizes), tokens))
     header = ("benchmark", "precision", "theirs, ms", "ours, ms", "theirs / ours (min / median)")
     yield from table((*header, "ours, tokens/s", "share of the peak", "difference"))
     wrong = []
@@ -230,6 +233,8 @@ def speed(check: Check) -> Iterator[str]:
     _set_precision("highest")
     if importlib.util.find_spec("torchebm") is None:
         yield "\nNot compared with torchebm, which is not installed."
+    if not HAS_LINEAR_CROSS_ENTROPY:
+        yield "\nNot compared with `linear_cross_entropy`, which this torch does not have."
     if wrong:
         raise Failure(f"results differ: {', '.join(wrong)}")
 
@@ -247,6 +252,23 @@ def _set_precision(precision: str) -> None:
     """That of matrix products and of cuDNN: TF32 unless it is the highest."""
     torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.allow_tf32 = precision != "highest"
+
+
+def prior_region(check: Check) -> Iterator[str]:
+    """The prior's chain as one CUDA graph, and with its score compiled, beside the chain as it is."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "prior_region.py"), "--device", check.device.type]
+    command += ["--quick"] if check.quick else []
+    # On a CPU the compiler takes a minute or two the first time, and nothing that is measured here is in a hurry.
+    limit = min(REGION if check.device.type == "cuda" else 3 * REGION, check.remaining)
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired as error:
+        yield from (error.stdout or b"").decode().splitlines()
+        yield f"\nNot finished within {limit:.0f} s."
+        return
+    yield from done.stdout.splitlines()
+    if done.returncode:
+        raise Failure(f"the chains ended with {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}")
 
 
 def memory(check: Check) -> Iterator[str]:
@@ -313,6 +335,7 @@ PARTS: dict[str, Callable[[Check], Iterator[str]]] = {
     "Fast tests": fast_tests,
     "Waiting for the device": waiting,
     "Speed": speed,
+    "The prior's chain as one region": prior_region,
     "Generation beside GPT-2": lambda check: generation(check.sizes, 1 if check.quick else 5),
     "Memory": memory,
     "Training": training,

@@ -35,6 +35,16 @@ def update_products(sizes: Sizes, tied: bool) -> tuple[Product, ...]:
     )
 
 
+def output_products(sizes: Sizes) -> tuple[Product, ...]:
+    """What the loss of the low-rank output layer alone, and its gradients, need."""
+    rows, chunk = sizes.batch * sizes.tokens, min(sizes.batch * sizes.tokens, CHUNK_ROWS)
+    return (
+        _rows(rows, sizes.embedding, sizes.vocab),
+        _rows(rows, sizes.vocab, sizes.embedding),
+        Product(sizes.vocab, chunk, sizes.embedding, rows / chunk),
+    )
+
+
 def prior_products(sizes: Sizes, batch: int, steps: int) -> tuple[Product, ...]:
     """What `steps` scores of the prior need."""
     widths = [(sizes.latent, sizes.prior_hidden), (sizes.prior_hidden, sizes.prior_hidden)]

@@ -253,6 +253,52 @@ def test_write_keeps_table_and_machine(
     assert written.startswith("# Results\n")
 
 
+# --- the prior's chain as one region ---
+
+
+@pytest.fixture
+def prior_region(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`benchmarks/prior_region.py`, where `torch.compile` compiles nothing."""
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
+    return importlib.import_module("prior_region")
+
+
+def test_a_chain_with_its_score_compiled_is_set_beside_the_eager_one(
+    prior_region: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prior_region, "missing_compiler", lambda device: None)
+    assert prior_region.main(["--device", "cpu", "--quick"]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"\| with its score compiled \| 8 \| .*\| 0e\+00 \|", output)
+    assert "Not captured: a CPU has no CUDA graphs." in output
+
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: lambda latents: 2 * function(latents))
+    assert prior_region.main(["--device", "cpu", "--quick"]) == 1
+    assert "**DIFFERENT** from the eager chain: with its score compiled, batch 8" in capsys.readouterr().out
+
+
+def test_without_a_compiler_it_is_named_as_missing(
+    prior_region: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert prior_region.main(["--device", "cpu", "--quick"]) == 0
+    assert "Not compiled: a C++ compiler is missing." in capsys.readouterr().out
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert prior_region.missing_compiler("cuda") == "triton"
+    assert prior_region.missing_compiler("cpu") is None
+
+
+def test_a_gpu_is_tried_with_a_graph_with_a_compiled_score_and_with_both(prior_region: ModuleType) -> None:
+    eager, compiled = lambda: torch.zeros(1), lambda: torch.ones(1)
+    assert [name for name, _ in prior_region.ways(eager, compiled, on_gpu=True)] == [
+        "as one CUDA graph",
+        "with its score compiled",
+        "as one CUDA graph, with its score compiled",
+    ]
+    assert [name for name, _ in prior_region.ways(eager, None, on_gpu=True)] == ["as one CUDA graph"]
+
+
 # --- the check of a GPU, on a CPU ---
 
 
@@ -331,6 +377,16 @@ def test_the_report_goes_on_after_a_part_that_fails(
     for line in ("**No figure here is one of a GPU.**", "**FAILED**: Failure: it is broken", "failed: Broken"):
         assert line in report
     assert len(RATIO.findall(report)) >= 12
+    has_loss = hasattr(torch.nn, "LinearCrossEntropyOptions")
+    assert report.count("output-loss, against linear_cross_entropy") == (2 if has_loss else 0)
+    assert ("which this torch does not have" in report) is not has_loss
+
+
+def test_a_compiler_that_takes_too_long_is_ended(
+    gpu_check: ModuleType, check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check, "REGION", 0.01)
+    assert list(gpu_check.prior_region(check)) == ["\nNot finished within 0 s."]
 
 
 @pytest.mark.slow
