@@ -179,7 +179,10 @@ def recommended_arguments(model: LatentEBMForTextGeneration, **changes: Any) -> 
         "save_every": 300,
     }  # fmt: skip
     if model.encoder is not None:
-        settings |= {"inference": "variational", "information": AUTO, "initial_likelihood_weight": 50.0}
+        settings |= {
+            "inference": "variational", "information": AUTO, "initial_likelihood_weight": 50.0,
+            "prior_learning_rate": 0.003, "prior_chain_num_steps": 20,
+        }  # fmt: skip
     if model.config.num_fit_steps > 0:
         settings |= {"inference": "fitted", "information": None}
     return TrainingArguments(**{**settings, **changes})

@@ -23,7 +23,6 @@ RECOMMENDED: dict[str, Any] = {
     "bag_of_tokens_weight": 1.0,
     "sentence_embedding_weight": 0.2,
     "prior_sampler": {"name": "langevin", "num_steps": 60, "step_size": 0.4, "integrator": "leimkuhler_matthews"},
-    "energy_penalty": 0.01,
     "moment_weight": 1.0,
     "posterior_sampler": {
         "name": "langevin", "num_steps": 10, "step_size": 0.3, "max_score_norm": 25.0,
@@ -35,6 +34,8 @@ RECOMMENDED: dict[str, Any] = {
     "embedding_dropout": 0.2,
     "token_dropout": 0.1,
 }  # fmt: skip
+#: An anchor of the energy of a model whose posteriors are chains: nothing else there holds the scale of the latent.
+_PENALTY_WITHOUT_ENCODER = 0.01
 #: The share of a sentence's cost under its unigram frequencies that the latent is to carry,
 _INFORMATION_SHARE = 0.2
 #: and the most nats for each dimension of the latent, beyond which the prior no longer keeps up.
@@ -125,6 +126,8 @@ def recommended_settings(
         **settings: Settings in place of those that suit the corpus.
     """
     chosen = RECOMMENDED | {"sentence_encoder": installed_encoder()} | settings
+    if chosen["encoder_hidden_size"] is None:
+        chosen = {"energy_penalty": _PENALTY_WITHOUT_ENCODER} | chosen
     sizes = choose_sizes(
         corpus,
         on_gpu=on_gpu,

@@ -49,6 +49,11 @@ class TrainingArguments:
     prior_start: float = option(
         0.0, "Share of the training, 0 to 1, after which the energy starts to learn; the prior is Gaussian until then."
     )
+    prior_chain_num_steps: int | None = option(
+        None,
+        "Langevin steps that chains of the prior make at each training step, from where the step before left them; "
+        "none for chains of prior_sampler from N(0, I) at every step (the paper).",
+    )
     warmup: float = option(0.02, "Share of the training, 0 to 1, over which the learning rates rise from zero.")
     final_learning_rate_factor: float = option(
         0.05, "Both learning rates fall linearly to this share of their first value."
@@ -117,6 +122,8 @@ class TrainingArguments:
         ):  # fmt: skip
             if name not in self.automatic:
                 require_positive(name, getattr(self, name))
+        if self.prior_chain_num_steps is not None:
+            require_positive("prior_chain_num_steps", self.prior_chain_num_steps)
         from latent_ebm_text.latents.samplers.schedules import schedule_values  # here, because it imports torch
 
         schedule_values(self.chain_step_size, self.chain_num_steps, name="chain_step_size")

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel
 
 from latent_ebm_text.errors import CheckpointError, UsageError
+from latent_ebm_text.latents.prior import GaussianPrior
 from latent_ebm_text.latents.samplers import ChainStore
 from latent_ebm_text.models.modeling_base import LatentEBMPreTrainedModel
 from latent_ebm_text.training.arguments import TrainingArguments
@@ -24,6 +25,7 @@ from latent_ebm_text.training.checkpointing import (
     whole_tensor,
 )
 from latent_ebm_text.training.information import INITIAL_WEIGHT, InformationController
+from latent_ebm_text.training.prior_chains import PriorChains
 from latent_ebm_text.training.reporting import MetricsFile, RunningMeans, find_problems
 from latent_ebm_text.training.resuming import changed_settings, check_state, check_tensors, run_settings
 from latent_ebm_text.training.sharding import ShardedCopy
@@ -52,6 +54,7 @@ class TrainingState:
         rollbacks: How often the run has returned to a checkpoint because a number was not finite.
         averaged: The mean of the weights over the last part of the training, if averaging is enabled.
         chains: One chain per training example, if inference is persistent.
+        prior_chains: Chains of the prior that go on from step to step, if the settings ask for them.
         metrics: The metrics file, with lines up to `step`.
         means: Means of the metrics since the last line of `metrics`.
         warnings: What went wrong and was repaired, in words.
@@ -89,6 +92,10 @@ class TrainingState:
         self.settings_history = []
         self.averaging_from = min(round(args.averaging_start * total), total - 1)
         self.averaged = AveragedModel(model, device=accelerator.device) if args.averaging_start < 1 else None
+        has_energy = not isinstance(model.prior, GaussianPrior)
+        self.prior_chains = (
+            PriorChains(model, args, accelerator) if has_energy and args.prior_chain_num_steps is not None else None
+        )
         # Loaded and compared before anything is written, so that the folder of another run is not modified.
         checkpoint = self._newest_checkpoint()
         if checkpoint is not None:
@@ -120,12 +127,15 @@ class TrainingState:
             if self.sharded is not None:
                 whole = whole_tensor(tensor)
                 optimizer_tensors[name] = whole.cpu() if is_main else tensor
+        prior_chains = None if self.prior_chains is None else self.prior_chains.whole()
         if is_main:
             tensors = {"model": dict(self.model.state_dict()), "optimizer": optimizer_tensors}
             if self.averaged is not None:
                 tensors["averaged"] = dict(self.averaged.state_dict())
             if self.chains is not None:
                 tensors["chains"] = {"latents": self.chains.snapshot()}
+            if prior_chains is not None:
+                tensors["prior_chains"] = {"latents": prior_chains}
             state = {
                 "seconds": self.seconds,
                 "rollbacks": self.rollbacks,
@@ -188,6 +198,9 @@ class TrainingState:
             tensors["averaged"] = self.averaged.state_dict()
         if self.args.inference == "persistent":
             tensors["chains"] = {"latents": torch.empty(self.num_examples, self.model.config.latent_dim)}
+        if self.prior_chains is not None:
+            shape = PriorChains.shape(self.args, self.model.config.latent_dim)
+            tensors["prior_chains"] = {"latents": torch.empty(shape)}
         check_tensors(checkpoint, tensors, self.optimizer)
 
     def _open_chains(self) -> ChainStore:
@@ -238,6 +251,8 @@ class TrainingState:
                     self.averaged.n_averaged.zero_()
             if self.chains is not None and self.accelerator.is_main_process:
                 self.chains.restore(checkpoint.tensors["chains"]["latents"])
+            if self.prior_chains is not None:
+                self.prior_chains.restore(checkpoint.tensors["prior_chains"]["latents"])
             self.accelerator.wait_for_everyone()
         self.metrics = MetricsFile(
             self.folder / "metrics.jsonl",

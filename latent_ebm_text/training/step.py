@@ -64,7 +64,7 @@ class Share:
         indices: `(share,)`, the examples. A process for which a short batch has none takes one that does not count.
         part: Their part of the batch, times the number of processes, over which gradients are averaged.
         latents: `(share, latent_dim)` posterior draws; none where the model draws them itself.
-        prior_latents: `(share, latent_dim)`.
+        prior_latents: `(share, latent_dim)`, or more where chains of the prior go on from step to step.
         likelihood_weight: `w` at this step; a scalar on the device where a controller sets it.
         checks: Whether the chains have stayed finite, each with the name of the chains; not read yet.
     """
@@ -79,7 +79,7 @@ class Share:
 
 
 def draw(state: TrainingState, data: TrainingData, step: int) -> Share:
-    """The examples of this process in the batch of a step, their posterior draws z+, and as many prior draws z-."""
+    """The examples of this process in the batch of a step, their posterior draws z+, and prior draws z-."""
     model, args, accelerator = state.model, state.args, state.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
     batch = data.batches.at(step)
@@ -118,7 +118,10 @@ def draw(state: TrainingState, data: TrainingData, step: int) -> Share:
             ).latents
         chains += [("posterior", check) for check in checks]
     with _naming_chains("prior", indices), deferred_checks() as checks:
-        prior_latents = model.sample_prior(len(rows), generator=noise("prior")).latents
+        if state.prior_chains is None:
+            prior_latents = model.sample_prior(len(rows), generator=noise("prior")).latents
+        else:
+            prior_latents = state.prior_chains.advanced(model, rows, len(batch), step)
     chains += [("prior", check) for check in checks]
     # A controller goes with variational inference, so no chain above has missed its weight.
     of_loss: float | Tensor = weight if state.controller is None else state.controller.weight.float()

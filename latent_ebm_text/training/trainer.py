@@ -177,6 +177,8 @@ def _train(
                 update_average(state.averaged, model)
             if state.chains is not None and share.part:
                 state.chains.write(share.indices, output.latents)
+            if state.prior_chains is not None and share.part:
+                state.prior_chains.move(share.prior_latents)
             measured["decoder_learning_rate"] = optimizer.param_groups[0]["lr"]
             if state.controller is not None:
                 generator = derived_generator(args.seed, "information", step, device=accelerator.device)

@@ -16,7 +16,7 @@ from tests.reliability.worker import Run
 
 ROOT = Path(__file__).parents[2]
 NO_DROPOUT = {"dropout": 0.0, "token_dropout": 0.0}  # its masks differ from process to process
-TRAINING = {"inference": "persistent", "num_epochs": 2.0, "eval_every": 100}  # 12 steps
+TRAINING = {"inference": "persistent", "prior_chain_num_steps": 2, "num_epochs": 2.0, "eval_every": 100}  # 12 steps
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def differences(folder, reference):
     return {
         name: float((found[name] - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-6))
         for name in found
-        if name.startswith(("model/", "chains/"))
+        if name.startswith(("model/", "chains/", "prior_chains/"))
     }
 
 

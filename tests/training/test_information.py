@@ -17,6 +17,7 @@ from latent_ebm_text.training.information import (
     WARMUP,
     WEIGHTS,
     InformationController,
+    _bridge,
     step_size_under,
 )
 from latent_ebm_text.training.reporting import read_metrics
@@ -65,8 +66,29 @@ def test_log_z_of_a_prior_far_from_the_reference_is_its_integral():
     log_z = float(log_weights.logsumexp(dim=0)) - math.log(len(points))
     assert abs(log_z) > 5
     with torch.no_grad():
-        found = [float(controller._log_partition(model, seeded(seed))) for seed in range(50)]
+        draws = model.sample_prior(50 * 64, generator=seeded()).latents.split(64)
+        found = [float(controller._log_partition(model, own, seeded(seed))) for seed, own in enumerate(draws)]
     assert sum(found) / len(found) == pytest.approx(log_z, abs=0.1)
+
+
+def test_the_bridge_finds_a_ratio_of_normalisers_that_importance_weights_miss():
+    """A density far from its reference: two narrow modes, whose logs of normalisers are known."""
+    num_dims, width, height = 8, 0.3, 1.7
+    log_z = height + num_dims * math.log(width)
+
+    def log_ratio(z):
+        modes = torch.stack([-0.5 * ((z - side) / width).square().sum(dim=1) for side in (-0.4, 0.4)])
+        return height - math.log(2) + modes.logsumexp(dim=0) + 0.5 * z.square().sum(dim=1)
+
+    errors = {"bridge": [], "weights": []}
+    for seed in range(40):
+        reference, noise = torch.randn(2, 256, num_dims, dtype=torch.float64, generator=seeded(seed))
+        sides = torch.randint(2, (256, 1), generator=seeded(seed)) * 0.8 - 0.4
+        of_reference = log_ratio(reference)
+        errors["bridge"].append(float(_bridge(of_reference, log_ratio(sides + width * noise))) - log_z)
+        errors["weights"].append(float(of_reference.logsumexp(dim=0)) - math.log(256) - log_z)
+    assert abs(sum(errors["bridge"]) / 40) < 0.1
+    assert sum(errors["weights"]) / 40 < -0.3
 
 
 @pytest.mark.parametrize(("target", "sign"), [(0.5, -1), (500.0, 1)])
