@@ -22,8 +22,8 @@ ALLOWED = {
 REFUSED = {
     "seed": 1, "train_batch_size": 8, "decoder_weight_decay": 0.1, "prior_weight_decay": 0.1, "prior_start": 0.5,
     "warmup": 0.9, "final_learning_rate_factor": 1.0, "averaging_start": 0.5, "max_decoder_grad_norm": 1.0,
-    "max_prior_grad_norm": 9.0, "inference": "short_run", "chain_num_steps": 2, "chain_refresh": 0.9,
-    "initial_likelihood_weight": None, "likelihood_weight_fall": 0.9,
+    "max_prior_grad_norm": 9.0, "inference": "short_run", "prior_chain_num_steps": 3, "chain_num_steps": 2,
+    "chain_refresh": 0.9, "initial_likelihood_weight": None, "likelihood_weight_fall": 0.9,
 }  # fmt: skip
 
 
