@@ -132,7 +132,7 @@ def waiting(check: Check) -> Iterator[str]:
         ("short-run chains", {}, {"inference": "short_run"}),
         ("persistent chains, transformer", transformer("prefix"), {"inference": "persistent"}),
         ("variational", encoder, {"inference": "variational"}),
-        ("variational, as shipped", SHIPPED, {"inference": "variational", "information": 1.0}),
+        ("variational, as shipped", SHIPPED, SHIPPED_TRAINING),
     ):
         places = reads_of_a_step(check.device, settings, training)
         where = ", ".join(f"{place} ({count})" for place, count in sorted(places.items()))
@@ -151,6 +151,7 @@ SHIPPED = {
     "tie_word_embeddings": True,
     "token_dropout": 0.1,
 }
+SHIPPED_TRAINING = {"inference": "variational", "information": 1.0, "prior_chain_num_steps": 20}
 
 
 def reads_of_a_step(device: torch.device, settings: dict[str, Any], training: dict[str, Any]) -> Counter[str]:
