@@ -36,6 +36,7 @@ from cases_posterior import posterior_chain, posterior_gradient, training_step
 from cases_prior import plain_chain, torchebm_chain
 from gpu_equality import exact_differences, random_differences, text_model, transformer
 from host_reads import counting_reads
+from prior_region import CHAIN_TOLERANCE
 from sizes import QUICK, Sizes
 from timing import Case, difference, in_turn, ratios, row, table
 from timing import seconds as seconds_of
@@ -49,8 +50,6 @@ from latent_ebm_text.training.trainer import train
 ROOT = Path(__file__).parents[1]
 #: Seconds of the whole, of the tests, of the chain as one region, and of the training.
 BUDGET, TESTS, REGION, TRAINING = 480.0, 90.0, 60.0, 300.0
-#: Largest difference between two chains, relative to their norm.
-CHAIN_TOLERANCE = 1e-3
 #: Reconstruction NLL of the shipped configuration on the test split of Penn Treebank, from docs/results.md.
 PTB_NLL = "90.2 [88.6, 91.8]"
 

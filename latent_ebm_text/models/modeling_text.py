@@ -467,7 +467,7 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
         if attention_mask is None:  # everything after the last token that counts is padding
             attention_mask = counted.flip(1).cumsum(dim=1).flip(1) > 0
         mask = attention_mask.bool()
-        order = _real_first(mask)
+        order = mask.logical_not().int().argsort(dim=1, stable=True)  # of the positions of a row, padding last
         inputs = {
             "input_ids": input_ids.gather(1, order),
             "attention_mask": mask.gather(1, order),
@@ -491,11 +491,6 @@ class LatentEBMForTextGeneration(SentenceGenerationModel, GenerationMixin):
             error = self.embedding_head(latents.to(self.embedding_head.weight.dtype)).float() - embeddings
             loss = loss + self.config.sentence_embedding_weight * error.square().sum(dim=1).mean()
         return loss
-
-
-def _real_first(mask: Tensor) -> Tensor:
-    """For every row, the order of positions in which padding, where the mask is 0, comes last; `(batch, length)`."""
-    return mask.bool().logical_not().int().argsort(dim=1, stable=True)
 
 
 AutoModelForCausalLM.register(LatentEBMTextConfig, LatentEBMForTextGeneration, exist_ok=True)

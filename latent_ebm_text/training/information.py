@@ -184,15 +184,16 @@ def _bridge(of_reference: Tensor, of_prior: Tensor) -> Tensor:
     Args:
         of_reference: `(n,)`, logs of the unnormalised density over the reference at draws of the reference.
         of_prior: `(m,)`, the same at draws of the density.
+
+    Returns:
+        The log of the density's normaliser, a scalar in nats (Meng and Wong, 1996).
     """
     number = len(of_prior) + len(of_reference)
-    of_density, rest = (
-        math.log(len(of_prior) / number),
-        of_reference.new_full((), math.log(len(of_reference) / number)),
-    )
+    log_share = math.log(len(of_prior) / number)  # of the draws of the density among all
+    log_rest = of_reference.new_full((), math.log(len(of_reference) / number))
     found = of_reference.logsumexp(dim=0) - math.log(len(of_reference))
     for _ in range(_BRIDGE_ITERATIONS):
-        above = of_reference - torch.logaddexp(of_density + of_reference - found, rest)
-        below = -torch.logaddexp(of_density + of_prior - found, rest)
+        above = of_reference - torch.logaddexp(log_share + of_reference - found, log_rest)
+        below = -torch.logaddexp(log_share + of_prior - found, log_rest)
         found = above.logsumexp(dim=0) - below.logsumexp(dim=0) + math.log(len(of_prior) / len(of_reference))
     return found

@@ -24,9 +24,9 @@ from latent_ebm_text.training.arguments import TrainingArguments
 from latent_ebm_text.training.checkpointing import whole_tensor
 from latent_ebm_text.training.state import TrainingState
 
-#: The parts of the loss by their metrics, in the order in which they are looked at, with their names for people.
 #: Share of the decoder's learning rate at which pretrained weights learn: they have little to change.
 _PRETRAINED_RATE = 0.1
+#: The parts of the loss by their metrics, in the order in which they are looked at, with their names for people.
 _PARTS_OF_LOSS = {
     "reconstruction_nll": "reconstruction loss",
     "energy_gap": "posterior-prior energy gap",

@@ -7,7 +7,6 @@ import lzma
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,11 +20,6 @@ from latent_ebm_text.errors import DataError, UsageError
 LINES = ['he said "no", twice', "NA", "null", "three; four", *(f"sentence number {n} ." for n in range(56))]
 PLAIN = "".join(f"{line}\n" for line in LINES).encode()
 ROWS = [{"id": f"i{n}", "text": line} for n, line in enumerate(LINES)]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def write(path: Path, content: str | bytes) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 from datasets import Dataset, IterableDataset
 
@@ -13,13 +12,11 @@ from latent_ebm_text.data import streaming
 from latent_ebm_text.data.streaming import store_stream
 from latent_ebm_text.data.text import load_text_dataset
 from latent_ebm_text.errors import DataError, UsageError
-
-LINES = [f"sentence number {n} ." for n in range(100)]
+from tests.data.corpora import LINES
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "ROWS_PER_PART", 8)
 
 
