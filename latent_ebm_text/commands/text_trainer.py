@@ -179,10 +179,11 @@ def recommended_arguments(model: LatentEBMForTextGeneration, **changes: Any) -> 
         "save_every": 300,
     }  # fmt: skip
     if model.encoder is not None:
-        settings |= {
-            "inference": "variational", "information": AUTO, "initial_likelihood_weight": 50.0,
-            "prior_learning_rate": 0.003, "prior_chain_num_steps": 20,
-        }  # fmt: skip
+        settings["initial_likelihood_weight"] = 50.0
     if model.config.num_fit_steps > 0:
-        settings |= {"inference": "fitted", "information": None}
+        settings["inference"] = "fitted"
+    elif model.encoder is not None:
+        settings |= {
+            "inference": "variational", "information": AUTO, "prior_learning_rate": 0.003, "prior_chain_num_steps": 20,
+        }  # fmt: skip
     return TrainingArguments(**{**settings, **changes})

@@ -34,8 +34,8 @@ RECOMMENDED: dict[str, Any] = {
     "embedding_dropout": 0.2,
     "token_dropout": 0.1,
 }  # fmt: skip
-#: An anchor of the energy of a model whose posteriors are chains: nothing else there holds the scale of the latent.
-_PENALTY_WITHOUT_ENCODER = 0.01
+#: An anchor of the energy where posteriors are chains or fits: `moment_weight` does not hold the scale.
+_PENALTY_OF_CHAINS = 0.01
 #: The share of a sentence's cost under its unigram frequencies that the latent is to carry,
 _INFORMATION_SHARE = 0.2
 #: and the most nats for each dimension of the latent, beyond which the prior no longer keeps up.
@@ -126,8 +126,8 @@ def recommended_settings(
         **settings: Settings in place of those that suit the corpus.
     """
     chosen = RECOMMENDED | {"sentence_encoder": installed_encoder()} | settings
-    if chosen["encoder_hidden_size"] is None:
-        chosen = {"energy_penalty": _PENALTY_WITHOUT_ENCODER} | chosen
+    if chosen["encoder_hidden_size"] is None or chosen.get("num_fit_steps", 0) > 0:
+        chosen = {"energy_penalty": _PENALTY_OF_CHAINS} | chosen
     sizes = choose_sizes(
         corpus,
         on_gpu=on_gpu,

@@ -129,6 +129,26 @@ def test_a_model_without_an_encoder_is_trained_by_chains(texts):
     assert isinstance(trainer.args.num_epochs, int | float)
 
 
+WITHOUT_ENCODER = {"encoder_hidden_size": None, "bag_of_tokens_weight": 0.0, "sentence_embedding_weight": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "inference", "is_fast"),
+    [
+        ({}, "variational", True),
+        (WITHOUT_ENCODER, "short_run", False),
+        ({"num_fit_steps": 2}, "fitted", False),
+        ({**WITHOUT_ENCODER, "num_fit_steps": 2}, "fitted", False),
+    ],
+)
+def test_an_energy_learns_fast_only_where_moments_hold_the_latent(texts, settings, inference, is_fast):
+    model = LatentEBMForTextGeneration.from_texts(texts, sentence_encoder=None, **settings)
+    args = recommended_arguments(model)
+    assert args.inference == inference
+    assert (args.prior_chain_num_steps is not None) == (args.prior_learning_rate > 0.001) == is_fast
+    assert (model.config.energy_penalty == 0) == is_fast
+
+
 def test_python_and_the_command_recommend_the_same(texts):
     given = yaml.safe_load(bundled_config("text").read_text())
     model = LatentEBMForTextGeneration.from_texts(texts, **{**SMALL, "hidden_size": 32})
