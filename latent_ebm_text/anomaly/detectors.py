@@ -25,6 +25,16 @@ Scores = NDArray[np.float64]
 ProbabilityMethod = Literal["linear", "unify", "conformal"]
 
 
+def refuse_data_as_model(model: Any) -> None:
+    """Checks that what a detector was made with is no list of data, which belongs into `fit`.
+
+    Raises:
+        UsageError: If it is a list, a tuple or an array.
+    """
+    if isinstance(model, list | tuple | np.ndarray | Tensor):
+        raise UsageError(f"model is a model, its folder or its Hub id, got {type(model).__name__}: data go to fit()")
+
+
 class LatentEBMDetector(OutlierMixin, BaseEstimator):
     """An anomaly detector: scores, and a threshold that a given share of the training data exceeds.
 

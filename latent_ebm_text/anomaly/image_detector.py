@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latent_ebm_text.anomaly.calibration import MIN_IMAGES, LatentCalibration
-from latent_ebm_text.anomaly.detectors import LatentEBMDetector, Scores, read_saved
+from latent_ebm_text.anomaly.detectors import LatentEBMDetector, Scores, read_saved, refuse_data_as_model
 from latent_ebm_text.anomaly.fusion import TailProbabilities
 from latent_ebm_text.anomaly.image_neighbours import ImageNeighbours
 from latent_ebm_text.data.batching import BucketedBatches
@@ -85,6 +85,7 @@ class LatentEBMImageDetector(LatentEBMDetector):
         batch_size: int = 256,
         seed: int = 0,
     ) -> None:
+        refuse_data_as_model(model)
         super().__init__(self._score, contamination)
         if num_updates < 1 or batch_size < 1:
             raise UsageError(f"num_updates and batch_size must be positive, got {num_updates} and {batch_size}")

@@ -14,7 +14,7 @@ import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
-from latent_ebm_text.anomaly.detectors import LatentEBMDetector, Scores, read_saved
+from latent_ebm_text.anomaly.detectors import LatentEBMDetector, Scores, read_saved, refuse_data_as_model
 from latent_ebm_text.anomaly.ensemble import TextEnsemble
 from latent_ebm_text.anomaly.lexical import LexicalEmbedder
 from latent_ebm_text.anomaly.model_scores import ModelScorer
@@ -139,6 +139,7 @@ class LatentEBMTextDetector(LatentEBMDetector):
         progress: bool = False,
         accelerator: Accelerator | None = None,
     ) -> None:
+        refuse_data_as_model(model)
         super().__init__(self._score, contamination)
         require_positive("time_budget", time_budget)
         self.model, self.tokenizer, self.score, self.fused_scores = model, tokenizer, score, fused_scores

@@ -82,10 +82,12 @@ class SentenceGenerationModel(SentenceModel, GenerationMixin):
 
         Raises:
             UsageError: If the numbers of samples, latents and inputs contradict each other, latents are not finite
-                or of the wrong shape, or an attribute is not known.
+                or of the wrong shape, an attribute is not known, or a seed is given in place of a generator.
         """
         if attributes is not None and latents is not None:
             raise UsageError("generate() draws latents with these attributes: leave out latents, or attributes")
+        if "seed" in kwargs:
+            raise UsageError("generate() takes a generator in place of a seed: torch.Generator().manual_seed(seed)")
         controls = [] if attributes is None else self.controls(attributes, strength)
         check_options(
             {**self.generation_config.to_dict(), **kwargs, "num_samples": num_samples}, self.decoder.vocab_size

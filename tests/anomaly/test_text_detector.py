@@ -148,6 +148,8 @@ def test_what_cannot_be_fitted(detector: LatentEBMTextDetector) -> None:
         new.predict(OTHERS)
     with pytest.raises(UsageError, match="contamination must be above 0 and at most 0.5, got 0.6"):
         LatentEBMTextDetector(contamination=0.6)
+    with pytest.raises(UsageError, match=r"got list: data go to fit\(\)"):
+        LatentEBMTextDetector(ORDINARY)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="unknown score 'topics'; known scores: neighbours, mahalanobis"):
         LatentEBMTextDetector(fused_scores=("topics",))
     with pytest.raises(UsageError, match="time_budget must be positive"):

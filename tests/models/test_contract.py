@@ -167,6 +167,11 @@ def test_strings_cannot_stop_words() -> None:
         tiny_model().generate(stop_strings=["w01"], tokenizer=tiny_tokenizer())
 
 
+def test_a_seed_is_refused_with_what_to_give_in_its_place() -> None:
+    with pytest.raises(UsageError, match=r"torch.Generator\(\).manual_seed\(seed\)"):
+        tiny_model().generate(num_samples=2, seed=0)
+
+
 def test_a_prompt_longer_than_max_length_is_refused_by_that_name(model: Model) -> None:
     prompt = torch.tensor([[BOS, 5, 6, 7]])
     with pytest.raises(UsageError, match="max_length=3 leaves no room after the prompt of 4 tokens: give more than 4"):
